@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Who is behind a flow, and how sure we are.
+
+use std::fmt;
+
+/// A process as seen in the guest's memory.
+///
+/// Text from the guest is untrusted: it is bounded by the reader and may say anything.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Process {
+    /// Process id (thread group id) in the guest's initial namespace.
+    pub pid: u32,
+    /// The parent's process id; zero if it has none.
+    pub parent_pid: u32,
+    /// Start time since the guest booted, in nanoseconds; with `pid` it names the process for good.
+    pub start_time_ns: u64,
+    /// `comm`: at most 15 bytes.
+    pub name: String,
+    /// Path of the executable; absent for kernel threads or when it could not be read.
+    pub exe: Option<String>,
+    /// Effective user id.
+    pub uid: Option<u32>,
+    /// Control group path (version 2 hierarchy), for example `/system.slice/shop.service`.
+    pub cgroup: Option<String>,
+}
+
+impl Process {
+    /// The systemd unit that the control group names: its last `*.service` or `*.scope` component.
+    #[must_use]
+    pub fn unit(&self) -> Option<&str> {
+        unit_of(self.cgroup.as_deref()?)
+    }
+}
+
+/// The last component of a control group path that names a systemd service or scope.
+fn unit_of(cgroup: &str) -> Option<&str> {
+    cgroup.rsplit('/').find(|part| part.ends_with(".service") || part.ends_with(".scope"))
+}
+
+/// How sure an [`Attribution`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Confidence {
+    /// Nothing is known beyond the virtual machine.
+    Unknown,
+    /// The socket is known, its process is not: user and control group hold, the process does not.
+    Socket,
+    /// The socket is in the process's descriptor table, found through the guest's own tables.
+    Table,
+    /// As `Table`, and the socket was reached from the very descriptor that carried the frame.
+    Descriptor,
+}
+
+impl Confidence {
+    /// The word shown to users.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Socket => "socket",
+            Self::Table => "table",
+            Self::Descriptor => "descriptor",
+        }
+    }
+}
+
+impl fmt::Display for Confidence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// Why a flow has no process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum UnknownReason {
+    /// The guest's memory has not been understood (yet, or ever): unknown kernel or encrypted memory.
+    NotAttached,
+    /// No socket in the guest matches the frame: sent past the socket layer, or hidden.
+    NoSocket,
+    /// The socket exists, but no process holds it open any more.
+    NoOwner,
+    /// The guest's structures changed under the reader, or were inconsistent, on every try.
+    Inconsistent,
+    /// The answer did not come within the bounded wait.
+    TimedOut,
+}
+
+impl UnknownReason {
+    /// The word shown to users.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NotAttached => "not-attached",
+            Self::NoSocket => "no-socket",
+            Self::NoOwner => "no-owner",
+            Self::Inconsistent => "inconsistent",
+            Self::TimedOut => "timed-out",
+        }
+    }
+}
+
+impl fmt::Display for UnknownReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// What introspection found out about one end of a flow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attribution {
+    /// The owning process; absent when only the socket, or nothing, is known.
+    pub process: Option<Process>,
+    /// The socket's user id: its creator's, kept after the process changes its own.
+    pub socket_uid: Option<u32>,
+    /// The socket's control group path.
+    pub socket_cgroup: Option<String>,
+    /// How sure the above is.
+    pub confidence: Confidence,
+    /// Why there is no process, when there is none.
+    pub unknown: Option<UnknownReason>,
+}
+
+impl Attribution {
+    /// The answer that says nothing but why.
+    #[must_use]
+    pub fn unknown(reason: UnknownReason) -> Self {
+        Self {
+            process: None,
+            socket_uid: None,
+            socket_cgroup: None,
+            confidence: Confidence::Unknown,
+            unknown: Some(reason),
+        }
+    }
+
+    /// The user id to match rules against: the process's, else the socket's.
+    #[must_use]
+    pub fn uid(&self) -> Option<u32> {
+        self.process.as_ref().and_then(|p| p.uid).or(self.socket_uid)
+    }
+
+    /// The systemd unit to match rules against: the process's, else the socket's.
+    #[must_use]
+    pub fn unit(&self) -> Option<&str> {
+        match &self.process {
+            Some(process) => process.unit(),
+            None => unit_of(self.socket_cgroup.as_deref()?),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unit_is_the_innermost_service_or_scope() {
+        for (cgroup, unit) in [
+            ("/system.slice/shop.service", Some("shop.service")),
+            ("/system.slice/docker-0123.scope/init", Some("docker-0123.scope")),
+            ("/user.slice/user-1.slice/user@1.service/app.slice/app.scope", Some("app.scope")),
+            ("/", None),
+            ("", None),
+        ] {
+            let process = Process { cgroup: Some(cgroup.into()), ..Process::default() };
+            assert_eq!(process.unit(), unit, "{cgroup}");
+        }
+    }
+}

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What exists: tenants, virtual machines and their network cards.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use crate::{Cidr, MacAddr, Name, NicRef, VmRef};
+
+/// Who listens on a network card's vhost-user socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SocketMode {
+    /// We listen and the VMM connects: QEMU's `server=off`, the default.
+    #[default]
+    Listen,
+    /// The VMM listens and we connect: QEMU's `server=on`.
+    Connect,
+}
+
+/// A tenant: an address space of its own and a default for what no rule decides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tenant {
+    /// The tenant's name.
+    pub name: Name,
+    /// What happens to a flow that no rule matches.
+    pub default_action: crate::Action,
+}
+
+/// A network card of a virtual machine: one switch port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nic {
+    /// The card's name within its machine.
+    pub name: Name,
+    /// The vhost-user socket; relative paths are below the daemon's socket directory.
+    pub socket: PathBuf,
+    /// Who listens on the socket.
+    pub socket_mode: SocketMode,
+    /// The card's Ethernet address; frames from any other are spoofed.
+    pub mac: MacAddr,
+    /// The card's addresses with their subnets; packets from any other are spoofed. The first IPv4
+    /// address is the one handed out by DHCP.
+    pub addresses: Vec<Cidr>,
+    /// Largest IP packet, in bytes.
+    pub mtu_bytes: u16,
+}
+
+/// A virtual machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vm {
+    /// Owner and name.
+    pub id: VmRef,
+    /// Labels that selectors match.
+    pub labels: BTreeMap<String, String>,
+    /// Its network cards.
+    pub nics: Vec<Nic>,
+}
+
+/// Position of a machine in its snapshot's [`Inventory`]; meaningless in any other snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VmIndex(pub u32);
+
+/// Everything that exists, checked for contradictions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inventory {
+    tenants: Vec<Tenant>,
+    vms: Vec<Vm>,
+    by_name: HashMap<VmRef, VmIndex>,
+}
+
+/// A contradiction in an inventory.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InventoryError {
+    /// Two tenants of one name.
+    #[error("tenant `{0}` is defined twice")]
+    TenantTwice(Name),
+    /// Two machines of one name in one tenant.
+    #[error("virtual machine `{0}` is defined twice")]
+    VmTwice(VmRef),
+    /// A machine of a tenant that does not exist.
+    #[error("virtual machine `{0}` belongs to a tenant that is not defined")]
+    NoTenant(VmRef),
+    /// Two cards of one name in one machine.
+    #[error("network card `{0}` is defined twice")]
+    NicTwice(NicRef),
+    /// An address held twice within one tenant.
+    #[error("address {address} of `{nic}` is already held by another network card of the tenant")]
+    AddressTwice {
+        /// The second holder.
+        nic: NicRef,
+        /// The address.
+        address: IpAddr,
+    },
+    /// An Ethernet address held twice within one tenant.
+    #[error("Ethernet address {mac} of `{nic}` is already held by another network card of the tenant")]
+    MacTwice {
+        /// The second holder.
+        nic: NicRef,
+        /// The Ethernet address.
+        mac: MacAddr,
+    },
+    /// A group address cannot be a card's own.
+    #[error("Ethernet address {mac} of `{nic}` is a multicast address")]
+    MacMulticast {
+        /// The card.
+        nic: NicRef,
+        /// The Ethernet address.
+        mac: MacAddr,
+    },
+    /// One socket for two cards.
+    #[error("socket {socket:?} of `{nic}` already serves another network card")]
+    SocketTwice {
+        /// The second user.
+        nic: NicRef,
+        /// The path.
+        socket: PathBuf,
+    },
+}
+
+impl Inventory {
+    /// Checks and indexes. Sockets are compared as written.
+    ///
+    /// # Errors
+    /// The first contradiction found, in the order given.
+    pub fn new(tenants: Vec<Tenant>, vms: Vec<Vm>) -> Result<Self, InventoryError> {
+        let mut names = HashSet::new();
+        for tenant in &tenants {
+            if !names.insert(&tenant.name) {
+                return Err(InventoryError::TenantTwice(tenant.name.clone()));
+            }
+        }
+        let mut by_name = HashMap::new();
+        let mut claims = Claims::default();
+        for (index, vm) in vms.iter().enumerate() {
+            if !names.contains(&vm.id.tenant) {
+                return Err(InventoryError::NoTenant(vm.id.clone()));
+            }
+            let index = VmIndex(u32::try_from(index).expect("an inventory has fewer than 2^32 machines"));
+            if by_name.insert(vm.id.clone(), index).is_some() {
+                return Err(InventoryError::VmTwice(vm.id.clone()));
+            }
+            for nic in &vm.nics {
+                claims.claim(vm, nic)?;
+            }
+        }
+        Ok(Self { tenants, vms, by_name })
+    }
+
+    /// All tenants, in the order given.
+    #[must_use]
+    pub fn tenants(&self) -> &[Tenant] {
+        &self.tenants
+    }
+
+    /// The tenant of that name.
+    #[must_use]
+    pub fn tenant(&self, name: &Name) -> Option<&Tenant> {
+        self.tenants.iter().find(|tenant| tenant.name == *name)
+    }
+
+    /// All machines with their positions.
+    pub fn vms(&self) -> impl Iterator<Item = (VmIndex, &Vm)> {
+        self.vms.iter().zip(0..).map(|(vm, index)| (VmIndex(index), vm))
+    }
+
+    /// The machine at a position of this inventory.
+    ///
+    /// # Panics
+    /// When the position comes from another snapshot: a bug.
+    #[must_use]
+    pub fn vm(&self, index: VmIndex) -> &Vm {
+        &self.vms[index.0 as usize]
+    }
+
+    /// The machine of that name.
+    #[must_use]
+    pub fn find(&self, id: &VmRef) -> Option<VmIndex> {
+        self.by_name.get(id).copied()
+    }
+}
+
+/// What has been taken so far, while an inventory is checked.
+#[derive(Default)]
+struct Claims<'a> {
+    nics: HashSet<(&'a VmRef, &'a Name)>,
+    macs: HashSet<(&'a Name, MacAddr)>,
+    addresses: HashSet<(&'a Name, IpAddr)>,
+    sockets: HashSet<&'a PathBuf>,
+}
+
+impl<'a> Claims<'a> {
+    fn claim(&mut self, vm: &'a Vm, nic: &'a Nic) -> Result<(), InventoryError> {
+        let id = || NicRef { vm: vm.id.clone(), nic: nic.name.clone() };
+        if !self.nics.insert((&vm.id, &nic.name)) {
+            return Err(InventoryError::NicTwice(id()));
+        }
+        if nic.mac.is_multicast() {
+            return Err(InventoryError::MacMulticast { nic: id(), mac: nic.mac });
+        }
+        if !self.macs.insert((&vm.id.tenant, nic.mac)) {
+            return Err(InventoryError::MacTwice { nic: id(), mac: nic.mac });
+        }
+        for cidr in &nic.addresses {
+            if !self.addresses.insert((&vm.id.tenant, cidr.address())) {
+                return Err(InventoryError::AddressTwice { nic: id(), address: cidr.address() });
+            }
+        }
+        if !self.sockets.insert(&nic.socket) {
+            return Err(InventoryError::SocketTwice { nic: id(), socket: nic.socket.clone() });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Action;
+
+    fn tenant(name: &str) -> Tenant {
+        Tenant { name: name.parse().unwrap(), default_action: Action::Deny }
+    }
+
+    fn vm(id: &str, last: u8, address: &str) -> Vm {
+        Vm {
+            id: id.parse().unwrap(),
+            labels: BTreeMap::new(),
+            nics: vec![Nic {
+                name: "net0".parse().unwrap(),
+                socket: format!("{}.sock", id.replace('/', "-")).into(),
+                socket_mode: SocketMode::Listen,
+                mac: MacAddr([2, 0, 0, 0, 0, last]),
+                addresses: vec![address.parse().unwrap()],
+                mtu_bytes: 1500,
+            }],
+        }
+    }
+
+    #[test]
+    fn tenants_may_overlap_but_a_tenant_may_not_overlap_itself() {
+        let tenants = || vec![tenant("acme"), tenant("globex")];
+        let apart = vec![vm("acme/a", 1, "10.0.0.1/24"), vm("globex/a", 1, "10.0.0.1/24")];
+        let inventory = Inventory::new(tenants(), apart).unwrap();
+        assert_eq!(inventory.find(&"globex/a".parse().unwrap()), Some(VmIndex(1)));
+
+        let same_address = vec![vm("acme/a", 1, "10.0.0.1/24"), vm("acme/b", 2, "10.0.0.1/8")];
+        assert!(matches!(
+            Inventory::new(tenants(), same_address),
+            Err(InventoryError::AddressTwice { .. })
+        ));
+        let same_mac = vec![vm("acme/a", 1, "10.0.0.1/24"), vm("acme/b", 1, "10.0.0.2/24")];
+        assert!(matches!(Inventory::new(tenants(), same_mac), Err(InventoryError::MacTwice { .. })));
+        let nobody = vec![vm("initech/a", 1, "10.0.0.1/24")];
+        assert!(matches!(Inventory::new(tenants(), nobody), Err(InventoryError::NoTenant(_))));
+    }
+}

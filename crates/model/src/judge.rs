@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The question that the switch puts to policy once per flow, and the answer.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::{Attribution, FiveTuple, Generation, Inventory, VmIndex};
+
+/// What a rule, or the default, does with a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// The flow may pass.
+    Allow,
+    /// The flow is refused: a reset for TCP, "administratively prohibited" for others.
+    Deny,
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+        })
+    }
+}
+
+/// A rule by its resource: `tenant/name`, or `tenant/default` for what no rule decided.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RuleId(pub Arc<str>);
+
+impl fmt::Display for RuleId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// One end of a flow.
+#[derive(Clone, Copy, Debug)]
+pub struct Party<'a> {
+    /// The machine.
+    pub vm: VmIndex,
+    /// The process behind the flow; `None` when nobody asked for it.
+    pub attribution: Option<&'a Attribution>,
+}
+
+/// A flow to be judged, as its first packet shows it.
+#[derive(Clone, Copy, Debug)]
+pub struct FlowQuery<'a> {
+    /// As the initiator sent it.
+    pub tuple: FiveTuple,
+    /// Who opened the flow.
+    pub source: Party<'a>,
+    /// Whom it is for.
+    pub destination: Party<'a>,
+}
+
+/// Which ends must be attributed before a flow can be judged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// Some rule that could apply names a process at the source.
+    pub source: bool,
+    /// Some rule that could apply names a process at the destination (who listens).
+    pub destination: bool,
+}
+
+/// The answer to a [`FlowQuery`]. It always names what decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Judgement {
+    /// What is to happen.
+    pub action: Action,
+    /// The rule, or default, that decided.
+    pub decided_by: RuleId,
+    /// All enforced rules that matched, `decided_by` included unless it is the default.
+    pub matched: Vec<RuleId>,
+    /// Rules in audit mode that matched, with what they would have done.
+    pub audited: Vec<(RuleId, Action)>,
+}
+
+/// Compiled policy: a pure function of the question.
+pub trait Judge: fmt::Debug + Send + Sync {
+    /// Which ends must be attributed before [`Judge::judge`] can tell rules about processes apart.
+    /// The attributions in `query` are ignored.
+    fn needs(&self, query: &FlowQuery<'_>) -> Needs;
+
+    /// Decides. A missing attribution is read as *unknown*.
+    fn judge(&self, query: &FlowQuery<'_>) -> Judgement;
+}
+
+/// One published state of the mesh on this host. Immutable.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Its number; every verdict carries it.
+    pub generation: Generation,
+    /// What exists.
+    pub inventory: Inventory,
+    /// Who may talk to whom.
+    pub judge: Arc<dyn Judge>,
+}

@@ -1,0 +1,3 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Placeholder until the binary is written.
+fn main() {}
