@@ -243,10 +243,7 @@ mod tests {
         assert_eq!(inventory.find(&"globex/a".parse().unwrap()), Some(VmIndex(1)));
 
         let same_address = vec![vm("acme/a", 1, "10.0.0.1/24"), vm("acme/b", 2, "10.0.0.1/8")];
-        assert!(matches!(
-            Inventory::new(tenants(), same_address),
-            Err(InventoryError::AddressTwice { .. })
-        ));
+        assert!(matches!(Inventory::new(tenants(), same_address), Err(InventoryError::AddressTwice { .. })));
         let same_mac = vec![vm("acme/a", 1, "10.0.0.1/24"), vm("acme/b", 1, "10.0.0.2/24")];
         assert!(matches!(Inventory::new(tenants(), same_mac), Err(InventoryError::MacTwice { .. })));
         let nobody = vec![vm("initech/a", 1, "10.0.0.1/24")];

@@ -75,7 +75,8 @@ impl FromStr for VmRef {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
-        let (tenant, name) = text.split_once('/').ok_or_else(|| NameError(text.chars().take(80).collect()))?;
+        let (tenant, name) =
+            text.split_once('/').ok_or_else(|| NameError(text.chars().take(80).collect()))?;
         Ok(Self { tenant: tenant.parse()?, name: name.parse()? })
     }
 }
