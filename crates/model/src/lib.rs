@@ -15,12 +15,17 @@ mod inventory;
 mod judge;
 mod name;
 mod net;
+mod policy;
 
 pub use identity::{Attribution, Confidence, Process, UnknownReason};
 pub use inventory::{Inventory, InventoryError, Nic, SocketMode, Tenant, Vm, VmIndex};
 pub use judge::{Action, FlowQuery, Judge, Judgement, Needs, Party, RuleId, Snapshot};
 pub use name::{Name, NameError, NicRef, VmRef};
 pub use net::{Cidr, CidrError, FiveTuple, MacAddr, MacError, Moment, Protocol};
+pub use policy::{
+    AccessPolicy, Application, Glob, GlobError, Mode, Origin, PolicySet, PortMatch, ProcessSelector, Service,
+    Target, VmSelector, Workload,
+};
 
 /// Number of a published snapshot. Greater is newer; zero is "before the first".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
