@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The protocol on the daemon's Unix admin socket.
+//!
+//! One JSON [`Request`] per line; the daemon answers each with one JSON [`Response`] per line, in
+//! order. [`Request::FlowWatch`] alone is answered by a stream of [`Response::Flow`] that lasts until
+//! either side closes. Lines are at most [`wire::LINE_BYTES_MAX`] long. Who may open the socket is
+//! decided by its file permissions; the protocol itself knows no users.
+//!
+//! Fields are in camel case, tags in kebab case, so that every line reads well in `jq`.
+//! Text that comes from a guest (process names, paths) is passed through as it is: whoever prints
+//! it escapes it.
+
+mod client;
+mod convert;
+mod message;
+pub mod wire;
+
+pub use client::{Client, ClientError, Watch};
+pub use message::{
+    Confidence, ExplainedRule, Explanation, Flow, Introspection, IntrospectionState, Mode, Nic, NicState,
+    Party, PolicyStatus, PollStats, PortStatus, Process, Refusal, Request, Response, Socket, SocketOwner,
+    Status, UnknownReason, Verdict, Vm,
+};
