@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The Internet checksum (RFC 1071) and its incremental update (RFC 1624).
+
+use model::Protocol;
+
+use crate::Addresses;
+
+/// A one's complement sum in progress. Chunks but the last must have an even length.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sum(u64);
+
+impl Sum {
+    /// This sum and `bytes`, padded with a zero to an even length.
+    #[must_use]
+    pub fn bytes(mut self, bytes: &[u8]) -> Self {
+        let (pairs, odd) = bytes.as_chunks::<2>();
+        for pair in pairs {
+            self.0 += u64::from(u16::from_be_bytes(*pair));
+        }
+        if let [last] = odd {
+            self.0 += u64::from(*last) << 8;
+        }
+        self
+    }
+
+    /// This sum and a 16-bit word.
+    #[must_use]
+    pub fn word(self, word: u16) -> Self {
+        Self(self.0 + u64::from(word))
+    }
+
+    /// The pseudo header of TCP, UDP and ICMPv6.
+    #[must_use]
+    pub fn pseudo(addresses: Addresses, protocol: Protocol, transport_len_bytes: usize) -> Self {
+        let sum = match addresses {
+            Addresses::V4 { source, destination } => {
+                Self::default().bytes(&source.octets()).bytes(&destination.octets())
+            }
+            Addresses::V6 { source, destination } => {
+                Self::default().bytes(&source.octets()).bytes(&destination.octets())
+            }
+        };
+        Self(sum.0 + u64::from(protocol.number()) + transport_len_bytes as u64)
+    }
+
+    /// The checksum: the complement of the folded sum.
+    #[must_use]
+    pub fn finish(self) -> u16 {
+        let mut sum = self.0;
+        while sum > 0xffff {
+            sum = (sum >> 16) + (sum & 0xffff);
+        }
+        !(sum as u16)
+    }
+}
+
+/// The checksum after one 16-bit word of what it covers changed (RFC 1624, equation 3).
+#[must_use]
+pub fn updated(checksum: u16, old: u16, new: u16) -> u16 {
+    Sum::default().word(!checksum).word(!old).word(new).finish()
+}
