@@ -1,2 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Placeholder until the crate is written.
+//! The few primitives of operating system and processor that the daemon needs, as safe functions.
+//!
+//! Invariants:
+//! - No function here blocks, except [`Poller::wait`], which says so.
+//! - A [`SharedTable`] has one owner among all processes that use this crate.
+//!
+//! Deliberately absent: guest memory (see `vhost-port`), threads, and anything that knows what the daemon does.
+#![allow(unsafe_code)] // Mapping a file and prefetching a cache line have no safe form.
+
+mod clock;
+mod cpu;
+mod event;
+mod peer;
+mod table;
+
+pub use clock::monotonic_ns;
+pub use cpu::{pin_current_thread, prefetch};
+pub use event::{EventFd, Poller, Trigger};
+pub use peer::{PeerCredentials, peer_credentials};
+pub use table::{SharedTable, TableError};
