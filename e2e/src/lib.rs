@@ -1,2 +1,3 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Placeholder.
+//! Scenarios on real virtual machines, shared by the tests and the demo.
+#![forbid(unsafe_code)]

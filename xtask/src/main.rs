@@ -1,3 +1,67 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Placeholder until the binary is written.
-fn main() {}
+//! The project's own tasks: `cargo xtask <task>`.
+//!
+//! Invariants: a task installs or names what it lacks, shows what it waits for, and leaves nothing behind but
+//! files below the target folder.
+//!
+//! Deliberately absent: anything the shipped programs need; they never depend on this crate.
+#![forbid(unsafe_code)]
+
+mod guests;
+mod packages;
+mod progress;
+mod shell;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Tasks of the project.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Make the guest kernels and image that demo and tests boot.
+    Guests {
+        /// Only list missing packages, and fail if there are any.
+        #[arg(long)]
+        no_install: bool,
+        /// Look for newer kernels and programs even if a complete set is there.
+        #[arg(long)]
+        renew: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    match perform(Arguments::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(task: Task) -> Result<()> {
+    match task {
+        Task::Guests { no_install, renew } => {
+            packages::require(&[packages::QEMU], !no_install)?;
+            guests::build(renew)?;
+            println!("The guests are in {}", testkit::guests::folder().display());
+            Ok(())
+        }
+    }
+}
+
+/// The root of the checkout.
+pub fn repository() -> PathBuf {
+    let own = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    own.parent().map_or_else(|| own.clone(), PathBuf::from)
+}

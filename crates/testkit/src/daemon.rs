@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The host daemon under test: started, killed without warning, started again, stopped.
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::process::Process;
+
+/// A daemon whose admin socket does not answer by then has failed.
+const START_LIMIT: Duration = Duration::from_secs(20);
+/// Time for an orderly end.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+/// Pause between two looks at the socket; only its appearance is waited for this way.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// A running `meshvisor-hostd`. Killed on drop.
+#[derive(Debug)]
+pub struct Daemon {
+    program: PathBuf,
+    manifests: PathBuf,
+    runtime: PathBuf,
+    process: Process,
+}
+
+impl Daemon {
+    /// Starts the daemon and waits until its admin socket takes connections.
+    ///
+    /// # Errors
+    /// When it ends early or takes too long; the error holds the end of its log.
+    pub fn start(program: &Path, manifests: &Path, runtime: &Path) -> Result<Self> {
+        let process = spawn(program, manifests, runtime)?;
+        let (program, manifests, runtime) = (program.to_owned(), manifests.to_owned(), runtime.to_owned());
+        let mut daemon = Self { program, manifests, runtime, process };
+        daemon.await_admin()?;
+        Ok(daemon)
+    }
+
+    /// Kills it without warning, as a crash would.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.kill().context("kill the daemon").map(drop)
+    }
+
+    /// Starts it again after it was killed or stopped.
+    ///
+    /// # Errors
+    /// As [`Daemon::start`].
+    pub fn restart(&mut self) -> Result<()> {
+        self.process = spawn(&self.program, &self.manifests, &self.runtime)?;
+        self.await_admin()
+    }
+
+    /// Ends it in order; it must succeed at that.
+    ///
+    /// # Errors
+    /// When it has to be killed, or reports a failure.
+    pub fn stop(&mut self) -> Result<()> {
+        let status = self.process.stop(STOP_LIMIT)?;
+        if !status.success() {
+            bail!("the daemon ended with {status}\n{}", self.report());
+        }
+        Ok(())
+    }
+
+    /// Its admin socket.
+    #[must_use]
+    pub fn admin_socket(&self) -> PathBuf {
+        self.runtime.join("admin.sock")
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// Everything it has logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(log_file(&self.runtime)).unwrap_or_default()
+    }
+
+    /// For a failure report: the end of its log.
+    #[must_use]
+    pub fn report(&self) -> String {
+        format!("--- daemon\n{}", self.process.log_tail())
+    }
+
+    fn await_admin(&mut self) -> Result<()> {
+        let socket = self.admin_socket();
+        let deadline = Instant::now() + START_LIMIT;
+        while UnixStream::connect(&socket).is_err() {
+            if let Some(status) = self.process.ended()? {
+                bail!("the daemon ended with {status} while starting\n{}", self.report());
+            }
+            if Instant::now() > deadline {
+                bail!("no admin socket within {START_LIMIT:?}\n{}", self.report());
+            }
+            std::thread::park_timeout(LOOK_AGAIN);
+        }
+        Ok(())
+    }
+}
+
+fn spawn(program: &Path, manifests: &Path, runtime: &Path) -> Result<Process> {
+    Process::start(program, log_file(runtime), |command| {
+        command.arg("--manifests").arg(manifests).arg("--runtime-dir").arg(runtime);
+    })
+}
+
+fn log_file(runtime: &Path) -> PathBuf {
+    runtime.join("hostd.log")
+}

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A child process that cannot outlive us.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+
+/// Lines of a log that a failure report shows.
+const REPORTED_LINES: usize = 25;
+
+/// A running program with its output in a file. Killed, and waited for, on drop.
+///
+/// The kernel also kills it when the *thread* that started it ends: start long-lived ones from a thread that
+/// stays.
+#[derive(Debug)]
+pub(crate) struct Process {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts `program` with what `prepare` adds; standard error goes to `log`, and standard output too unless
+    /// `prepare` sends it elsewhere.
+    ///
+    /// # Errors
+    /// When the log cannot be written or the program cannot be started.
+    pub(crate) fn start(program: &Path, log: PathBuf, prepare: impl FnOnce(&mut Command)) -> Result<Self> {
+        let file = File::options().create(true).append(true).open(&log);
+        let file = file.with_context(|| format!("open {}", log.display()))?;
+        // `setpriv` (util-linux, always there on Debian) becomes the program, so the process id is the program's.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        // Of its own group: a Ctrl-C at the terminal is for us, and we end what we started in order.
+        command.process_group(0);
+        prepare(&mut command);
+        let child = command.spawn().with_context(|| format!("start {}", program.display()))?;
+        Ok(Self { child, log })
+    }
+
+    /// The process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How it ended, if it has.
+    pub(crate) fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.child.try_wait()
+    }
+
+    /// Kills it at once and waits until it is gone. Nothing happens if it has ended before.
+    pub(crate) fn kill(&mut self) -> io::Result<ExitStatus> {
+        self.child.kill()?;
+        self.child.wait()
+    }
+
+    /// Asks it to end, waits for that, and kills it when it takes longer than `patience`.
+    pub(crate) fn stop(&mut self, patience: Duration) -> Result<ExitStatus> {
+        if let Some(status) = self.ended()? {
+            return Ok(status);
+        }
+        let pid = Pid::from_child(&self.child);
+        let descriptor = pidfd_open(pid, PidfdFlags::empty()).context("watch a child process")?;
+        kill_process(pid, Signal::TERM).context("ask a child process to end")?;
+        let deadline =
+            Timespec { tv_sec: patience.as_secs().cast_signed(), tv_nsec: patience.subsec_nanos().into() };
+        let mut polled = [PollFd::new(&descriptor, PollFlags::IN)];
+        if poll(&mut polled, Some(&deadline)).context("wait for a child process")? == 0 {
+            let status = self.kill()?;
+            anyhow::bail!("process {pid:?} did not end within {patience:?} and was killed ({status})");
+        }
+        Ok(self.child.wait()?)
+    }
+
+    /// The end of its log.
+    pub(crate) fn log_tail(&self) -> String {
+        tail(&self.log)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Fails only if it has been waited for already, which is the aim.
+        let _ = self.kill();
+    }
+}
+
+/// The last lines of a file, for a failure report.
+pub(crate) fn tail(path: &Path) -> String {
+    let bytes = std::fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(REPORTED_LINES)..].join("\n")
+}

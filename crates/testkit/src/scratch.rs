@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A private folder for sockets, manifests and logs that goes away with its value.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+/// Names tried before giving up; each taken one is another test of the same process.
+const NAMES_MAX: u32 = 1_000;
+
+/// A folder that only this user may enter, removed on drop.
+///
+/// Its path is short, because socket paths are limited to 107 bytes.
+#[derive(Debug)]
+pub struct Scratch {
+    path: PathBuf,
+}
+
+impl Scratch {
+    /// Makes one in the user's runtime directory, else in the directory for temporary files.
+    ///
+    /// # Errors
+    /// When neither can be written to.
+    pub fn new(name: &str) -> Result<Self> {
+        let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_dir());
+        let base = runtime.unwrap_or_else(std::env::temp_dir);
+        for number in 0..NAMES_MAX {
+            let path = base.join(format!("meshvisor-{name}-{}-{number}", std::process::id()));
+            let made =
+                std::os::unix::fs::DirBuilderExt::mode(&mut fs::DirBuilder::new(), 0o700).create(&path);
+            match made {
+                Ok(()) => return Ok(Self { path }),
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error).with_context(|| format!("make {}", path.display())),
+            }
+        }
+        anyhow::bail!("no free name for a folder in {}", base.display())
+    }
+
+    /// The folder.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A path inside the folder.
+    #[must_use]
+    pub fn join(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.path.join(name)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Nothing useful can be done about a failure here, and the files hold no secrets.
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_folders_of_one_name_are_apart_and_go_away() -> Result<()> {
+        let (one, two) = (Scratch::new("twice")?, Scratch::new("twice")?);
+        assert_ne!(one.path(), two.path());
+        fs::write(one.join("file"), "x")?;
+        let gone = one.path().to_owned();
+        drop(one);
+        assert!(!gone.exists() && two.path().exists());
+        Ok(())
+    }
+}

@@ -1,0 +1,351 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Real virtual machines under stock QEMU.
+//!
+//! A guest has two serial lines: the first is the kernel's console, kept in a file for failure reports; the
+//! second carries a root shell that [`Vm::run`] drives. Its network card, if it has one, is a vhost-user
+//! frontend, and its RAM is a memfd that the backend is handed.
+//!
+//! QEMU options that were found by trying: under TCG, `vectors=0` on the card keeps QEMU 7.2 from crashing when
+//! the driver starts; one virtual CPU, because two have been seen to end in `Oops: int3` while code is patched.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use model::MacAddr;
+
+use crate::accel::Accel;
+use crate::guests::{self, GuestKernel};
+use crate::process::{Process, tail};
+use crate::serial::{Output, SerialError, Shell};
+
+/// The virtual machine monitor.
+const QEMU: &str = "qemu-system-x86_64";
+/// A guest that has not reached its shell by then never will, even on a busy machine.
+pub const BOOT_LIMIT: Duration = Duration::from_secs(90);
+/// Time for a command that does nothing slow.
+pub const COMMAND_LIMIT: Duration = Duration::from_secs(30);
+/// Words of the one known crash of emulated guests, which a second boot does not repeat.
+const KNOWN_CRASH: &str = "Oops: int3";
+
+/// The processor that a guest sees; it decides how deep the guest's page tables are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cpu {
+    /// Four levels.
+    Qemu64,
+    /// Everything that the accelerator can give: five levels under TCG.
+    Max,
+}
+
+/// Which end of the vhost-user socket the VMM takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketRole {
+    /// The backend listens; QEMU connects, and connects again when the backend comes back.
+    Connects,
+    /// QEMU listens; the backend connects.
+    Listens,
+}
+
+/// A guest's network card.
+#[derive(Clone, Debug)]
+pub struct NicSpec {
+    /// Hardware address.
+    pub mac: MacAddr,
+    /// The vhost-user socket.
+    pub socket: PathBuf,
+    /// Who listens on it.
+    pub role: SocketRole,
+}
+
+/// What to boot.
+#[derive(Clone, Debug)]
+pub struct VmSpec {
+    /// The guest's host name, and the stem of its files' names.
+    pub name: String,
+    /// Which kernel.
+    pub kernel: GuestKernel,
+    /// Which processor.
+    pub cpu: Cpu,
+    /// RAM in MiB; above 2048 it lies in two regions.
+    pub memory_mib: u32,
+    /// How the guest's code is run.
+    pub accel: Accel,
+    /// The card, if any.
+    pub nic: Option<NicSpec>,
+}
+
+impl VmSpec {
+    /// A small guest without a card: kernel 6.1, four-level paging, 256 MiB.
+    #[must_use]
+    pub fn new(name: &str, accel: Accel) -> Self {
+        Self {
+            name: name.into(),
+            kernel: GuestKernel::V6_1,
+            cpu: Cpu::Qemu64,
+            memory_mib: 256,
+            accel,
+            nic: None,
+        }
+    }
+}
+
+/// A running virtual machine; killed on drop.
+#[derive(Debug)]
+pub struct Vm {
+    spec: VmSpec,
+    folder: PathBuf,
+    process: Process,
+    shell: Mutex<Shell>,
+}
+
+impl Vm {
+    /// Starts a machine, with its files in `folder`, and does not wait for it.
+    ///
+    /// The machine ends with the thread that calls this.
+    ///
+    /// # Errors
+    /// When QEMU or the guest images (`cargo xtask guests`) are missing.
+    pub fn start(spec: VmSpec, folder: &Path) -> Result<Self> {
+        let (process, shell) = launch(&spec, folder)?;
+        Ok(Self { spec, folder: folder.to_owned(), process, shell: Mutex::new(shell) })
+    }
+
+    /// Starts a machine and waits for its shell.
+    ///
+    /// # Errors
+    /// As [`Vm::start`] and [`Vm::ready`].
+    pub fn boot(spec: VmSpec, folder: &Path) -> Result<Self> {
+        let mut vm = Self::start(spec, folder)?;
+        vm.ready(BOOT_LIMIT)?;
+        Ok(vm)
+    }
+
+    /// Waits until the guest's shell listens. A guest that met the known crash is started once more.
+    ///
+    /// # Errors
+    /// When it does not get there; the error holds the end of the console.
+    pub fn ready(&mut self, limit: Duration) -> Result<()> {
+        let started = Instant::now();
+        let Err(first) = self.shell_mut().ready(limit) else { return Ok(()) };
+        let crashed = fs::read_to_string(self.console()).is_ok_and(|console| console.contains(KNOWN_CRASH));
+        if !crashed {
+            bail!("{} did not boot: {first}\n{}", self.spec.name, self.report());
+        }
+        // The old machine goes first: both would use the same socket.
+        let _ = self.process.kill();
+        let (process, shell) = launch(&self.spec, &self.folder)?;
+        (self.process, self.shell) = (process, Mutex::new(shell));
+        let left = limit.saturating_sub(started.elapsed());
+        let again = self.shell_mut().ready(left);
+        again.with_context(|| format!("{} did not boot the second time\n{}", self.spec.name, self.report()))
+    }
+
+    /// Runs a shell command in the guest as root and waits for its end, [`COMMAND_LIMIT`] at most.
+    ///
+    /// # Errors
+    /// When the guest does not answer. A command that fails is no error: see [`Output::status`].
+    pub fn run(&self, command: &str) -> Result<Output> {
+        self.run_within(command, COMMAND_LIMIT)
+    }
+
+    /// As [`Vm::run`] with another limit. One command runs at a time; a second caller waits for the first.
+    ///
+    /// # Errors
+    /// When the guest does not answer in time.
+    pub fn run_within(&self, command: &str, limit: Duration) -> Result<Output> {
+        let mut shell = self.shell.lock().unwrap_or_else(PoisonError::into_inner);
+        let outcome = shell.run(command, limit);
+        drop(shell);
+        outcome
+            .map_err(|error| match error {
+                SerialError::Closed => anyhow::anyhow!("{} died: {}", self.spec.name, self.report()),
+                other => other.into(),
+            })
+            .with_context(|| format!("run `{command}` in {}", self.spec.name))
+    }
+
+    /// Runs a command that must succeed; returns what it printed.
+    ///
+    /// # Errors
+    /// When it does not succeed, with what it printed.
+    pub fn expect(&self, command: &str) -> Result<String> {
+        let output = self.run(command)?;
+        if !output.success() {
+            bail!("`{command}` in {} ended with {}: {}", self.spec.name, output.status, output.stdout);
+        }
+        Ok(output.stdout)
+    }
+
+    /// Starts a command in the background with its output in the guest's file `/tmp/<name>.log`.
+    ///
+    /// # Errors
+    /// When the guest does not answer.
+    pub fn background(&self, name: &str, command: &str) -> Result<()> {
+        self.expect(&format!("rm -f /tmp/{name}.log; {command} >/tmp/{name}.log 2>&1 &")).map(drop)
+    }
+
+    /// Waits until a line of a background command's output starts with `word`, and returns that line.
+    ///
+    /// # Errors
+    /// When there is none within `limit`; the error holds the output.
+    pub fn await_line(&self, name: &str, word: &str, limit: Duration) -> Result<String> {
+        let log = format!("/tmp/{name}.log");
+        let seconds = limit.as_secs().max(1);
+        // The guest's own shell waits, so that the serial line is not flooded with questions.
+        let wait = format!("until grep -m1 '^{word}' {log}; do usleep 20000; done");
+        let output =
+            self.run_within(&format!("timeout {seconds} sh -c \"{wait}\""), limit + COMMAND_LIMIT)?;
+        if !output.success() {
+            let written = self.run(&format!("cat {log}"))?.stdout;
+            bail!("{name} in {} did not print a line with `{word}` in {limit:?}: {written}", self.spec.name);
+        }
+        Ok(output.stdout.lines().next().unwrap_or_default().to_owned())
+    }
+
+    /// Waits for an address from DHCP and returns it.
+    ///
+    /// # Errors
+    /// When none came within `limit`.
+    pub fn lease(&self, limit: Duration) -> Result<String> {
+        let output = self.run_within("await-lease", limit)?;
+        Ok(output.stdout)
+    }
+
+    /// The guest's RAM, opened for reading: byte 0 is guest-physical 0, and what lies above 4 GiB follows the
+    /// lower region directly.
+    ///
+    /// Reading a hole through a mapping allocates it in the host; look for data first (`SEEK_DATA`).
+    ///
+    /// # Errors
+    /// When QEMU is gone.
+    pub fn ram(&self) -> Result<File> {
+        let descriptors = format!("/proc/{}/fd", self.pid());
+        for entry in fs::read_dir(&descriptors).with_context(|| format!("list {descriptors}"))? {
+            let path = entry?.path();
+            let target = fs::read_link(&path).unwrap_or_default();
+            if target.to_string_lossy().starts_with("/memfd:memory-backend-memfd") {
+                return File::open(&path).with_context(|| format!("open {}", path.display()));
+            }
+        }
+        bail!("{} has no RAM file", self.spec.name)
+    }
+
+    /// The machine's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.spec.name
+    }
+
+    /// QEMU's process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// Ends the machine at once, as a power cut would.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.kill().context("kill QEMU").map(drop)
+    }
+
+    /// The file with everything the kernel printed.
+    #[must_use]
+    pub fn console(&self) -> PathBuf {
+        self.folder.join(format!("{}.console", self.spec.name))
+    }
+
+    /// For a failure report: the ends of the console and of QEMU's own messages.
+    #[must_use]
+    pub fn report(&self) -> String {
+        let name = &self.spec.name;
+        format!(
+            "--- {name}: console\n{}\n--- {name}: QEMU\n{}",
+            tail(&self.console()),
+            self.process.log_tail()
+        )
+    }
+
+    fn shell_mut(&mut self) -> &mut Shell {
+        self.shell.get_mut().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Display for Vm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.spec.name)
+    }
+}
+
+/// Starts QEMU; its standard input and output are the far end of the shell's line.
+fn launch(spec: &VmSpec, folder: &Path) -> Result<(Process, Shell)> {
+    let (kernel, initramfs) = (spec.kernel.image(), guests::initramfs());
+    for image in [&kernel, &initramfs] {
+        if !image.is_file() {
+            bail!("{} is missing: run `cargo xtask guests`", image.display());
+        }
+    }
+    let (near, far) = UnixStream::pair().context("make the serial line")?;
+    let far = OwnedFd::from(far);
+    let far_again = far.try_clone().context("share the serial line")?;
+    let log = folder.join(format!("{}.qemu", spec.name));
+    let console = folder.join(format!("{}.console", spec.name));
+    let process = Process::start(Path::new(QEMU), log, |command| {
+        command.args(machine(spec)).args(["-serial", &format!("file:{}", console.display())]);
+        command.args(["-chardev", "stdio,id=shell,signal=off", "-serial", "chardev:shell"]);
+        command.arg("-kernel").arg(&kernel).arg("-initrd").arg(&initramfs);
+        command.args(["-append", &format!("console=ttyS0 quiet panic=-1 vm_name={}", spec.name)]);
+        command.stdin(far).stdout(far_again);
+    })?;
+    Ok((process, Shell::new(near)))
+}
+
+/// Options for the board, processor, memory and card.
+fn machine(spec: &VmSpec) -> Vec<String> {
+    let memory = spec.memory_mib;
+    let mut options: Vec<String> = [
+        "-nodefaults",
+        "-no-user-config",
+        "-no-reboot",
+        "-display",
+        "none",
+        "-smp",
+        "1",
+        "-machine",
+        "q35,memory-backend=ram",
+        "-object",
+    ]
+    .map(str::to_owned)
+    .into();
+    options.push(format!("memory-backend-memfd,id=ram,size={memory}M,share=on"));
+    options.extend(["-m".into(), format!("{memory}M"), "-accel".into(), spec.accel.as_str().into()]);
+    let cpu = match spec.cpu {
+        Cpu::Qemu64 => "qemu64",
+        Cpu::Max => "max",
+    };
+    options.extend(["-cpu".into(), cpu.into()]);
+    let Some(nic) = &spec.nic else { return options };
+    let role = match nic.role {
+        SocketRole::Connects => "reconnect=1",
+        SocketRole::Listens => "server=on",
+    };
+    let vectors = match spec.accel {
+        Accel::Tcg => ",vectors=0",
+        Accel::Kvm => "",
+    };
+    options.extend([
+        "-chardev".into(),
+        format!("socket,id=net,path={},{role}", nic.socket.display()),
+        "-netdev".into(),
+        "vhost-user,id=net,chardev=net".into(),
+        "-device".into(),
+        format!("virtio-net-pci,netdev=net,mac={},romfile={vectors}", nic.mac),
+    ]);
+    options
+}

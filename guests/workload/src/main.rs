@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the test guests run: one program under several names, so that policy can tell processes apart.
+//!
+//! Every outcome is one line on standard output that starts with a word the harness looks for; times are in
+//! the guest's own clock. Exit status 0 means that the outcome was the peaceful one.
+//!
+//! Deliberately absent: dependencies, and anything that a scenario does not use.
+#![forbid(unsafe_code)]
+
+mod client;
+mod outcome;
+mod server;
+mod stream;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: PROGRAM connect HOST:PORT [TIMES]     open connections, one after the other, and say how each ended
+       PROGRAM hold HOST:PORT                open a connection and keep it until killed
+       PROGRAM ask HOST:PORT TEXT            send a line, print the first line of the answer
+       PROGRAM datagram HOST:PORT TEXT       send a datagram, print the answer
+       PROGRAM stream HOST:PORT STOP-FILE    send a numbered line every 10 ms until STOP-FILE exists
+       PROGRAM serve PORT                    send back what arrives, by TCP and UDP";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let peaceful = match words.as_slice() {
+        ["connect", to] => client::connect(to, 1),
+        ["connect", to, times] => match times.parse() {
+            Ok(times) => client::connect(to, times),
+            Err(_) => return usage(),
+        },
+        ["hold", to] => client::hold(to),
+        ["ask", to, text] => client::ask(to, text),
+        ["datagram", to, text] => client::datagram(to, text),
+        ["stream", to, stop] => stream::run(to, stop.as_ref()),
+        ["serve", port] => match port.parse() {
+            Ok(port) => server::serve(port),
+            Err(_) => return usage(),
+        },
+        _ => return usage(),
+    };
+    if peaceful { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn usage() -> ExitCode {
+    eprintln!("{USAGE}");
+    ExitCode::from(2)
+}

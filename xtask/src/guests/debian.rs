@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Debian packages as files: which ones the guests are made of, downloading them, unpacking them.
+//!
+//! Nothing here installs anything or needs root. When the machine's own package lists are missing or old, a
+//! private copy of them is fetched beside the downloads.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{progress, shell};
+
+/// Meta packages that depend on the newest cloud kernel of a line, with the prefix of what they lead to.
+const KERNELS: [(&str, &str); 2] =
+    [("linux-image-cloud-amd64", "linux-image-6.1."), ("linux-image-6.12-cloud-amd64", "linux-image-6.12.")];
+/// Programs that go into the guests: the shell and tools, and a real server with its client.
+const PROGRAMS: [&str; 2] = ["busybox-static", "redis-tools"];
+/// Libraries can need libraries; a chain longer than this is a mistake.
+const LIBRARY_DEPTH_MAX: usize = 8;
+
+/// A view of the package archive: the machine's own lists, or private ones.
+struct Apt {
+    options: Vec<String>,
+}
+
+impl Apt {
+    /// The machine's own lists.
+    fn system() -> Self {
+        // As root, apt would hand the download to the user `_apt`, who may not write to our folder.
+        Self { options: vec!["-oAPT::Sandbox::User=root".into()] }
+    }
+
+    /// Fresh lists from the machine's sources, kept in `folder`.
+    fn private(folder: &Path) -> Result<Self> {
+        for sub in ["state/lists/partial", "cache/archives/partial"] {
+            fs::create_dir_all(folder.join(sub))?;
+        }
+        let mut apt = Self::system();
+        apt.options.extend([
+            format!("-oDir::State={}", folder.join("state").display()),
+            "-oDir::State::status=/var/lib/dpkg/status".into(),
+            format!("-oDir::Cache={}", folder.join("cache").display()),
+        ]);
+        // A source that holds nothing for us may fail; what is missing shows when packages are looked up.
+        let _ = shell::output(&mut apt.command("apt-get", &["update", "--quiet=2"]));
+        Ok(apt)
+    }
+
+    fn command(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        command.args(&self.options).args(arguments).env("LC_ALL", "C");
+        command
+    }
+
+    /// The packages that any of `packages` depends on directly.
+    fn depends(&self, packages: &[String]) -> Result<Vec<String>> {
+        let mut arguments = vec!["depends", "--important"];
+        arguments.extend(packages.iter().map(String::as_str));
+        let lines = shell::lines(&mut self.command("apt-cache", &arguments))?;
+        Ok(lines.iter().filter_map(|line| line.trim().strip_prefix("Depends: ")).map(str::to_owned).collect())
+    }
+
+    /// The newest kernel package that the meta package leads to.
+    fn kernel(&self, meta: &str, prefix: &str) -> Result<String> {
+        let found = self.depends(&[meta.to_owned()])?;
+        found.into_iter().find(|name| name.starts_with(prefix)).with_context(|| {
+            format!("apt knows no {prefix}* through {meta}: Debian 12 with its security source is needed")
+        })
+    }
+
+    /// All packages that the guests are made of.
+    fn resolve(&self) -> Result<BTreeSet<String>> {
+        let mut all: BTreeSet<String> = PROGRAMS.map(str::to_owned).into();
+        let mut front: Vec<String> = all.iter().cloned().collect();
+        for _ in 0..LIBRARY_DEPTH_MAX {
+            let libraries = self.depends(&front)?.into_iter().filter(|name| name.starts_with("lib"));
+            front = libraries.filter(|name| all.insert(name.clone())).collect();
+            if front.is_empty() {
+                break;
+            }
+        }
+        for (meta, prefix) in KERNELS {
+            all.insert(self.kernel(meta, prefix)?);
+        }
+        Ok(all)
+    }
+
+    fn download(&self, packages: &BTreeSet<String>, folder: &Path) -> Result<()> {
+        let mut arguments = vec!["download", "--quiet=2"];
+        arguments.extend(packages.iter().map(String::as_str));
+        shell::output(self.command("apt-get", &arguments).current_dir(folder)).map(drop)
+    }
+}
+
+/// Downloads every package that the guests are made of into `folder/debs`, unless that was done before.
+pub fn download(folder: &Path, renew: bool) -> Result<PathBuf> {
+    let debs = folder.join("debs");
+    if debs.is_dir() && !renew {
+        return Ok(debs);
+    }
+    let partial = folder.join("debs.partial");
+    recreate(&partial)?;
+    progress::step("download guest kernels and programs (about 75 MB)", || {
+        let system = Apt::system();
+        let first = system.resolve().and_then(|packages| system.download(&packages, &partial));
+        let Err(first) = first else { return Ok(()) };
+        println!("  the machine's package lists do not do ({first:#}); fetching fresh ones");
+        let fresh = Apt::private(&folder.join("apt"))?;
+        recreate(&partial)?;
+        fresh.download(&fresh.resolve()?, &partial)
+    })?;
+    if debs.is_dir() {
+        fs::remove_dir_all(&debs)?;
+    }
+    fs::rename(&partial, &debs)?;
+    Ok(debs)
+}
+
+/// Unpacks what the guests need of each package below `folder`, all into one tree.
+pub fn unpack(debs: &Path, folder: &Path) -> Result<()> {
+    for deb in sorted_entries(debs)? {
+        let name = deb.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let wanted: &[&str] = if name.starts_with("linux-image-") {
+            &["./boot/vmlinuz-*", "*/virtio*.ko*", "*/failover.ko*", "*/net_failover.ko*"]
+        } else {
+            &["*/bin/*", "*.so*"]
+        };
+        unpack_some(&deb, wanted, folder).with_context(|| format!("unpack {name}"))?;
+    }
+    Ok(())
+}
+
+/// Pipes one package's file system through tar, keeping the files that match.
+fn unpack_some(deb: &Path, wanted: &[&str], folder: &Path) -> Result<()> {
+    let mut archive =
+        Command::new("dpkg-deb").arg("--fsys-tarfile").arg(deb).stdout(Stdio::piped()).spawn()?;
+    let stream = archive.stdout.take().context("dpkg-deb has an output")?;
+    let mut tar = Command::new("tar");
+    tar.args(["--extract", "--no-same-owner", "--wildcards", "--directory"]).arg(folder).args(wanted);
+    let unpacked = tar.stdin(stream).stderr(Stdio::null()).status()?;
+    // tar fails when one of several patterns matches nothing, which is usual; a damaged package fails here.
+    let read = archive.wait()?;
+    if !read.success() || unpacked.code().is_none() {
+        bail!("dpkg-deb ended with {read}, tar with {unpacked}");
+    }
+    Ok(())
+}
+
+/// Empties and makes `folder`.
+pub fn recreate(folder: &Path) -> Result<()> {
+    if folder.exists() {
+        fs::remove_dir_all(folder).with_context(|| format!("remove {}", folder.display()))?;
+    }
+    fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))
+}
+
+/// Everything directly in `folder`, by name.
+pub fn sorted_entries(folder: &Path) -> Result<Vec<PathBuf>> {
+    let read = fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))?;
+    let mut entries = read.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    entries.sort();
+    Ok(entries)
+}

@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Puts the guests' root file system together: the files of `guests/root`, busybox and a link for each of its
+//! tools, the workload under its several names, redis with the libraries it loads, and network card drivers.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use testkit::guests::{GUEST_KERNELS, GuestKernel};
+
+use super::WORKLOADS;
+use super::cpio::Archive;
+use super::debian::sorted_entries;
+use crate::{repository, shell};
+
+/// Drivers from first to last: each needs symbols of those before it. A kernel may have some built in.
+const DRIVERS: [&str; 8] = [
+    "virtio_ring",
+    "virtio",
+    "virtio_pci_legacy_dev",
+    "virtio_pci_modern_dev",
+    "virtio_pci",
+    "failover",
+    "net_failover",
+    "virtio_net",
+];
+/// Where Debian keeps libraries and where the guest's dynamic loader looks for them.
+const LIBRARIES: [&str; 2] = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"];
+/// The dynamic loader's path, as redis names it.
+const LOADER: &str = "lib64/ld-linux-x86-64.so.2";
+/// redis's server, in the package that has it under the name of one of its other roles, and its client.
+const REDIS: [(&str, &str); 2] =
+    [("usr/bin/redis-check-rdb", "usr/bin/redis-server"), ("usr/bin/redis-cli", "usr/bin/redis-cli")];
+
+/// A root file system under construction; makes missing parents by itself.
+#[derive(Default)]
+struct Root {
+    archive: Archive,
+    made: BTreeSet<String>,
+}
+
+impl Root {
+    fn directory(&mut self, path: &str) {
+        for (at, _) in path.match_indices('/').chain([(path.len(), "")]) {
+            if self.made.insert(path[..at].to_owned()) {
+                self.archive.directory(&path[..at]);
+            }
+        }
+    }
+
+    fn file(&mut self, path: &str, executable: bool, contents: &[u8]) {
+        if let Some((parent, _)) = path.rsplit_once('/') {
+            self.directory(parent);
+        }
+        self.archive.file(path, executable, contents);
+    }
+}
+
+/// The whole archive.
+pub fn build(unpacked: &Path, workload: &[u8]) -> Result<Vec<u8>> {
+    let mut root = Root::default();
+    for folder in ["dev", "proc", "sys", "run", "tmp", "root", "var"] {
+        root.directory(folder);
+    }
+    // The kernel opens this before anything is mounted; without it /init would have no output.
+    root.archive.character_device("dev/console", (5, 1));
+    add_tree(&mut root, &repository().join("guests/root"), "")?;
+    add_busybox(&mut root, unpacked)?;
+    for name in WORKLOADS {
+        root.file(&format!("usr/bin/{name}"), true, workload);
+    }
+    add_redis(&mut root, unpacked)?;
+    for kernel in GUEST_KERNELS {
+        add_drivers(&mut root, unpacked, kernel)?;
+    }
+    Ok(root.archive.finish())
+}
+
+/// Copies a folder of the repository with its files' execute bits.
+fn add_tree(root: &mut Root, folder: &Path, below: &str) -> Result<()> {
+    for entry in sorted_entries(folder)? {
+        let name = entry.file_name().context("a listed file has a name")?.to_string_lossy().into_owned();
+        let inside = if below.is_empty() { name } else { format!("{below}/{name}") };
+        if entry.is_dir() {
+            add_tree(root, &entry, &inside)?;
+        } else {
+            let executable = fs::metadata(&entry)?.permissions().mode() & 0o111 != 0;
+            root.file(&inside, executable, &read(&entry)?);
+        }
+    }
+    Ok(())
+}
+
+fn add_busybox(root: &mut Root, unpacked: &Path) -> Result<()> {
+    let busybox = unpacked.join("bin/busybox");
+    root.file("bin/busybox", true, &read(&busybox)?);
+    for tool in shell::lines(Command::new(&busybox).arg("--list"))? {
+        if tool != "busybox" {
+            root.archive.symlink(&format!("bin/{tool}"), "busybox");
+        }
+    }
+    Ok(())
+}
+
+/// Asks the unpacked dynamic loader itself which libraries redis needs, and copies just those.
+fn add_redis(root: &mut Root, unpacked: &Path) -> Result<()> {
+    let loader = fs::canonicalize(unpacked.join(LOADER)).or_else(|_| find_loader(unpacked))?;
+    let path = LIBRARIES.map(|folder| unpacked.join(folder).display().to_string()).join(":");
+    let mut libraries = BTreeSet::new();
+    for (from, to) in REDIS {
+        let program = unpacked.join(from);
+        let mut list = Command::new(&loader);
+        list.arg("--library-path").arg(&path).arg("--list").arg(&program);
+        for line in shell::lines(&mut list)? {
+            // The loader lists itself too, by the path of this machine's own.
+            if let Some((name, found)) = line.split_once(" => ")
+                && !name.contains("/ld-linux")
+            {
+                libraries.insert(PathBuf::from(found.split(' ').next().unwrap_or(found)));
+            }
+        }
+        root.file(to, true, &read(&program)?);
+    }
+    for library in libraries {
+        let name = library.file_name().context("a library has a name")?.to_string_lossy().into_owned();
+        if !library.starts_with(unpacked) {
+            bail!("{name} is in none of the downloaded packages");
+        }
+        root.file(&format!("lib/x86_64-linux-gnu/{name}"), true, &read(&library)?);
+    }
+    root.file(LOADER, true, &read(&loader)?);
+    Ok(())
+}
+
+/// The loader's usual name is an absolute link, which leads nowhere inside the unpacked tree.
+fn find_loader(unpacked: &Path) -> Result<PathBuf> {
+    let name = Path::new(LOADER).file_name().unwrap_or_default();
+    let found = LIBRARIES.iter().map(|folder| unpacked.join(folder).join(name)).find(|file| file.is_file());
+    found.context("no dynamic loader in the downloaded packages")
+}
+
+/// The network card's drivers for one kernel, and their order in a file that `/init` reads.
+fn add_drivers(root: &mut Root, unpacked: &Path, kernel: GuestKernel) -> Result<()> {
+    let release = release(unpacked, kernel)?;
+    let mut order = String::new();
+    for driver in DRIVERS {
+        let Some(found) = find_driver(&unpacked.join("lib/modules").join(&release), driver)? else {
+            continue;
+        };
+        let contents = if found.extension().is_some_and(|extension| extension == "xz") {
+            shell::output(Command::new(unpacked.join("bin/busybox")).arg("xzcat").arg(&found))?
+        } else {
+            read(&found)?
+        };
+        root.file(&format!("lib/modules/{release}/{driver}.ko"), false, &contents);
+        order.push_str(driver);
+        order.push('\n');
+    }
+    if !order.contains("virtio_net\n") {
+        bail!("kernel {release} has no virtio_net driver");
+    }
+    root.file(&format!("lib/modules/{release}/order"), false, order.as_bytes());
+    Ok(())
+}
+
+/// Looks for a driver, plain or compressed, anywhere below `folder`.
+fn find_driver(folder: &Path, driver: &str) -> Result<Option<PathBuf>> {
+    let names = [format!("{driver}.ko"), format!("{driver}.ko.xz")];
+    let mut front = vec![folder.to_owned()];
+    while let Some(folder) = front.pop() {
+        for entry in sorted_entries(&folder)? {
+            if entry.is_dir() {
+                front.push(entry);
+            } else if entry.file_name().is_some_and(|name| names.iter().any(|wanted| name == wanted.as_str()))
+            {
+                return Ok(Some(entry));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// The unpacked kernel image.
+pub fn find_kernel(unpacked: &Path, kernel: GuestKernel) -> Result<PathBuf> {
+    Ok(unpacked.join("boot").join(format!("vmlinuz-{}", release(unpacked, kernel)?)))
+}
+
+/// What `uname -r` says in a guest that runs `kernel`.
+fn release(unpacked: &Path, kernel: GuestKernel) -> Result<String> {
+    let prefix = format!("vmlinuz-{}.", kernel.line());
+    let names = sorted_entries(&unpacked.join("boot"))?.into_iter();
+    let mut releases = names.filter_map(|path| {
+        let name = path.file_name()?.to_str()?;
+        name.starts_with(&prefix).then(|| name["vmlinuz-".len()..].to_owned())
+    });
+    releases.next().with_context(|| format!("no kernel {} in the downloaded packages", kernel.line()))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("read {}", path.display()))
+}

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The Debian packages that must be installed on this machine, and installing those that are missing.
+//!
+//! Guest kernels and guest programs are not among them: those are downloaded and unpacked, never installed
+//! (see `guests`).
+
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::shell;
+
+/// A package that has to be installed.
+pub struct Package {
+    name: &'static str,
+    /// A program that only this package brings.
+    program: &'static str,
+    why: &'static str,
+}
+
+/// The virtual machine monitor.
+pub const QEMU: Package =
+    Package { name: "qemu-system-x86", program: "qemu-system-x86_64", why: "runs the virtual machines" };
+/// Makes sure that each of `packages` is installed.
+///
+/// # Errors
+/// When something is missing and `may_install` is false, or when apt-get cannot install it.
+pub fn require(packages: &[Package], may_install: bool) -> Result<()> {
+    let missing: Vec<&Package> =
+        packages.iter().filter(|package| shell::find_program(package.program).is_none()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    println!("Missing Debian packages:");
+    for package in &missing {
+        println!("  {:<18} {}", package.name, package.why);
+    }
+    let names: Vec<&str> = missing.iter().map(|package| package.name).collect();
+    if !may_install {
+        bail!("install them with: apt-get install --no-install-recommends {}", names.join(" "));
+    }
+    install(&names)
+}
+
+/// Installs with the package lists at hand, and once more with fresh ones if that fails.
+fn install(names: &[&str]) -> Result<()> {
+    let arguments = [&["install", "--yes", "--no-install-recommends"], names].concat();
+    println!("Installing them: apt-get {}", arguments.join(" "));
+    if shell::output(as_root(&arguments)?.env("DEBIAN_FRONTEND", "noninteractive")).is_ok() {
+        return Ok(());
+    }
+    println!("Refreshing the package lists first: apt-get update");
+    // Its outcome says nothing: a source that nobody needs may fail, and old lists may do.
+    let _ = shell::show(&mut as_root(&["update", "--quiet=2"])?);
+    shell::show(as_root(&arguments)?.env("DEBIAN_FRONTEND", "noninteractive"))
+        .context("install what is missing")
+}
+
+/// `apt-get` as root: directly, or through sudo.
+fn as_root(arguments: &[&str]) -> Result<Command> {
+    let mut command = if rustix::process::geteuid().is_root() {
+        Command::new("apt-get")
+    } else if shell::find_program("sudo").is_some() {
+        let mut sudo = Command::new("sudo");
+        sudo.args(["--preserve-env=DEBIAN_FRONTEND", "apt-get"]);
+        sudo
+    } else {
+        bail!("installing needs root, and there is no sudo: run `apt-get {}` as root", arguments.join(" "));
+    };
+    command.args(arguments);
+    Ok(command)
+}
