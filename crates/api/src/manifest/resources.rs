@@ -1,0 +1,377 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Documents into resources, kind by kind.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use model::{
+    AccessPolicy, Action, Application, Cidr, Inventory, MacAddr, Mode, Name, Nic, NicRef, Origin, PolicySet,
+    Service, SocketMode, Target, Tenant, Vm, VmRef,
+};
+
+use super::API_VERSION;
+use super::fields::{Field, Fields, Report, quote};
+use super::registry::{Claim, Id, Kind, Registry};
+use super::selectors::{self, PortList, maybe};
+
+/// Most network cards of one machine.
+const NICS_MAX: usize = 16;
+
+/// Most addresses of one network card.
+const ADDRESSES_MAX: usize = 16;
+
+/// Most entries of a policy's `from` or `to`.
+const PEERS_MAX: usize = 256;
+
+/// Longest socket path, in bytes: what `sockaddr_un` holds, less the terminator.
+const SOCKET_BYTES_MAX: usize = 107;
+
+/// Smallest MTU, in bytes: IPv6 works over nothing less (RFC 8200 section 5).
+const MTU_BYTES_MIN: u16 = 1280;
+
+/// MTU of a card that names none, in bytes.
+const MTU_BYTES_DEFAULT: u16 = 1500;
+
+/// The name that verdicts give to what no rule decided.
+const DEFAULT_RULE: &str = "default";
+
+const ACTIONS: [(&str, Action); 2] = [("Allow", Action::Allow), ("Deny", Action::Deny)];
+
+/// All resources of a load while they are read.
+#[derive(Debug)]
+pub(super) struct Resources<'a> {
+    registry: Registry<'a>,
+    report: &'a Report,
+    tenants: Vec<Tenant>,
+    vms: Vec<Vm>,
+    policies: PolicySet,
+}
+
+/// Who a resource is.
+struct Metadata {
+    /// For a tenant itself, its own name.
+    tenant: Name,
+    name: Name,
+    labels: BTreeMap<String, String>,
+}
+
+impl Metadata {
+    fn vm(&self) -> VmRef {
+        VmRef { tenant: self.tenant.clone(), name: self.name.clone() }
+    }
+}
+
+impl<'a> Resources<'a> {
+    pub(super) fn new(report: &'a Report) -> Self {
+        let (tenants, vms, policies) = (Vec::new(), Vec::new(), PolicySet::default());
+        Self { registry: Registry::new(report), report, tenants, vms, policies }
+    }
+
+    /// Reads one document; what is wrong with it is in the report.
+    pub(super) fn read(&mut self, document: &Field<'a>) {
+        let _ = self.read_document(document);
+    }
+
+    /// Checks the resources against each other.
+    pub(super) fn finish(self) -> Option<(Inventory, PolicySet)> {
+        self.registry.resolve();
+        if !self.report.is_empty() {
+            return None;
+        }
+        let inventory = Inventory::new(self.tenants, self.vms)
+            .expect("the registry refuses whatever an inventory would refuse");
+        Some((inventory, self.policies))
+    }
+
+    fn read_document(&mut self, document: &Field<'a>) -> Option<()> {
+        let mut fields = document.fields()?;
+        let version = fields.required("apiVersion").and_then(|version| version.one_of(&[(API_VERSION, ())]));
+        let kind = fields.required("kind").and_then(|kind| kind.one_of(&Kind::ALL));
+        let metadata = fields.required("metadata");
+        let spec = fields.optional("spec");
+        fields.finish();
+        version?;
+        let kind = kind?;
+        let metadata = self.metadata(kind, &metadata?);
+        let Some(spec) = spec else {
+            if kind != Kind::Tenant {
+                return document.refuse("field `spec` is missing", "");
+            }
+            self.tenants.push(Tenant { name: metadata?.name, default_action: Action::Deny });
+            return Some(());
+        };
+        let metadata = metadata?;
+        let mut fields = spec.fields()?;
+        match kind {
+            Kind::Tenant => {
+                let tenant = tenant(metadata, &mut fields);
+                self.tenants.extend(tenant);
+            }
+            Kind::VirtualMachine => {
+                let vm = self.virtual_machine(metadata, &mut fields);
+                self.vms.extend(vm);
+            }
+            Kind::Application => {
+                let application = application(metadata, &mut fields);
+                self.policies.applications.extend(application);
+            }
+            Kind::Service => {
+                let service = service(metadata, &mut fields);
+                self.policies.services.extend(service);
+            }
+            Kind::AccessPolicy => {
+                let policy = self.access_policy(metadata, &mut fields);
+                self.policies.policies.extend(policy);
+            }
+        }
+        fields.finish();
+        Some(())
+    }
+
+    fn metadata(&mut self, kind: Kind, field: &Field<'a>) -> Option<Metadata> {
+        let mut fields = field.fields()?;
+        let name_field = fields.required("name");
+        let name = name_field.as_ref().and_then(Field::parse::<Name>);
+        let labels = maybe(fields.optional("labels"), selectors::labels);
+        let tenant = if kind == Kind::Tenant {
+            name.clone()
+        } else {
+            fields.required("tenant").and_then(|field| {
+                let tenant: Name = field.parse()?;
+                let id = Id { kind: Kind::Tenant, tenant: None, name: tenant.clone() };
+                self.registry.refer(id, &field.place);
+                Some(tenant)
+            })
+        };
+        fields.finish();
+        let (name_field, name, tenant) = (name_field?, name?, tenant?);
+        if kind == Kind::AccessPolicy && name.as_str() == DEFAULT_RULE {
+            return name_field.refuse(
+                "a policy cannot be named `default`",
+                "verdicts name the tenant's default so; choose another name",
+            );
+        }
+        let owner = (kind != Kind::Tenant).then(|| tenant.clone());
+        self.registry.define(Id { kind, tenant: owner, name: name.clone() }, &name_field.place)?;
+        Some(Metadata { tenant, name, labels: labels?.unwrap_or_default() })
+    }
+
+    fn virtual_machine(&mut self, metadata: Metadata, spec: &mut Fields<'a>) -> Option<Vm> {
+        let field = spec.required("nics")?;
+        let items = field.items(NICS_MAX)?;
+        if items.is_empty() {
+            return field.refuse("a machine needs at least one network card", "");
+        }
+        let id = metadata.vm();
+        let nics: Vec<_> = items.iter().map(|item| self.nic(&id, item)).collect();
+        Some(Vm { id, labels: metadata.labels, nics: nics.into_iter().collect::<Option<_>>()? })
+    }
+
+    fn nic(&mut self, vm: &VmRef, field: &Field<'a>) -> Option<Nic> {
+        let mut fields = field.fields()?;
+        let name_field = fields.required("name");
+        let name = name_field.as_ref().and_then(Field::parse::<Name>);
+        // Messages about a card whose own name is wrong need some name for it.
+        let nic = NicRef { vm: vm.clone(), nic: name.clone().unwrap_or_else(|| vm.name.clone()) };
+        if let (Some(field), Some(name)) = (&name_field, &name) {
+            self.registry.claim(Claim::Nic(vm.clone(), name.clone()), &nic, &field.place);
+        }
+        let socket = fields.required("socket").and_then(|field| {
+            let path = socket(&field)?;
+            self.registry.claim(Claim::Socket(path.clone()), &nic, &field.place)?;
+            Some(path)
+        });
+        let mode = maybe(fields.optional("socketMode"), |mode| {
+            mode.one_of(&[("Listen", SocketMode::Listen), ("Connect", SocketMode::Connect)])
+        });
+        let mac = fields.required("mac").and_then(|field| {
+            let mac = mac(&field)?;
+            self.registry.claim(Claim::Mac(vm.tenant.clone(), mac), &nic, &field.place)?;
+            Some(mac)
+        });
+        let addresses = fields.required("addresses").and_then(|field| self.addresses(&nic, &field));
+        let mtu = maybe(fields.optional("mtu"), |mtu| mtu.integer(MTU_BYTES_MIN..=u16::MAX));
+        fields.finish();
+        Some(Nic {
+            name: name?,
+            socket: socket?,
+            socket_mode: mode?.unwrap_or_default(),
+            mac: mac?,
+            addresses: addresses?,
+            mtu_bytes: mtu?.unwrap_or(MTU_BYTES_DEFAULT),
+        })
+    }
+
+    fn addresses(&mut self, nic: &NicRef, field: &Field<'a>) -> Option<Vec<Cidr>> {
+        let items = field.items(ADDRESSES_MAX)?;
+        if items.is_empty() {
+            return field.refuse("a network card needs at least one address", "");
+        }
+        let read: Vec<_> = items
+            .iter()
+            .map(|item| {
+                let cidr = host_address(item)?;
+                let claim = Claim::Address(nic.vm.tenant.clone(), cidr.address());
+                self.registry.claim(claim, nic, &item.place)?;
+                Some(cidr)
+            })
+            .collect();
+        read.into_iter().collect()
+    }
+
+    fn access_policy(&mut self, metadata: Metadata, spec: &mut Fields<'a>) -> Option<AccessPolicy> {
+        let action = spec.required("action").and_then(|action| action.one_of(&ACTIONS));
+        let mode = maybe(spec.optional("mode"), |mode| {
+            mode.one_of(&[("enforce", Mode::Enforce), ("audit", Mode::Audit)])
+        });
+        let tenant = &metadata.tenant;
+        let from = maybe(spec.optional("from"), |from| {
+            let read: Vec<_> = from.items(PEERS_MAX)?.iter().map(|item| self.origin(tenant, item)).collect();
+            read.into_iter().collect::<Option<Vec<_>>>()
+        });
+        let to = maybe(spec.optional("to"), |to| {
+            let read: Vec<_> = to.items(PEERS_MAX)?.iter().map(|item| self.target(tenant, item)).collect();
+            read.into_iter().collect::<Option<Vec<_>>>()
+        });
+        Some(AccessPolicy {
+            action: action?,
+            mode: mode?.unwrap_or_default(),
+            from: from?.unwrap_or_default(),
+            to: to?.unwrap_or_default(),
+            tenant: metadata.tenant,
+            name: metadata.name,
+        })
+    }
+
+    fn origin(&mut self, tenant: &Name, field: &Field<'a>) -> Option<Origin> {
+        let mut fields = field.fields()?;
+        let workload = selectors::workload_in(&mut fields);
+        let application = self.reference(Kind::Application, tenant, fields.optional("application"));
+        let single = alone(&fields, "application", &["vm", "process"]);
+        let empty = fields.given(&["vm", "process", "application"]).is_empty();
+        fields.finish();
+        if empty {
+            return field.refuse(
+                "the entry is empty",
+                "give vm, process or application; leave `from` out to mean anyone",
+            );
+        }
+        single?;
+        Some(match application? {
+            Some(name) => Origin::Application(name),
+            None => Origin::Workload(workload?),
+        })
+    }
+
+    fn target(&mut self, tenant: &Name, field: &Field<'a>) -> Option<Target> {
+        let mut fields = field.fields()?;
+        let workload = selectors::workload_in(&mut fields);
+        let application = self.reference(Kind::Application, tenant, fields.optional("application"));
+        let service = self.reference(Kind::Service, tenant, fields.optional("service"));
+        let ports = maybe(fields.optional("ports"), |ports| selectors::ports(ports, PortList::Matched));
+        let single = alone(&fields, "service", &["application", "vm", "process", "ports"])
+            .and_then(|()| alone(&fields, "application", &["vm", "process"]));
+        let empty = fields.given(&["vm", "process", "application", "service", "ports"]).is_empty();
+        fields.finish();
+        if empty {
+            let help = "give vm, process, application, service or ports; leave `to` out to mean anything";
+            return field.refuse("the entry is empty", help);
+        }
+        single?;
+        let ports = ports?.unwrap_or_default();
+        Some(match (service?, application?) {
+            (Some(service), _) => Target::Service(service),
+            (None, Some(application)) => Target::Application(application, ports),
+            (None, None) => Target::Workload(workload?, ports),
+        })
+    }
+
+    /// Reads the name of another resource of the same tenant.
+    fn reference(&mut self, kind: Kind, tenant: &Name, field: Option<Field<'a>>) -> Option<Option<Name>> {
+        maybe(field, |field| {
+            let name: Name = field.parse()?;
+            self.registry.refer(Id { kind, tenant: Some(tenant.clone()), name: name.clone() }, &field.place);
+            Some(name)
+        })
+    }
+}
+
+/// Refuses `key` beside any of `others`.
+fn alone(fields: &Fields<'_>, key: &'static str, others: &[&'static str]) -> Option<()> {
+    if fields.given(&[key]).is_empty() {
+        return Some(());
+    }
+    match fields.given(others).as_slice() {
+        [] => Some(()),
+        [other, ..] => fields.owner().refuse(
+            format!("`{key}` and `{other}` exclude each other"),
+            "write two entries, or only one of them",
+        ),
+    }
+}
+
+fn tenant(metadata: Metadata, spec: &mut Fields<'_>) -> Option<Tenant> {
+    let action = maybe(spec.optional("defaultAction"), |action| action.one_of(&ACTIONS))?;
+    Some(Tenant { name: metadata.name, default_action: action.unwrap_or(Action::Deny) })
+}
+
+fn application(metadata: Metadata, spec: &mut Fields<'_>) -> Option<Application> {
+    let selector = spec.required("selector").and_then(|selector| selectors::workload(&selector))?;
+    Some(Application { tenant: metadata.tenant, name: metadata.name, selector })
+}
+
+fn service(metadata: Metadata, spec: &mut Fields<'_>) -> Option<Service> {
+    let selector = spec.required("selector").and_then(|selector| selectors::workload(&selector));
+    let ports = spec.required("ports").and_then(|ports| selectors::ports(&ports, PortList::Offered));
+    Some(Service { tenant: metadata.tenant, name: metadata.name, selector: selector?, ports: ports? })
+}
+
+fn socket(field: &Field<'_>) -> Option<PathBuf> {
+    let text = field.text()?;
+    if text.is_empty() || text.len() > SOCKET_BYTES_MAX || text.chars().any(char::is_control) {
+        return field.refuse(
+            format!("`{}` cannot be a socket's path", quote(text)),
+            "use 1 to 107 bytes, relative to the daemon's socket directory or absolute",
+        );
+    }
+    let path = PathBuf::from(text);
+    if path.components().any(|part| part == std::path::Component::ParentDir) || path.file_name().is_none() {
+        return field.refuse("a socket's path names a file and contains no `..`", "");
+    }
+    Some(path)
+}
+
+fn mac(field: &Field<'_>) -> Option<MacAddr> {
+    let mac: MacAddr = field.parse()?;
+    if mac.is_multicast() || mac == MacAddr::default() {
+        return field.refuse(format!("{mac} cannot be a card's own address"), "use one that starts with 02");
+    }
+    Some(mac)
+}
+
+/// An address that a host can hold in its subnet.
+fn host_address(field: &Field<'_>) -> Option<Cidr> {
+    let cidr: Cidr = field.parse()?;
+    let address = cidr.address();
+    let special = address.is_unspecified() || address.is_multicast() || address.is_loopback();
+    let reserved = match address {
+        IpAddr::V4(v4) if cidr.prefix_len_bits() < 31 => {
+            let host = u32::MAX.checked_shr(cidr.prefix_len_bits().into()).unwrap_or(0);
+            v4.is_broadcast() || v4.to_bits() & host == 0 || v4.to_bits() & host == host
+        }
+        IpAddr::V4(v4) => v4.is_broadcast(),
+        // All zero is the subnet's router anycast address (RFC 4291 section 2.6.1).
+        IpAddr::V6(v6) if cidr.prefix_len_bits() < 127 => {
+            v6.to_bits() & u128::MAX.checked_shr(cidr.prefix_len_bits().into()).unwrap_or(0) == 0
+        }
+        IpAddr::V6(_) => false,
+    };
+    if special || reserved {
+        return field.refuse(
+            format!("{cidr} cannot be a host's own address"),
+            "use a host address within the subnet",
+        );
+    }
+    Some(cidr)
+}

@@ -1,0 +1,427 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What loads, and where exactly the rest is refused.
+
+use model::{Action, Mode, Origin, Protocol, SocketMode, Target};
+
+use super::*;
+
+const HEADER: &str = "apiVersion: meshvisor.dev/v1alpha1\n";
+
+/// A tenant and a machine that other documents can refer to: 12 lines.
+const BASE: &str = r#"apiVersion: meshvisor.dev/v1alpha1
+kind: Tenant
+metadata: {name: acme}
+---
+apiVersion: meshvisor.dev/v1alpha1
+kind: VirtualMachine
+metadata: {name: web, tenant: acme, labels: {tier: web}}
+spec:
+  nics:
+  - {name: net0, socket: web.sock, mac: "02:6d:76:00:01:0b", addresses: [10.0.0.11/24, "fd00::11/64"]}
+---
+apiVersion: meshvisor.dev/v1alpha1
+"#;
+
+fn source(file: &str, text: &str) -> Source {
+    Source { file: file.into(), text: text.into() }
+}
+
+fn load_text(text: &str) -> Result<Manifests, Vec<Diagnostic>> {
+    load_sources(&[source("m.yaml", text)])
+}
+
+/// Expects exactly these mistakes: line, column, field, and a piece of reason or help.
+fn check(text: &str, expected: &[(u32, u32, &str, &str)]) {
+    let diagnostics = load_text(text).expect_err(text);
+    let found: Vec<_> = diagnostics.iter().map(|d| (d.line, d.column, d.field.as_str())).collect();
+    let wanted: Vec<_> = expected.iter().map(|e| (e.0, e.1, e.2)).collect();
+    assert_eq!(found, wanted, "{text}\n{diagnostics:#?}");
+    for (diagnostic, (.., piece)) in diagnostics.iter().zip(expected) {
+        let said = format!("{} ({})", diagnostic.reason, diagnostic.help);
+        assert!(said.contains(piece), "{said:?} lacks {piece:?}\n{text}");
+    }
+}
+
+/// Expects these mistakes in a document that follows [`BASE`], lines counted from its `kind`.
+fn check_after_base(document: &str, expected: &[(u32, u32, &str, &str)]) {
+    let shifted: Vec<_> = expected.iter().map(|e| (e.0 + 12, e.1, e.2, e.3)).collect();
+    check(&format!("{BASE}{document}"), &shifted);
+}
+
+#[test]
+fn every_kind_loads_with_its_defaults() {
+    let text = format!(
+        "{BASE}kind: Application
+metadata: {{name: shop, tenant: acme}}
+spec: {{selector: {{vm: {{labels: {{app: shop}}}}}}}}
+---
+{HEADER}kind: Service
+metadata: {{name: api, tenant: acme}}
+spec:
+  selector: {{vm: {{labels: {{tier: api}}}}, process: {{exe: /usr/bin/orders}}}}
+  ports: [{{port: 8080}}, {{port: 53, protocol: UDP}}]
+---
+{HEADER}kind: AccessPolicy
+metadata: {{name: p, tenant: acme}}
+spec:
+  action: Allow
+  mode: audit
+  from:
+  - vm: {{name: web}}
+    process: {{name: nginx, exe: '/usr/sbin/*', unit: nginx.service, uid: 33}}
+  - application: shop
+  to:
+  - service: api
+  - {{vm: {{}}, ports: [{{protocol: ICMP}}, {{protocol: UDP}}]}}
+---
+{HEADER}kind: AccessPolicy
+metadata: {{name: q, tenant: acme}}
+spec: {{action: Deny}}
+"
+    );
+    let manifests = load_text(&text).unwrap();
+    let counts: Vec<_> = manifests.resources().into_iter().collect();
+    assert_eq!(
+        counts,
+        [("AccessPolicy", 2), ("Application", 1), ("Service", 1), ("Tenant", 1), ("VirtualMachine", 1)]
+    );
+    let (inventory, policies) = manifests.into_parts();
+    assert_eq!(inventory.tenants()[0].default_action, Action::Deny);
+    let (_, vm) = inventory.vms().next().unwrap();
+    assert_eq!(vm.labels["tier"], "web");
+    assert_eq!((vm.nics[0].socket_mode, vm.nics[0].mtu_bytes), (SocketMode::Listen, 1500));
+    assert_eq!(policies.services[0].ports[0].protocol, Protocol::Tcp);
+    let [p, q] = policies.policies.as_slice() else { panic!("two policies") };
+    assert_eq!((p.action, p.mode, q.mode), (Action::Allow, Mode::Audit, Mode::Enforce));
+    assert!(matches!(&p.from[1], Origin::Application(name) if name.as_str() == "shop"));
+    assert!(matches!(&p.to[0], Target::Service(name) if name.as_str() == "api"));
+    assert!(matches!(&p.to[1], Target::Workload(_, ports) if ports.len() == 2 && ports[0].port.is_none()));
+    assert!(q.from.is_empty() && q.to.is_empty());
+}
+
+#[test]
+fn headers_are_checked() {
+    check("kind: Tenant\nmetadata: {name: a}\n", &[(1, 1, "", "`apiVersion` is missing")]);
+    check("apiVersion: v1\nkind: Tenant\nmetadata: {name: a}\n", &[(1, 13, "apiVersion", API_VERSION)]);
+    check(&format!("{HEADER}kind: Tenent\nmetadata: {{name: a}}\n"), &[(2, 7, "kind", "use Tenant or")]);
+    check(&format!("{HEADER}kind: Tenant\n"), &[(1, 1, "", "`metadata` is missing")]);
+    check(
+        &format!("{HEADER}kind: Tenant\nmetadata: {{name: A_b}}\n"),
+        &[(3, 18, "metadata.name", "not a name")],
+    );
+    check(
+        &format!("{HEADER}kind: Tenant\nmetadata: {{name: 12}}\n"),
+        &[(3, 18, "metadata.name", "in quotes")],
+    );
+    check(
+        &format!("{HEADER}kind: Tenant\nmetadata: {{name: a}}\nstatus: {{}}\n"),
+        &[(4, 1, "status", "unknown field")],
+    );
+    check("- a\n- b\n", &[(1, 1, "", "expected a map, found a list")]);
+    check("just text\n", &[(1, 1, "", "expected a map, found text")]);
+}
+
+#[test]
+fn syntax_errors_carry_their_place_and_hide_nothing_before_them() {
+    let text = format!("{HEADER}kind: Tenant\nmetadata: {{name: A}}\n---\nkind: [Tenant\nmetadata: }}\n");
+    let diagnostics = load_text(&text).unwrap_err();
+    assert_eq!((diagnostics[0].line, diagnostics[0].field.as_str()), (3, "metadata.name"));
+    assert!(diagnostics.len() >= 2 && diagnostics[1].line >= 5, "{diagnostics:#?}");
+    for text in ["a: &a [*a]\n", "a: 'x", "{", "? [complex]\n: key\n", "a: *missing\n"] {
+        let diagnostics = load_text(text).expect_err(text);
+        assert!(diagnostics[0].line >= 1, "{text:?} {diagnostics:?}");
+    }
+}
+
+#[test]
+fn repeated_keys_are_refused_each_at_its_place() {
+    check(
+        &format!("{HEADER}kind: Tenant\nmetadata:\n  name: a\n  name: b\n"),
+        &[(5, 3, "metadata.name", "given twice")],
+    );
+}
+
+#[test]
+fn deep_nesting_and_alias_bombs_are_refused() {
+    assert!(load_text(&"[".repeat(100_000)).is_err());
+    let deep: String = (0..1000).map(|depth| format!("{}a:\n", " ".repeat(depth))).collect();
+    assert!(load_text(&deep).is_err());
+    let mut bomb = String::from("a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n");
+    for level in 1..10 {
+        let aliases = vec![format!("*a{}", level - 1); 10].join(",");
+        bomb.push_str(&format!("a{level}: &a{level} [{aliases}]\n"));
+    }
+    assert!(load_text(&bomb).is_err());
+}
+
+#[test]
+fn every_mistake_of_a_machine_is_found_in_one_load() {
+    check(
+        r#"apiVersion: meshvisor.dev/v1alpha1
+kind: VirtualMachine
+metadata: {name: web, tenant: acme}
+spec:
+  nics:
+  - name: Net0
+    socket: ../web.sock
+    socketMode: listen
+    mac: 02:6d:76:00:01
+    addresses: [10.0.0.0/24, 10.0.0.300/24, "::1/128", 10.0.0.255/24]
+    mtu: 100
+    speed: 10
+  - 17
+"#,
+        &[
+            (3, 31, "metadata.tenant", "tenant `acme` is not defined"),
+            (6, 11, "spec.nics[0].name", "not a name"),
+            (7, 13, "spec.nics[0].socket", "`..`"),
+            (8, 17, "spec.nics[0].socketMode", "use Listen or Connect"),
+            (9, 10, "spec.nics[0].mac", "Ethernet address"),
+            (10, 17, "spec.nics[0].addresses[0]", "host's own address"),
+            (10, 30, "spec.nics[0].addresses[1]", "prefix length"),
+            (10, 45, "spec.nics[0].addresses[2]", "host's own address"),
+            (10, 56, "spec.nics[0].addresses[3]", "host's own address"),
+            (11, 10, "spec.nics[0].mtu", "use 1280 to 65535"),
+            (12, 5, "spec.nics[0].speed", "known here: name, socket"),
+            (13, 5, "spec.nics[1]", "expected a map"),
+        ],
+    );
+}
+
+#[test]
+fn machines_of_a_tenant_cannot_share_what_is_their_own() {
+    check_after_base(
+        r#"kind: VirtualMachine
+metadata: {name: api, tenant: acme}
+spec:
+  nics:
+  - {name: net0, socket: web.sock, mac: "02:6d:76:00:01:0b", addresses: [10.0.0.11/8]}
+  - {name: net0, socket: b.sock, mac: "02:6d:76:00:01:0c", addresses: []}
+---
+apiVersion: meshvisor.dev/v1alpha1
+kind: VirtualMachine
+metadata: {name: web, tenant: acme}
+spec: {nics: []}
+"#,
+        &[
+            (5, 26, "spec.nics[0].socket", "`acme/web/net0` at m.yaml:10:26"),
+            (5, 41, "spec.nics[0].mac", "already held"),
+            (5, 74, "spec.nics[0].addresses[0]", "address 10.0.0.11 of tenant `acme`"),
+            (6, 12, "spec.nics[1].name", "network card `net0`"),
+            (6, 71, "spec.nics[1].addresses", "at least one address"),
+            (10, 18, "metadata.name", "already defined at m.yaml:7:18"),
+        ],
+    );
+}
+
+#[test]
+fn policies_refer_only_to_what_exists_in_their_tenant() {
+    check_after_base(
+        r"kind: Service
+metadata: {name: api, tenant: acme}
+spec: {selector: {vm: {}}, ports: [{port: 80}]}
+---
+apiVersion: meshvisor.dev/v1alpha1
+kind: Tenant
+metadata: {name: globex}
+---
+apiVersion: meshvisor.dev/v1alpha1
+kind: AccessPolicy
+metadata: {name: p, tenant: acme}
+spec:
+  action: Allow
+  from: [{application: shop}]
+  to: [{service: apo}]
+---
+apiVersion: meshvisor.dev/v1alpha1
+kind: AccessPolicy
+metadata: {name: p, tenant: globex}
+spec: {action: Allow, to: [{service: api}]}
+",
+        &[
+            (14, 24, "spec.from[0].application", "no application is defined there at all"),
+            (15, 18, "spec.to[0].service", "defined there: api"),
+            (20, 38, "spec.to[0].service", "service `globex/api` is not defined"),
+        ],
+    );
+}
+
+#[test]
+fn selectors_that_say_nothing_or_the_impossible_are_refused() {
+    check_after_base(
+        r#"kind: AccessPolicy
+metadata: {name: default, tenant: acme}
+---
+apiVersion: meshvisor.dev/v1alpha1
+kind: AccessPolicy
+metadata: {name: p, tenant: acme}
+spec:
+  action: allow
+  mode: Audit
+  from:
+  - {}
+  - vm: {label: {}}
+  - process: {}
+  - process: {exe: usr/bin/x}
+  - process: {exe: "/usr/\x01bin"}
+  - process: {unit: shop}
+  - process: {name: longer-than-15-bytes}
+  - process: {uid: -1}
+  - {application: a, vm: {}}
+  - vm: {labels: {"a b": c, d: "e f", g: 1}}
+  to:
+  - {}
+  - {service: a, ports: [{port: 1}]}
+  - {vm: {}, ports: []}
+  - {vm: {}, ports: [{port: 0}, {port: 65536}, {}, {port: 7, protocol: ICMP}, {port: 1, protocol: SCTP}]}
+"#,
+        &[
+            (0, 1, "", "`spec` is missing"),
+            (2, 18, "metadata.name", "cannot be named `default`"),
+            (8, 11, "spec.action", "use Allow or Deny"),
+            (9, 9, "spec.mode", "use enforce or audit"),
+            (11, 5, "spec.from[0]", "leave `from` out"),
+            (12, 10, "spec.from[1].vm.label", "known here: name, labels"),
+            (13, 14, "spec.from[2].process", "selector is empty"),
+            (14, 20, "spec.from[3].process.exe", "start it with / or *"),
+            (15, 20, "spec.from[4].process.exe", "control characters"),
+            (16, 21, "spec.from[5].process.unit", ".service, .scope or *"),
+            (17, 21, "spec.from[6].process.name", "select by `exe`"),
+            (18, 20, "spec.from[7].process.uid", "use 0 to 4294967295"),
+            (19, 5, "spec.from[8]", "`application` and `vm` exclude"),
+            (19, 19, "spec.from[8].application", "no application is defined"),
+            (20, 26, "spec.from[9].vm.labels.a b", "not a label key"),
+            (20, 32, "spec.from[9].vm.labels.d", "not a label value"),
+            (20, 42, "spec.from[9].vm.labels.g", "in quotes"),
+            (22, 5, "spec.to[0]", "leave `to` out"),
+            (23, 5, "spec.to[1]", "`service` and `ports` exclude"),
+            (23, 15, "spec.to[1].service", "no service is defined"),
+            (24, 21, "spec.to[2].ports", "leave `ports` out"),
+            (25, 29, "spec.to[3].ports[0].port", "use 1 to 65535"),
+            (25, 40, "spec.to[3].ports[1].port", "use 1 to 65535"),
+            (25, 48, "spec.to[3].ports[2]", "`port` is missing"),
+            (25, 52, "spec.to[3].ports[3]", "icmp has no ports"),
+            (25, 99, "spec.to[3].ports[4].protocol", "use TCP or UDP"),
+        ],
+    );
+}
+
+#[test]
+fn services_need_a_port_each() {
+    check_after_base(
+        r"kind: Service
+metadata: {name: api, tenant: acme}
+spec: {selector: {}, ports: [{protocol: TCP}, {port: eighty}], port: 80}
+",
+        &[
+            (3, 18, "spec.selector", "selector is empty"),
+            (3, 30, "spec.ports[0]", "`port` is missing"),
+            (3, 54, "spec.ports[1].port", "expected a whole number, found text"),
+            (3, 64, "spec.port", "unknown field"),
+        ],
+    );
+    check_after_base(
+        "kind: Service\nmetadata: {name: s, tenant: acme}\n",
+        &[(0, 1, "", "`spec` is missing")],
+    );
+}
+
+#[test]
+fn hostile_text_is_not_repeated_raw() {
+    let long = "x".repeat(5000);
+    for text in [
+        format!("{HEADER}kind: \"\\e[2J{long}\"\n"),
+        format!("{HEADER}kind: Tenant\n\"\\e[2J{long}\": 1\nmetadata: {{name: a}}\n"),
+        format!("{HEADER}kind: Tenant\nmetadata: {{name: \"\\e[2J{long}\"}}\n"),
+    ] {
+        for diagnostic in load_text(&text).unwrap_err() {
+            let said = diagnostic.to_string() + &diagnostic.help;
+            assert!(said.len() < 500 && !said.chars().any(char::is_control), "{said:?}");
+        }
+    }
+}
+
+#[test]
+fn numbers_of_resources_and_diagnostics_are_bounded() {
+    let tenants = |count: usize, name: &str| -> String {
+        (0..count)
+            .map(|index| format!("---\n{HEADER}kind: Tenant\nmetadata: {{name: {name}{index}}}\n"))
+            .collect()
+    };
+    assert!(load_text(&tenants(RESOURCES_MAX, "t")).is_ok());
+    let diagnostics = load_text(&tenants(RESOURCES_MAX + 1, "t")).unwrap_err();
+    assert!(diagnostics[0].reason.contains("more resources"), "{diagnostics:?}");
+    assert_eq!(load_text(&tenants(2000, "T")).unwrap_err().len(), 1000);
+}
+
+#[test]
+fn diagnostics_name_the_file_of_each_source() {
+    let sources = [source("a.yaml", BASE.trim_end_matches(HEADER)), source("b.yaml", BASE)];
+    let diagnostics = load_sources(&sources).unwrap_err();
+    assert!(diagnostics.iter().all(|d| d.file.to_str() == Some("b.yaml")), "{diagnostics:#?}");
+    assert!(diagnostics[0].reason.contains("a.yaml:3:18"), "{diagnostics:#?}");
+}
+
+mod files {
+    use std::fs;
+
+    use super::*;
+
+    /// A directory of the test's own, removed at the end.
+    struct Directory(PathBuf);
+
+    impl Directory {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("meshvisor-api-{}-{name}", std::process::id()));
+            fs::create_dir_all(&path).unwrap();
+            Self(path)
+        }
+    }
+
+    impl Drop for Directory {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn refusal(path: PathBuf) -> String {
+        let diagnostics = load(&[path]).unwrap_err();
+        assert_eq!(diagnostics.len(), 1, "{diagnostics:?}");
+        diagnostics[0].reason.clone()
+    }
+
+    #[test]
+    fn directory_is_read_in_name_order_without_hidden_and_other_files() {
+        let directory = Directory::new("order");
+        fs::write(directory.0.join("b.yml"), format!("{HEADER}kind: Tenant\nmetadata: {{name: b}}\n"))
+            .unwrap();
+        fs::write(directory.0.join("a.yaml"), format!("{HEADER}kind: Tenant\nmetadata: {{name: a}}\n"))
+            .unwrap();
+        fs::write(directory.0.join(".hidden.yaml"), "nonsense").unwrap();
+        fs::write(directory.0.join("notes.txt"), "nonsense").unwrap();
+        let (inventory, _) = load(std::slice::from_ref(&directory.0)).unwrap().into_parts();
+        let names: Vec<_> = inventory.tenants().iter().map(|tenant| tenant.name.to_string()).collect();
+        assert_eq!(names, ["a", "b"]);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_refused_with_its_reason() {
+        let directory = Directory::new("unreadable");
+        assert!(refusal(directory.0.clone()).contains("no *.yaml"));
+        assert!(refusal(directory.0.join("absent.yaml")).contains("cannot be read"));
+
+        let file = directory.0.join("large.yaml");
+        fs::write(&file, "#".repeat(FILE_BYTES_MAX + 1)).unwrap();
+        assert!(refusal(file.clone()).contains("larger than 1 MiB"));
+        fs::write(&file, "#".repeat(FILE_BYTES_MAX)).unwrap();
+        assert!(load(&[file]).is_ok());
+
+        let file = directory.0.join("latin1.yaml");
+        fs::write(&file, b"a: \xe4").unwrap();
+        assert!(refusal(file).contains("not UTF-8"));
+
+        fs::create_dir(directory.0.join("folder.yaml")).unwrap();
+        let diagnostics = load(std::slice::from_ref(&directory.0)).unwrap_err();
+        assert!(diagnostics.iter().any(|d| d.reason.contains("not a regular file")), "{diagnostics:?}");
+    }
+}
