@@ -1,2 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Placeholder until the crate is written.
+//! Live introspection of Linux guests on x86-64 from raw RAM, with nothing known about the kernel beforehand.
+//!
+//! A [`Guest`] is attached to any [`PhysicalMemory`]: the kernel's own type information and symbol table are
+//! found in RAM, its page tables are walked, and its processes and sockets are read while it runs.
+//!
+//! Invariants:
+//! - The guest may lie. Every walk, table and allocation has a bound, every query a budget of reads; bad
+//!   structures give typed errors or [`model::UnknownReason`], never a panic.
+//! - The guest runs meanwhile. What contradicts itself is read again a few times, then *unknown*.
+//! - Reading never makes a guest's page resident; only resident extents are scanned.
+//!
+//! Deliberately absent: writes, mapping, clocks, threads, debug files, CPU registers and any knowledge of one
+//! particular kernel beyond the names of its structures.
+#![forbid(unsafe_code)]
+#![allow(dead_code, reason = "socket views follow")]
+
+mod attach;
+mod btf;
+mod cgroup;
+mod error;
+mod guest;
+mod kallsyms;
+mod layout;
+mod memory;
+mod paging;
+mod path;
+mod reader;
+mod scan;
+mod task;
+
+pub use attach::Kernel;
+pub use error::{AttachError, TypesError, ViewError};
+pub use guest::Guest;
+pub use memory::{PhysicalMemory, Unmapped};

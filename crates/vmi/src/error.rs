@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Why a guest could not be understood, or a question about it not answered.
+
+use model::UnknownReason;
+
+/// Why a guest's kernel was not found in its RAM.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AttachError {
+    /// No type information: no kernel yet, one built without BTF, or encrypted memory.
+    #[error("no kernel type information (BTF) in guest memory")]
+    NoTypes,
+    /// No symbol table: no kernel yet, or one whose table has a form not known here.
+    #[error("no kernel symbol table (kallsyms) in guest memory")]
+    NoSymbols,
+    /// Types and symbols were found, but none belong to one kernel whose page tables agree.
+    #[error("no symbols, types and page tables in guest memory that belong together")]
+    NoKernel,
+    /// The kernel's symbol table lacks a symbol that is needed.
+    #[error("kernel has no symbol `{0}`")]
+    MissingSymbol(&'static str),
+    /// The type information is malformed.
+    #[error(transparent)]
+    Types(#[from] TypesError),
+    /// The kernel is there, but its first structures do not read as they must.
+    #[error("kernel's {0} is not as expected")]
+    Unexpected(&'static str),
+}
+
+/// Why type information (BTF) was refused, or did not say what is needed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TypesError {
+    /// Header or a type record contradicts itself, or runs past the end.
+    #[error("malformed type information at byte {0}")]
+    Malformed(usize),
+    /// A bound of this library was exceeded.
+    #[error("more than {0} types")]
+    TooMany(usize),
+    /// A structure is not described.
+    #[error("no structure `{0}`")]
+    NoStructure(&'static str),
+    /// A structure has no such member.
+    #[error("structure `{structure}` has no member `{member}`")]
+    NoMember {
+        /// The structure.
+        structure: &'static str,
+        /// The path of the member.
+        member: &'static str,
+    },
+}
+
+/// Why a view of the guest could not be given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ViewError {
+    /// The kernel is no longer where it was found: the guest was reset. Attach again.
+    #[error("kernel is gone from guest memory")]
+    Gone,
+    /// The structures changed under the reader, or contradicted themselves, on every try.
+    #[error("guest structures are inconsistent")]
+    Inconsistent,
+    /// The walk needed more reads than one query may spend.
+    #[error("guest structures are too large to walk")]
+    Exhausted,
+}
+
+impl From<ViewError> for UnknownReason {
+    fn from(error: ViewError) -> Self {
+        match error {
+            ViewError::Gone => Self::NotAttached,
+            ViewError::Inconsistent | ViewError::Exhausted => Self::Inconsistent,
+        }
+    }
+}
+
+/// Why one read of guest-virtual memory, or one walk, failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The address is not mapped by the kernel's page tables, or not backed by memory.
+    Unmapped,
+    /// A list, tree or count contradicts itself or exceeds its bound.
+    Inconsistent,
+    /// The query has spent all its reads.
+    Exhausted,
+}
+
+impl From<crate::Unmapped> for Fault {
+    fn from(_: crate::Unmapped) -> Self {
+        Self::Unmapped
+    }
+}
+
+impl From<Fault> for ViewError {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Unmapped | Fault::Inconsistent => Self::Inconsistent,
+            Fault::Exhausted => Self::Exhausted,
+        }
+    }
+}

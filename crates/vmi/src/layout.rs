@@ -1,0 +1,305 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Where the members that this library reads lie in the guest kernel's structures: resolved once, at attach,
+//! from the kernel's own type information. Nothing here is hardwired but names.
+//!
+//! A member that was renamed over the years is written with all its names, newest first or not: the first
+//! that exists counts. What only some kernels have is an `Option` in [`Layout`].
+
+use crate::btf::Structures;
+use crate::error::TypesError;
+
+/// Declares a structure of member offsets, each in bytes, and how they are resolved.
+macro_rules! offsets {
+    ($(#[$doc:meta])* $name:ident of $structure:literal { $($field:ident: $($path:literal)|+),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug)]
+        pub(crate) struct $name { $(pub(crate) $field: u32),* }
+
+        impl $name {
+            fn resolve(types: &Structures<'_>) -> Result<Self, TypesError> {
+                Ok(Self { $($field: types.offset_of_any($structure, &[$($path),+])?),* })
+            }
+        }
+    };
+}
+
+offsets! {
+    /// A thread; the list `tasks` links the leaders of thread groups.
+    Task of "task_struct" {
+        tasks: "tasks", pid: "pid", tgid: "tgid", comm: "comm", mm: "mm", files: "files",
+        real_parent: "real_parent", signal: "signal", cred: "cred", real_cred: "real_cred",
+        cgroups: "cgroups", start_time: "start_boottime" | "real_start_time", thread_node: "thread_node",
+    }
+}
+offsets! {
+    /// What the threads of a process share.
+    Signal of "signal_struct" { thread_head: "thread_head" }
+}
+offsets! {
+    /// A user address space.
+    Mm of "mm_struct" { exe_file: "exe_file" }
+}
+offsets! {
+    /// Credentials.
+    Cred of "cred" { euid: "euid.val" }
+}
+offsets! {
+    /// A task's membership in control groups.
+    CssSet of "css_set" { dfl_cgrp: "dfl_cgrp" }
+}
+offsets! {
+    /// A control group.
+    Cgroup of "cgroup" { kn: "kn" }
+}
+offsets! {
+    /// A node of the file system that shows control groups.
+    KernfsNode of "kernfs_node" { parent: "__parent" | "parent", name: "name" }
+}
+offsets! {
+    /// An open file.
+    File of "file" {
+        f_op: "f_op", private_data: "private_data", f_cred: "f_cred",
+        dentry: "f_path.dentry", mnt: "f_path.mnt",
+    }
+}
+offsets! {
+    /// A name in a directory.
+    Dentry of "dentry" { parent: "d_parent", name: "d_name.name", name_len: "d_name.len" }
+}
+offsets! {
+    /// A mounted file system; `mnt` is the part that files point to.
+    Mount of "mount" { mnt: "mnt", mnt_root: "mnt.mnt_root", parent: "mnt_parent", mountpoint: "mnt_mountpoint" }
+}
+offsets! {
+    /// A process's descriptor table.
+    Files of "files_struct" { fdt: "fdt" }
+}
+offsets! {
+    /// The array of a descriptor table.
+    Fdtable of "fdtable" { max_fds: "max_fds", fd: "fd" }
+}
+offsets! {
+    /// The part of a socket that files see.
+    Socket of "socket" { sk: "sk", file: "file" }
+}
+offsets! {
+    /// A socket together with its inode.
+    SocketAlloc of "socket_alloc" { socket: "socket", inode: "vfs_inode" }
+}
+offsets! {
+    /// An inode.
+    Inode of "inode" { number: "i_ino" }
+}
+offsets! {
+    /// The network part of a socket. What begins with `skc_` also exists for requests and in TIME_WAIT.
+    Sock of "sock" {
+        daddr: "__sk_common.skc_daddr", rcv_saddr: "__sk_common.skc_rcv_saddr",
+        dport: "__sk_common.skc_dport", num: "__sk_common.skc_num",
+        family: "__sk_common.skc_family", state: "__sk_common.skc_state",
+        net: "__sk_common.skc_net", hash: "__sk_common.skc_hash", flags: "__sk_common.skc_flags",
+        v6_daddr: "__sk_common.skc_v6_daddr", v6_rcv_saddr: "__sk_common.skc_v6_rcv_saddr",
+        node: "__sk_common.skc_node", listener: "__sk_common.skc_listener",
+        socket: "sk_socket", uid: "sk_uid", cgroup: "sk_cgrp_data.cgroup" | "sk_cgrp_data.val",
+        protocol: "sk_protocol",
+    }
+}
+offsets! {
+    /// A network namespace.
+    Net of "net" {
+        list: "list", hash_mix: "hash_mix", inode: "ns.inum", devices: "dev_base_head",
+        hashinfo: "ipv4.tcp_death_row.hashinfo",
+    }
+}
+offsets! {
+    /// The tables of TCP sockets.
+    Hashinfo of "inet_hashinfo" {
+        ehash: "ehash", ehash_mask: "ehash_mask", lhash2: "lhash2", lhash2_mask: "lhash2_mask",
+    }
+}
+offsets! {
+    /// A bucket of listening sockets.
+    ListenBucket of "inet_listen_hashbucket" { head: "nulls_head" | "head" }
+}
+offsets! {
+    /// The tables of UDP sockets.
+    UdpTable of "udp_table" { hash: "hash", mask: "mask" }
+}
+offsets! {
+    /// A network device.
+    NetDevice of "net_device" { list: "dev_list", parent: "dev.parent" }
+}
+offsets! {
+    /// A virtio device: the parent of its network device.
+    VirtioDevice of "virtio_device" { dev: "dev", queues: "vqs" }
+}
+offsets! {
+    /// The public part of a virtqueue.
+    Virtqueue of "virtqueue" { list: "list" }
+}
+offsets! {
+    /// A frame on its way.
+    SkBuff of "sk_buff" { sk: "sk", dev: "dev" }
+}
+offsets! {
+    /// Type information of a module.
+    BtfModule of "btf_module" { list: "list", btf: "btf" }
+}
+offsets! {
+    /// Type information as the kernel keeps it.
+    KernelBtf of "btf" {
+        data: "data", data_size: "data_size", start_id: "start_id", start_str_off: "start_str_off",
+        name: "name",
+    }
+}
+offsets! {
+    /// A split virtqueue as its driver sees it.
+    VringVirtqueue of "vring_virtqueue" { vq: "vq", desc: "split.vring.desc", count: "split.vring.num", desc_state: "split.desc_state" }
+}
+offsets! {
+    /// The driver's note for one descriptor chain.
+    DescState of "vring_desc_state_split" { data: "data" }
+}
+offsets! {
+    /// Where kernels from 6.9 keep the secrets of the socket hashes.
+    Hotdata of "net_hotdata" {
+        tcp: "tcp_protocol.secret", tcp6: "tcpv6_protocol.secret", tcp6_address: "tcpv6_offload.secret",
+    }
+}
+
+/// All of it, in the order of the modules that use it.
+#[derive(Clone, Debug)]
+pub(crate) struct Layout {
+    pub(crate) task: Task,
+    pub(crate) signal: Signal,
+    pub(crate) mm: Mm,
+    pub(crate) cred: Cred,
+    pub(crate) css_set: CssSet,
+    pub(crate) cgroup: Cgroup,
+    pub(crate) kernfs_node: KernfsNode,
+    pub(crate) file: File,
+    pub(crate) dentry: Dentry,
+    pub(crate) mount: Mount,
+    pub(crate) files: Files,
+    pub(crate) fdtable: Fdtable,
+    pub(crate) socket: Socket,
+    pub(crate) socket_alloc: SocketAlloc,
+    pub(crate) inode: Inode,
+    pub(crate) sock: Sock,
+    /// Place of the bit that says that an IPv6 socket takes no IPv4.
+    pub(crate) sock_ipv6only_bits: u32,
+    pub(crate) net: Net,
+    pub(crate) hashinfo: Hashinfo,
+    /// Size of a bucket of established sockets; its list head is its first member.
+    pub(crate) ehash_bucket_bytes: u32,
+    pub(crate) listen_bucket: ListenBucket,
+    pub(crate) listen_bucket_bytes: u32,
+    /// The link of listening sockets; before 5.19 not the common one.
+    pub(crate) listen_node: u32,
+    pub(crate) udp_table: UdpTable,
+    /// Size of a UDP slot; its list head is its first member.
+    pub(crate) udp_slot_bytes: u32,
+    /// Namespaces have a UDP table of their own (from 6.2).
+    pub(crate) net_udp_table: Option<u32>,
+    pub(crate) hotdata: Option<Hotdata>,
+    pub(crate) devices: Option<Devices>,
+    pub(crate) modules: Option<Modules>,
+}
+
+/// From a network namespace to the virtqueues of its devices.
+#[derive(Clone, Debug)]
+pub(crate) struct Devices {
+    pub(crate) net_device: NetDevice,
+    pub(crate) device_parent: u32,
+    pub(crate) skb: SkBuff,
+}
+
+/// Types of modules.
+#[derive(Clone, Debug)]
+pub(crate) struct Modules {
+    pub(crate) module: BtfModule,
+    pub(crate) btf: KernelBtf,
+}
+
+/// A split virtqueue; described by the kernel or, where virtio is a module, by that module.
+#[derive(Clone, Debug)]
+pub(crate) struct Vring {
+    pub(crate) device: VirtioDevice,
+    pub(crate) virtqueue: Virtqueue,
+    pub(crate) vring: VringVirtqueue,
+    pub(crate) state: DescState,
+    pub(crate) state_bytes: u32,
+}
+
+impl Layout {
+    /// Resolves what every view needs.
+    ///
+    /// # Errors
+    /// When the kernel does not describe a member that is not optional.
+    pub(crate) fn resolve(types: &Structures<'_>) -> Result<Self, TypesError> {
+        let sock = Sock::resolve(types)?;
+        let own_listen_node = types.offset("inet_connection_sock", "icsk_listen_portaddr_node");
+        Ok(Self {
+            task: Task::resolve(types)?,
+            signal: Signal::resolve(types)?,
+            mm: Mm::resolve(types)?,
+            cred: Cred::resolve(types)?,
+            css_set: CssSet::resolve(types)?,
+            cgroup: Cgroup::resolve(types)?,
+            kernfs_node: KernfsNode::resolve(types)?,
+            file: File::resolve(types)?,
+            dentry: Dentry::resolve(types)?,
+            mount: Mount::resolve(types)?,
+            files: Files::resolve(types)?,
+            fdtable: Fdtable::resolve(types)?,
+            socket: Socket::resolve(types)?,
+            socket_alloc: SocketAlloc::resolve(types)?,
+            inode: Inode::resolve(types)?,
+            sock_ipv6only_bits: types.offset_bits("sock", "__sk_common.skc_ipv6only")?,
+            net: Net::resolve(types)?,
+            hashinfo: Hashinfo::resolve(types)?,
+            ehash_bucket_bytes: types.size("inet_ehash_bucket")?,
+            listen_bucket: ListenBucket::resolve(types)?,
+            listen_bucket_bytes: types.size("inet_listen_hashbucket")?,
+            listen_node: own_listen_node.unwrap_or(sock.node),
+            udp_table: UdpTable::resolve(types)?,
+            udp_slot_bytes: types.size("udp_hslot")?,
+            net_udp_table: types.offset("net", "ipv4.udp_table").ok(),
+            hotdata: Hotdata::resolve(types).ok(),
+            devices: Devices::resolve(types).ok(),
+            modules: Modules::resolve(types).ok(),
+            sock,
+        })
+    }
+}
+
+impl Devices {
+    fn resolve(types: &Structures<'_>) -> Result<Self, TypesError> {
+        Ok(Self {
+            net_device: NetDevice::resolve(types)?,
+            device_parent: types.offset("device", "parent")?,
+            skb: SkBuff::resolve(types)?,
+        })
+    }
+}
+
+impl Modules {
+    fn resolve(types: &Structures<'_>) -> Result<Self, TypesError> {
+        Ok(Self { module: BtfModule::resolve(types)?, btf: KernelBtf::resolve(types)? })
+    }
+}
+
+impl Vring {
+    /// Resolves a virtqueue from the kernel's types, or from those with its virtio module's.
+    ///
+    /// # Errors
+    /// When they do not describe it.
+    pub(crate) fn resolve(types: &Structures<'_>) -> Result<Self, TypesError> {
+        Ok(Self {
+            device: VirtioDevice::resolve(types)?,
+            virtqueue: Virtqueue::resolve(types)?,
+            vring: VringVirtqueue::resolve(types)?,
+            state: DescState::resolve(types)?,
+            state_bytes: types.size("vring_desc_state_split")?,
+        })
+    }
+}

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Processes: the kernel's list of thread groups, and what is told of each.
+
+use std::collections::HashSet;
+
+use model::Process;
+
+use crate::error::Fault;
+use crate::guest::Core;
+use crate::memory::Gva;
+
+/// Most thread groups walked.
+const PROCESSES_MAX: usize = 32_768;
+/// Most threads of one group walked.
+const THREADS_MAX: usize = 16_384;
+/// `TASK_COMM_LEN`.
+const COMM_BYTES: usize = 16;
+
+/// A process (thread group), by the address of its leader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Task(pub(crate) Gva);
+
+impl Core {
+    /// The leaders of all thread groups, in order of age; the idle task (pid 0) is not among them.
+    pub(crate) fn tasks(&self) -> Result<Vec<Task>, Fault> {
+        let offset = self.layout.task.tasks;
+        let entries = self.list(self.anchors.init_task.at(offset), PROCESSES_MAX)?;
+        Ok(entries.into_iter().map(|entry| Task(entry.container(offset))).collect())
+    }
+
+    /// The threads of a process, leader included (which may have exited and hold nothing any more).
+    pub(crate) fn threads(&self, task: Task) -> Result<Vec<Gva>, Fault> {
+        let signal = self.reader.pointer(task.0.at(self.layout.task.signal))?;
+        let entries = self.list(signal.at(self.layout.signal.thread_head), THREADS_MAX)?;
+        Ok(entries.into_iter().map(|entry| entry.container(self.layout.task.thread_node)).collect())
+    }
+
+    /// The entries of a circular list (`struct list_head`) without its head.
+    ///
+    /// # Errors
+    /// When the list does not come back to its head within `len_max` entries, or meets itself before.
+    pub(crate) fn list(&self, head: Gva, len_max: usize) -> Result<Vec<Gva>, Fault> {
+        let mut entries = Vec::new();
+        let mut seen = HashSet::new();
+        let mut entry = self.reader.pointer(head)?;
+        while entry != head {
+            if entries.len() == len_max || !seen.insert(entry) {
+                return Err(Fault::Inconsistent);
+            }
+            entries.push(entry);
+            entry = self.reader.pointer(entry)?;
+        }
+        Ok(entries)
+    }
+
+    pub(crate) fn pid(&self, task: Task) -> Result<u32, Fault> {
+        self.reader.u32(task.0.at(self.layout.task.tgid))
+    }
+
+    pub(crate) fn start_time_ns(&self, task: Task) -> Result<u64, Fault> {
+        self.reader.u64(task.0.at(self.layout.task.start_time))
+    }
+
+    /// Everything that is told of a process. What only decorates (path, user, control group) may be absent,
+    /// for a process can be on its way out.
+    pub(crate) fn process(&self, task: Task) -> Result<Process, Fault> {
+        let layout = &self.layout.task;
+        let parent = self.reader.pointer(task.0.at(layout.real_parent))?;
+        Ok(Process {
+            pid: self.pid(task)?,
+            parent_pid: if parent.is_null() { 0 } else { self.pid(Task(parent))? },
+            start_time_ns: self.start_time_ns(task)?,
+            name: self.reader.text(task.0.at(layout.comm), COMM_BYTES)?,
+            exe: self.exe(task).ok().flatten(),
+            uid: self.effective_uid(task).ok(),
+            cgroup: self.task_cgroup(task).ok(),
+        })
+    }
+
+    fn exe(&self, task: Task) -> Result<Option<String>, Fault> {
+        let mm = self.reader.pointer(task.0.at(self.layout.task.mm))?;
+        if mm.is_null() {
+            return Ok(None);
+        }
+        let file = self.reader.pointer(mm.at(self.layout.mm.exe_file))?;
+        if file.is_null() { Ok(None) } else { self.file_path(file).map(Some) }
+    }
+
+    fn effective_uid(&self, task: Task) -> Result<u32, Fault> {
+        let cred = self.reader.pointer(task.0.at(self.layout.task.real_cred))?;
+        self.reader.u32(cred.at(self.layout.cred.euid))
+    }
+}
