@@ -1,2 +1,59 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Placeholder until the crate is written.
+//! The vhost-user backend of one network card, and the guest memory that comes with it.
+//!
+//! A card is one [`Port`], owned by a poll thread, and one [`PortControl`], which keeps the thread that talks to the VMM.
+//! The two share no lock: the talking thread translates what the VMM says into complete ring sets and hands them over
+//! through a channel; the poll thread takes them up between two batches, in [`Port::service`], and acknowledges. So the
+//! poll thread never waits for a VMM, and a VMM never sees memory used after it was told that its use has ended.
+//!
+//! Theory of operation:
+//! - The protocol's message layer is the `vhost` crate's. A session lasts as long as a connection; the port listens or
+//!   connects again until [`PortControl`] is dropped, and serves one VMM at a time.
+//! - A device runs while both rings have addresses, a kick descriptor and are enabled, memory is known, and the driver
+//!   speaks virtio 1.0. Whatever ends one of these stops it first.
+//! - Chains are returned to the guest strictly in the order in which they were made available. Therefore the used
+//!   index alone says what has been done, and every start resumes there, be it after a reconnect, a crash of this process
+//!   or a reset of the guest's. `SET_VRING_BASE` says at best the same, at worst (from a VMM that counts what was
+//!   available when the backend died) something that loses every receive buffer; it is ignored. Frames that were
+//!   received but not completed are received again.
+//! - Notifications are given and asked for as late as possible: used entries are published once per
+//!   [`Port::flush`], kicks are suppressed until [`Port::arm_kicks`].
+//!
+//! Invariants:
+//! - Guest memory is never a Rust reference. It is copied by address, each shared field is read once, and
+//!   decisions are made on the copy.
+//! - Whatever a guest writes into its rings ends in a typed [`RingFault`] or [`ChainFault`], counted, that stops this
+//!   port or drops that frame.
+//! - Memory is mapped only where its file has bytes at that time; a file that its owner can still truncate is reported
+//!   ([`PortStatus::memory_sealed`]), because truncating it would kill this process.
+//! - Looking at memory through [`GuestMemory::read`] does not make the guest bigger.
+//!
+//! Deliberately absent: packed rings, more than one queue pair, dirty logging (so no live migration), post-copy, an IOMMU,
+//! error notifications (`SET_VRING_ERR` is accepted and ignored), and any idea of what is in a frame behind the
+//! virtio-net header.
+#![allow(unsafe_code)] // Guest memory is mapped and reached by address; all of it is in `memory` and `window`.
+
+mod chain;
+mod control;
+mod endpoint;
+mod fault;
+mod features;
+mod link;
+mod memory;
+mod port;
+mod ring;
+mod session;
+mod window;
+
+#[cfg(test)]
+mod tests;
+
+pub use chain::{Batch, Chain};
+pub use control::{OpenError, PortConfig, PortControl, PortStatus, open};
+pub use fault::{ChainFault, RingFault, SendError};
+pub use features::{Features, VNET_HEADER_BYTES};
+pub use link::Stalled;
+pub use memory::{GuestMemory, MapError, Unmapped};
+pub use port::{Port, PortCounters, PortEvent};
+pub use ring::{LayoutError, RingAddresses};
+pub use session::SessionError;

@@ -1,0 +1,316 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Descriptor chains: walked once, with every bound checked, into windows on the guest's memory.
+
+use std::sync::Arc;
+
+use crate::fault::ChainFault;
+use crate::features::VNET_HEADER_BYTES;
+use crate::memory::GuestMemory;
+use crate::window::Window;
+
+/// Most descriptors of one chain. Drivers use at most 19 (Linux) to about 256 (others).
+const CHAIN_DESCRIPTORS_MAX: usize = 1024;
+/// Longest frame with its virtio-net header, in bytes: an IP packet of 64 KiB behind Ethernet and tags, rounded up.
+pub(crate) const FRAME_BYTES_MAX: usize = 68 * 1024;
+/// Shortest frame with its virtio-net header, in bytes: an Ethernet header and nothing in it.
+pub(crate) const FRAME_BYTES_MIN: usize = VNET_HEADER_BYTES + 14;
+
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+const INDIRECT: u16 = 4;
+
+/// Which way a chain's bytes flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// The device reads: frames that the guest sends.
+    FromGuest,
+    /// The device writes: buffers for frames that the guest receives.
+    ToGuest,
+}
+
+/// A table of descriptors: a ring's own, or an indirect one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Table<'m>(Window<'m>);
+
+struct Descriptor {
+    address: u64,
+    len: u32,
+    flags: u16,
+    next: u16,
+}
+
+impl<'m> Table<'m> {
+    pub(crate) const ENTRY_BYTES: usize = 16;
+
+    /// `window` is a whole number of descriptors, aligned to eight bytes.
+    pub(crate) fn new(window: Window<'m>) -> Self {
+        Self(window)
+    }
+
+    fn entries(&self) -> usize {
+        self.0.len() / Self::ENTRY_BYTES
+    }
+
+    /// Reads a descriptor once.
+    #[inline(always)]
+    fn read(&self, index: usize) -> Descriptor {
+        let address = self.0.read_u64(index * Self::ENTRY_BYTES);
+        let rest = self.0.read_u64(index * Self::ENTRY_BYTES + 8);
+        Descriptor { address, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 }
+    }
+
+    /// Walks the chain that begins at `head`, which is in the table, and appends its buffers to `segments`.
+    /// Returns their length in bytes. On a fault, some may have been appended.
+    #[inline(always)]
+    pub(crate) fn walk<'s>(
+        self,
+        memory: &'s GuestMemory,
+        head: u16,
+        rules: &Rules,
+        mut push: impl FnMut(Window<'s>),
+    ) -> Result<usize, ChainFault>
+    where
+        'm: 's,
+    {
+        let mut table: Table<'s> = self;
+        let mut index = usize::from(head);
+        let mut indirect = false;
+        let mut total = 0;
+        let mut left = table.entries().min(CHAIN_DESCRIPTORS_MAX);
+        loop {
+            let descriptor = table.read(index);
+            if descriptor.flags & INDIRECT != 0 {
+                if indirect || descriptor.flags & NEXT != 0 {
+                    return Err(ChainFault::Nested);
+                }
+                table = rules.indirect_table(memory, &descriptor)?;
+                indirect = true;
+                index = 0;
+                left = table.entries();
+                continue;
+            }
+            let len = descriptor.len as usize;
+            if (descriptor.flags & WRITE != 0) != (rules.direction == Direction::ToGuest) {
+                return Err(ChainFault::Direction);
+            }
+            if len == 0 {
+                return Err(ChainFault::Empty);
+            }
+            total += len;
+            if rules.direction == Direction::FromGuest && total > FRAME_BYTES_MAX {
+                return Err(ChainFault::TooLong);
+            }
+            push(memory.window(descriptor.address, len).ok_or(ChainFault::Address)?);
+            if descriptor.flags & NEXT == 0 {
+                return if total < FRAME_BYTES_MIN { Err(ChainFault::TooShort) } else { Ok(total) };
+            }
+            left -= 1;
+            if left == 0 {
+                return Err(ChainFault::Loop);
+            }
+            index = usize::from(descriptor.next);
+            if index >= table.entries() {
+                return Err(ChainFault::DescriptorIndex);
+            }
+        }
+    }
+}
+
+/// What a chain of a ring must be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rules {
+    pub(crate) direction: Direction,
+    pub(crate) indirect: bool,
+}
+
+impl Rules {
+    fn indirect_table<'m>(
+        &self,
+        memory: &'m GuestMemory,
+        descriptor: &Descriptor,
+    ) -> Result<Table<'m>, ChainFault> {
+        if !self.indirect {
+            return Err(ChainFault::IndirectRefused);
+        }
+        let len = descriptor.len as usize;
+        let entries = len / Table::ENTRY_BYTES;
+        if !len.is_multiple_of(Table::ENTRY_BYTES) || entries == 0 || entries > CHAIN_DESCRIPTORS_MAX {
+            return Err(ChainFault::IndirectLength);
+        }
+        let window = memory.window(descriptor.address, len).ok_or(ChainFault::Address)?;
+        if window.is_aligned(8) { Ok(Table(window)) } else { Err(ChainFault::IndirectAlignment) }
+    }
+}
+
+/// Frames that a guest sent, in order, not yet given back to it.
+///
+/// Made once and used again and again; it holds on to the guest's memory for as long as it holds frames.
+#[derive(Debug, Default)]
+pub struct Batch {
+    spans: Vec<Span>,
+    segments: Vec<Window<'static>>,
+    /// Holds the mapping of the windows above; replaced only after they are gone.
+    memory: Option<Arc<GuestMemory>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    first: u32,
+    count: u16,
+    head: u16,
+    len: u32,
+}
+
+impl Batch {
+    /// Most frames at a time.
+    pub const FRAMES_MAX: usize = 32;
+
+    /// An empty batch with room for frames of a few segments; more are made room for once.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            spans: Vec::with_capacity(Self::FRAMES_MAX),
+            segments: Vec::with_capacity(4 * Self::FRAMES_MAX),
+            memory: None,
+        }
+    }
+
+    /// Number of frames.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.spans.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.spans.is_empty()
+    }
+
+    /// The frame at a position.
+    ///
+    /// # Panics
+    /// When there is no such frame.
+    #[must_use]
+    #[inline(always)]
+    pub fn chain(&self, position: usize) -> Chain<'_> {
+        let span = self.spans[position];
+        let first = span.first as usize;
+        Chain {
+            segments: &self.segments[first..first + usize::from(span.count)],
+            len: span.len as usize,
+            head: span.head,
+        }
+    }
+
+    /// All frames, oldest first.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = Chain<'_>> {
+        (0..self.len()).map(|position| self.chain(position))
+    }
+
+    /// Length of all frames with their virtio-net headers, in bytes.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        self.spans.iter().map(|span| span.len as usize).sum()
+    }
+
+    /// Forgets the frames, and the memory with them. Does not give them back to the guest.
+    pub fn clear(&mut self) {
+        self.forget();
+        self.memory = None;
+    }
+
+    /// Forgets the frames, to take others from `memory`.
+    #[inline(always)]
+    pub(crate) fn begin(&mut self, memory: &Arc<GuestMemory>) {
+        self.forget();
+        if !self.memory.as_ref().is_some_and(|held| Arc::ptr_eq(held, memory)) {
+            self.memory = Some(Arc::clone(memory));
+        }
+    }
+
+    #[inline(always)]
+    fn forget(&mut self) {
+        self.spans.clear();
+        self.segments.clear();
+    }
+
+    /// Adds the chain at `head` of the ring's table; nothing on a fault. The table is of the memory that `begin` got.
+    #[inline(always)]
+    pub(crate) fn add(&mut self, table: Table<'_>, head: u16, rules: &Rules) -> Result<(), ChainFault> {
+        let Self { spans, segments, memory } = self;
+        let memory = memory.as_deref().expect("a batch begins before it is added to");
+        let first = segments.len();
+        let walked = table.walk(memory, head, rules, |window| {
+            // SAFETY: the batch keeps `memory` until its segments are forgotten.
+            segments.push(unsafe { window.detach() });
+        });
+        match walked {
+            Ok(len) => {
+                // Counts and lengths are bounded by `CHAIN_DESCRIPTORS_MAX` and `FRAME_BYTES_MAX`.
+                let count = (segments.len() - first) as u16;
+                spans.push(Span { first: first as u32, count, head, len: len as u32 });
+                Ok(())
+            }
+            Err(fault) => {
+                segments.truncate(first);
+                Err(fault)
+            }
+        }
+    }
+
+    /// Hints at the first bytes of every frame.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self) {
+        for span in &self.spans {
+            self.segments[span.first as usize].prefetch(0);
+        }
+    }
+}
+
+/// A frame in a guest's memory: the virtio-net header, then Ethernet.
+///
+/// The guest can change it at any time. Copy what is to be decided on, once, and decide on the copy.
+#[derive(Clone, Copy, Debug)]
+pub struct Chain<'b> {
+    segments: &'b [Window<'static>],
+    len: usize,
+    head: u16,
+}
+
+impl Chain<'_> {
+    /// Length with the virtio-net header, in bytes.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        self.len
+    }
+
+    /// Index of the chain's first descriptor in the ring's table. The guest's driver keeps its own note of the frame
+    /// under this index until the chain is completed.
+    #[must_use]
+    pub fn head(&self) -> u16 {
+        self.head
+    }
+
+    /// Copies bytes from `offset` on, the virtio-net header included; as many as there are and fit, and says how many.
+    #[inline(always)]
+    pub fn copy_out(&self, offset: usize, out: &mut [u8]) -> usize {
+        let mut copied = 0;
+        let mut skip = offset;
+        for segment in self.segments {
+            if copied == out.len() {
+                break;
+            }
+            if skip < segment.len() {
+                copied += segment.skip(skip).copy_out(&mut out[copied..]);
+            }
+            skip = skip.saturating_sub(segment.len());
+        }
+        copied
+    }
+
+    #[inline(always)]
+    pub(crate) fn segments(&self) -> &[Window<'static>] {
+        self.segments
+    }
+}

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Virtio features of a network card (virtio 1.2, sections 5.1.3 and 6) and its per-frame header (5.1.6).
+
+/// Length of the header before every frame, in bytes: `virtio_net_hdr` with `num_buffers`.
+pub const VNET_HEADER_BYTES: usize = 12;
+
+/// Where `num_buffers` is in the header.
+pub(crate) const NUM_BUFFERS: std::ops::Range<usize> = 10..12;
+
+/// `flags`: the checksum is partial and the receiver is to complete it.
+const HEADER_NEEDS_CSUM: u8 = 1;
+/// `gso_type`: one TCP segment over IPv4, to be cut.
+const GSO_TCPV4: u8 = 1;
+/// `gso_type`: one TCP segment over IPv6, to be cut.
+const GSO_TCPV6: u8 = 4;
+
+/// A set of feature bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Features(pub u64);
+
+impl Features {
+    /// Guest may send frames with partial checksums.
+    pub const CSUM: Self = Self(1);
+    /// Guest takes frames with partial checksums.
+    pub const GUEST_CSUM: Self = Self(1 << 1);
+    /// Guest takes TCP super-frames over IPv4.
+    pub const GUEST_TSO4: Self = Self(1 << 7);
+    /// Guest takes TCP super-frames over IPv6.
+    pub const GUEST_TSO6: Self = Self(1 << 8);
+    /// Guest may send TCP super-frames over IPv4.
+    pub const HOST_TSO4: Self = Self(1 << 11);
+    /// Guest may send TCP super-frames over IPv6.
+    pub const HOST_TSO6: Self = Self(1 << 12);
+    /// A received frame may span several buffers.
+    pub const MRG_RXBUF: Self = Self(1 << 15);
+    /// A descriptor may name a table of descriptors.
+    pub const INDIRECT_DESC: Self = Self(1 << 28);
+    /// Both sides say at which index they want to be notified.
+    pub const EVENT_IDX: Self = Self(1 << 29);
+    /// The vhost-user connection itself has features to negotiate.
+    pub const PROTOCOL_FEATURES: Self = Self(1 << 30);
+    /// Virtio 1.0 or later.
+    pub const VERSION_1: Self = Self(1 << 32);
+    /// Buffers are used in the order in which they were made available.
+    pub const IN_ORDER: Self = Self(1 << 35);
+
+    /// Whether all bits of `other` are set.
+    #[must_use]
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Both sets together.
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// What a port offers; without `offloads`, every frame is complete and no longer than the MTU.
+    #[must_use]
+    pub const fn offered(offloads: bool) -> Self {
+        let plain = Self::MRG_RXBUF
+            .with(Self::INDIRECT_DESC)
+            .with(Self::EVENT_IDX)
+            .with(Self::PROTOCOL_FEATURES)
+            .with(Self::VERSION_1)
+            .with(Self::IN_ORDER);
+        if !offloads {
+            return plain;
+        }
+        plain
+            .with(Self::CSUM)
+            .with(Self::GUEST_CSUM)
+            .with(Self::HOST_TSO4)
+            .with(Self::HOST_TSO6)
+            .with(Self::GUEST_TSO4)
+            .with(Self::GUEST_TSO6)
+    }
+
+    /// Whether a guest with these features takes a frame with this virtio-net header.
+    #[must_use]
+    pub fn take(self, header: &[u8; VNET_HEADER_BYTES]) -> bool {
+        let checksum = header[0] & HEADER_NEEDS_CSUM == 0 || self.has(Self::GUEST_CSUM);
+        let segment = match header[1] {
+            0 => true,
+            GSO_TCPV4 => self.has(Self::GUEST_TSO4),
+            GSO_TCPV6 => self.has(Self::GUEST_TSO6),
+            _ => false,
+        };
+        checksum && segment
+    }
+}

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+//! From the thread that talks to the VMM to the poll thread: one command at a time, each acknowledged.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::Duration;
+
+use platform::EventFd;
+
+use crate::control::Shared;
+use crate::features::Features;
+use crate::memory::GuestMemory;
+use crate::ring::{Ring, RingAddresses};
+
+/// The ring of frames to the guest, by its number in the protocol.
+pub(crate) const RECEIVE: usize = 0;
+/// The ring of frames from the guest.
+pub(crate) const TRANSMIT: usize = 1;
+/// Rings of a port.
+pub(crate) const RINGS: usize = 2;
+
+/// Longest time that the poll thread may take to acknowledge; it does so once per loop.
+const ACKNOWLEDGE_MAX: Duration = Duration::from_secs(1);
+/// How often a waiting sender looks whether its port is being closed.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Commands on their way. A sender that got no answer sends no more, so one would do.
+const COMMANDS_MAX: usize = 2;
+
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Take up these rings; those before, if any, are to be forgotten.
+    Start(Box<Start>),
+    /// Publish what is complete, forget the rings and the memory.
+    Stop,
+    /// Notify the guest another way.
+    SetCall { ring: usize, call: Option<OwnedFd> },
+    /// As `Stop`, because the VMM is gone.
+    Disconnect,
+}
+
+#[derive(Debug)]
+pub(crate) struct Start {
+    pub(crate) rings: [Ring; RINGS],
+    pub(crate) addresses: [RingAddresses; RINGS],
+    pub(crate) kick: Option<OwnedFd>,
+    pub(crate) memory: Arc<GuestMemory>,
+    pub(crate) features: Features,
+}
+
+/// Used indices of the rings when the poll thread last let go of them.
+pub(crate) type UsedIndices = [u16; RINGS];
+
+#[derive(Debug)]
+pub(crate) struct Envelope {
+    pub(crate) command: Command,
+    pub(crate) done: SyncSender<UsedIndices>,
+}
+
+/// The poll thread did not take up a command in time, or is gone, or the port is being closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("poll thread did not answer")]
+pub struct Stalled;
+
+/// The sending end.
+#[derive(Debug)]
+pub(crate) struct Link {
+    commands: SyncSender<Envelope>,
+    waker: Arc<EventFd>,
+    shared: Arc<Shared>,
+}
+
+impl Link {
+    pub(crate) fn new(waker: Arc<EventFd>, shared: Arc<Shared>) -> (Self, Receiver<Envelope>) {
+        let (commands, inbox) = sync_channel(COMMANDS_MAX);
+        (Self { commands, waker, shared }, inbox)
+    }
+
+    /// Sends a command and waits until the poll thread has taken it up.
+    pub(crate) fn send(&self, command: Command) -> Result<UsedIndices, Stalled> {
+        let (done, answer) = sync_channel(1);
+        self.commands.try_send(Envelope { command, done }).map_err(|_| Stalled)?;
+        self.waker.signal();
+        let mut waited = Duration::ZERO;
+        while waited < ACKNOWLEDGE_MAX {
+            match answer.recv_timeout(LOOK_EVERY) {
+                Ok(indices) => return Ok(indices),
+                Err(RecvTimeoutError::Disconnected) => return Err(Stalled),
+                Err(RecvTimeoutError::Timeout) if self.shared.is_closing() => return Err(Stalled),
+                Err(RecvTimeoutError::Timeout) => waited += LOOK_EVERY,
+            }
+        }
+        Err(Stalled)
+    }
+}

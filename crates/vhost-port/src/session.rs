@@ -1,0 +1,436 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One VMM's connection: what it said so far, and whether that makes a running device.
+//!
+//! The rules (vhost-user specification, "Ring states"): a ring is started by its kick descriptor and stopped by
+//! `GET_VRING_BASE`; it is enabled from the start unless protocol features were negotiated, then by
+//! `SET_VRING_ENABLE`. The device runs while both rings are started and enabled. Every message that touches a running
+//! device stops it first, waits for the poll thread to let go, and starts it again if it still can.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use vhost::VhostUserMemoryRegionBase;
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
+    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserSharedMsg,
+    VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
+};
+use vhost::vhost_user::{
+    Error as ProtocolError, GpuBackend, Result as ProtocolResult, VhostUserBackendReqHandlerMut,
+};
+
+use crate::control::Shared;
+use crate::fault::RingFault;
+use crate::features::Features;
+use crate::link::{Command, Link, RECEIVE, RINGS, Stalled, Start, TRANSMIT};
+use crate::memory::{GuestMemory, MapError, RegionRequest};
+use crate::ring::{LayoutError, RING_SIZE_MAX, Ring, RingAddresses};
+
+/// What went wrong last on a port.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The VMM broke the protocol, or the connection broke.
+    #[error("connection to the VMM failed")]
+    Protocol(#[source] ProtocolError),
+    /// The VMM's memory cannot be used.
+    #[error("memory table refused")]
+    Memory(#[source] MapError),
+    /// A ring cannot be where the VMM says.
+    #[error("ring {ring} refused")]
+    Layout {
+        /// Its number in the protocol.
+        ring: usize,
+        /// Why.
+        source: LayoutError,
+    },
+    /// The VMM accepted features that were not offered.
+    #[error("features {0:#x} were not offered")]
+    Features(u64),
+    /// The driver does not speak virtio 1.0.
+    #[error("driver does not speak virtio 1.0")]
+    Legacy,
+    /// The guest broke a ring.
+    #[error("port stopped")]
+    Ring(#[source] RingFault),
+    /// The poll thread did not take up a change.
+    #[error("device change failed")]
+    Stalled(#[from] Stalled),
+    /// The socket of a VMM that listens cannot be connected to.
+    #[error("cannot connect to the VMM")]
+    Connect(#[source] std::io::Error),
+    /// The listening socket failed.
+    #[error("cannot accept connections")]
+    Accept(#[source] std::io::Error),
+}
+
+#[derive(Debug, Default)]
+struct RingSetup {
+    size: u32,
+    /// The VMM's addresses of descriptor table, available and used area.
+    addresses: Option<[u64; 3]>,
+    kick: Option<Kick>,
+    call: Option<OwnedFd>,
+    enabled: bool,
+    used: u16,
+}
+
+/// A started ring's way of telling us.
+#[derive(Debug)]
+enum Kick {
+    Descriptor(OwnedFd),
+    /// The VMM wants the ring polled.
+    Polled,
+}
+
+#[derive(Debug)]
+pub(crate) struct Session {
+    link: Arc<Link>,
+    shared: Arc<Shared>,
+    offered: Features,
+    features: Option<Features>,
+    memory: Option<Arc<GuestMemory>>,
+    rings: [RingSetup; RINGS],
+    running: bool,
+}
+
+impl Session {
+    pub(crate) fn new(link: Arc<Link>, shared: Arc<Shared>, offered: Features) -> Self {
+        Self {
+            link,
+            shared,
+            offered,
+            features: None,
+            memory: None,
+            rings: Default::default(),
+            running: false,
+        }
+    }
+
+    /// Notes why a message fails; the connection ends with it.
+    fn refuse(&self, error: SessionError) -> ProtocolError {
+        self.shared.note_error(error);
+        ProtocolError::InvalidParam
+    }
+
+    fn ring(&mut self, index: u32) -> ProtocolResult<&mut RingSetup> {
+        self.rings.get_mut(index as usize).ok_or(ProtocolError::InvalidParam)
+    }
+
+    /// Stops the device, if it runs.
+    fn halt(&mut self) -> ProtocolResult<()> {
+        if !self.running {
+            return Ok(());
+        }
+        self.running = false;
+        self.shared.update(|status| status.running = false);
+        let used = self.link.send(Command::Stop).map_err(|stalled| self.refuse(stalled.into()))?;
+        for (ring, used) in self.rings.iter_mut().zip(used) {
+            ring.used = used;
+        }
+        Ok(())
+    }
+
+    /// Starts the device, if it can and does not run.
+    fn settle(&mut self) -> ProtocolResult<()> {
+        let (Some(memory), Some(features)) = (&self.memory, self.features) else { return Ok(()) };
+        if self.running || !self.rings.iter().all(RingSetup::is_ready) {
+            return Ok(());
+        }
+        if !features.has(Features::VERSION_1) {
+            self.shared.note_error(SessionError::Legacy);
+            return Ok(());
+        }
+        let start = match self.prepare(memory, features) {
+            Ok(start) => start,
+            Err(error) => {
+                // Not the VMM's fault as a rule: a guest can put its rings anywhere. It may do better next time.
+                self.shared.note_error(error);
+                return Ok(());
+            }
+        };
+        self.link.send(Command::Start(Box::new(start))).map_err(|stalled| self.refuse(stalled.into()))?;
+        self.running = true;
+        self.shared.update(|status| {
+            status.running = true;
+            status.features = features;
+        });
+        Ok(())
+    }
+
+    fn prepare(&self, memory: &Arc<GuestMemory>, features: Features) -> Result<Start, SessionError> {
+        let mut addresses = [RingAddresses::default(); RINGS];
+        for (index, ring) in self.rings.iter().enumerate() {
+            let place = ring.place(memory).map_err(|source| SessionError::Layout { ring: index, source })?;
+            addresses[index] = place;
+        }
+        let event_index = features.has(Features::EVENT_IDX);
+        let open = |index: usize| {
+            let call = self.rings[index].call.as_ref().and_then(|call| call.try_clone().ok());
+            Ring::new(addresses[index], memory, event_index, call)
+                .map_err(|source| SessionError::Layout { ring: index, source })
+        };
+        let kick = match &self.rings[TRANSMIT].kick {
+            Some(Kick::Descriptor(kick)) => kick.try_clone().ok(),
+            Some(Kick::Polled) | None => None,
+        };
+        Ok(Start {
+            rings: [open(RECEIVE)?, open(TRANSMIT)?],
+            addresses,
+            kick,
+            memory: Arc::clone(memory),
+            features,
+        })
+    }
+
+    /// Forgets everything that was said about the device.
+    fn reset(&mut self) -> ProtocolResult<()> {
+        self.halt()?;
+        self.features = None;
+        self.rings = Default::default();
+        Ok(())
+    }
+}
+
+impl RingSetup {
+    fn is_ready(&self) -> bool {
+        self.enabled && self.size != 0 && self.addresses.is_some() && self.kick.is_some()
+    }
+
+    /// Guest addresses of a ring that is ready.
+    fn place(&self, memory: &GuestMemory) -> Result<RingAddresses, LayoutError> {
+        let size = u16::try_from(self.size).map_err(|_| LayoutError::Size(self.size))?;
+        let addresses = self.addresses.unwrap_or_default();
+        let gpa = |address: u64| memory.gpa_of(address).ok_or(LayoutError::Place(address));
+        Ok(RingAddresses {
+            size,
+            descriptors: gpa(addresses[0])?,
+            available: gpa(addresses[1])?,
+            used: gpa(addresses[2])?,
+        })
+    }
+}
+
+/// Takes an event descriptor; writing to it must never block the poll thread.
+fn nonblocking(file: File) -> ProtocolResult<OwnedFd> {
+    let fd = OwnedFd::from(file);
+    let flags = fcntl_getfl(&fd).map_err(|errno| ProtocolError::ReqHandlerError(errno.into()))?;
+    let set = fcntl_setfl(&fd, flags | OFlags::NONBLOCK);
+    set.map_err(|errno| ProtocolError::ReqHandlerError(errno.into()))?;
+    Ok(fd)
+}
+
+/// The answer to messages of features that were not offered.
+fn not_offered<T>(what: &'static str) -> ProtocolResult<T> {
+    Err(ProtocolError::InvalidOperation(what))
+}
+
+impl VhostUserBackendReqHandlerMut for Session {
+    fn set_owner(&mut self) -> ProtocolResult<()> {
+        Ok(())
+    }
+
+    fn reset_owner(&mut self) -> ProtocolResult<()> {
+        self.reset()
+    }
+
+    fn reset_device(&mut self) -> ProtocolResult<()> {
+        self.reset()
+    }
+
+    fn get_features(&mut self) -> ProtocolResult<u64> {
+        Ok(self.offered.0)
+    }
+
+    fn set_features(&mut self, features: u64) -> ProtocolResult<()> {
+        if !self.offered.has(Features(features)) {
+            return Err(self.refuse(SessionError::Features(features & !self.offered.0)));
+        }
+        let features = Features(features);
+        if self.features == Some(features) {
+            return Ok(());
+        }
+        self.halt()?;
+        self.features = Some(features);
+        if !features.has(Features::PROTOCOL_FEATURES) {
+            self.rings.iter_mut().for_each(|ring| ring.enabled = true);
+        }
+        self.settle()
+    }
+
+    fn set_mem_table(
+        &mut self,
+        regions: &[VhostUserMemoryRegion],
+        files: Vec<File>,
+        _postcopy_listening: Option<bool>,
+    ) -> ProtocolResult<Option<Vec<VhostUserMemoryRegionBase>>> {
+        self.halt()?;
+        self.memory = None;
+        let requests = regions.iter().zip(files).map(|(region, file)| RegionRequest {
+            gpa: region.guest_phys_addr,
+            size_bytes: region.memory_size,
+            vmm_address: region.user_addr,
+            file_offset: region.mmap_offset,
+            file,
+        });
+        let memory = GuestMemory::map(requests.collect());
+        let memory = memory.map_err(|error| self.refuse(SessionError::Memory(error)))?;
+        self.shared.update(|status| {
+            status.memory_bytes = memory.size_bytes();
+            status.memory_sealed = memory.sealed();
+        });
+        self.memory = Some(Arc::new(memory));
+        self.settle()?;
+        Ok(None)
+    }
+
+    fn set_vring_num(&mut self, index: u32, num: u32) -> ProtocolResult<()> {
+        self.ring(index)?;
+        if !num.is_power_of_two() || num > RING_SIZE_MAX {
+            let source = LayoutError::Size(num);
+            return Err(self.refuse(SessionError::Layout { ring: index as usize, source }));
+        }
+        self.halt()?;
+        self.ring(index)?.size = num;
+        self.settle()
+    }
+
+    fn set_vring_addr(
+        &mut self,
+        index: u32,
+        _flags: VhostUserVringAddrFlags,
+        descriptor: u64,
+        used: u64,
+        available: u64,
+        _log: u64,
+    ) -> ProtocolResult<()> {
+        self.ring(index)?;
+        self.halt()?;
+        self.ring(index)?.addresses = Some([descriptor, available, used]);
+        self.settle()
+    }
+
+    fn set_vring_base(&mut self, index: u32, base: u32) -> ProtocolResult<()> {
+        // Only echoed by `get_vring_base` of a ring that never ran: see the crate's documentation.
+        self.ring(index)?.used = base as u16;
+        Ok(())
+    }
+
+    fn get_vring_base(&mut self, index: u32) -> ProtocolResult<VhostUserVringState> {
+        self.ring(index)?;
+        self.halt()?;
+        let ring = self.ring(index)?;
+        ring.kick = None;
+        ring.call = None;
+        Ok(VhostUserVringState::new(index, ring.used.into()))
+    }
+
+    fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> ProtocolResult<()> {
+        self.ring(index.into())?;
+        self.halt()?;
+        self.ring(index.into())?.kick = Some(match fd {
+            Some(file) => Kick::Descriptor(nonblocking(file)?),
+            None => Kick::Polled,
+        });
+        self.settle()
+    }
+
+    fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> ProtocolResult<()> {
+        let call = fd.map(nonblocking).transpose()?;
+        if self.running {
+            let copy = call.as_ref().and_then(|call| call.try_clone().ok());
+            let command = Command::SetCall { ring: index.into(), call: copy };
+            self.link.send(command).map_err(|stalled| self.refuse(stalled.into()))?;
+        }
+        self.ring(index.into())?.call = call;
+        Ok(())
+    }
+
+    fn set_vring_err(&mut self, index: u8, _fd: Option<File>) -> ProtocolResult<()> {
+        self.ring(index.into()).map(|_| ())
+    }
+
+    fn get_protocol_features(&mut self) -> ProtocolResult<VhostUserProtocolFeatures> {
+        Ok(VhostUserProtocolFeatures::REPLY_ACK)
+    }
+
+    fn set_protocol_features(&mut self, _features: u64) -> ProtocolResult<()> {
+        Ok(())
+    }
+
+    fn get_queue_num(&mut self) -> ProtocolResult<u64> {
+        Ok(1)
+    }
+
+    fn set_vring_enable(&mut self, index: u32, enable: bool) -> ProtocolResult<()> {
+        if self.ring(index)?.enabled == enable {
+            return Ok(());
+        }
+        self.halt()?;
+        self.ring(index)?.enabled = enable;
+        self.settle()
+    }
+
+    fn get_config(&mut self, _: u32, _: u32, _: VhostUserConfigFlags) -> ProtocolResult<Vec<u8>> {
+        not_offered("configuration space")
+    }
+
+    fn set_config(&mut self, _: u32, _: &[u8], _: VhostUserConfigFlags) -> ProtocolResult<()> {
+        not_offered("configuration space")
+    }
+
+    fn set_gpu_socket(&mut self, _: GpuBackend) -> ProtocolResult<()> {
+        not_offered("graphics")
+    }
+
+    fn get_shared_object(&mut self, _: VhostUserSharedMsg) -> ProtocolResult<File> {
+        not_offered("shared objects")
+    }
+
+    fn get_inflight_fd(&mut self, _: &VhostUserInflight) -> ProtocolResult<(VhostUserInflight, File)> {
+        not_offered("in-flight tracking")
+    }
+
+    fn set_inflight_fd(&mut self, _: &VhostUserInflight, _: File) -> ProtocolResult<()> {
+        not_offered("in-flight tracking")
+    }
+
+    fn get_max_mem_slots(&mut self) -> ProtocolResult<u64> {
+        not_offered("memory slots")
+    }
+
+    fn add_mem_region(
+        &mut self,
+        _: &VhostUserSingleMemoryRegion,
+        _: File,
+        _: Option<bool>,
+    ) -> ProtocolResult<Option<VhostUserMemoryRegionBase>> {
+        not_offered("memory slots")
+    }
+
+    fn remove_mem_region(&mut self, _: &VhostUserSingleMemoryRegion) -> ProtocolResult<()> {
+        not_offered("memory slots")
+    }
+
+    fn set_device_state_fd(
+        &mut self,
+        _: VhostTransferStateDirection,
+        _: VhostTransferStatePhase,
+        _: File,
+    ) -> ProtocolResult<Option<File>> {
+        not_offered("device state")
+    }
+
+    fn check_device_state(&mut self) -> ProtocolResult<()> {
+        not_offered("device state")
+    }
+
+    fn get_shmem_config(&mut self) -> ProtocolResult<VhostUserShMemConfig> {
+        not_offered("shared memory")
+    }
+
+    fn set_log_base(&mut self, _: &VhostUserLog, _: File) -> ProtocolResult<()> {
+        not_offered("dirty logging")
+    }
+}
