@@ -1,2 +1,52 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Placeholder until the crate is written.
+//! The tenants' switch: it forwards between virtual machines, tracks connections and enforces policy.
+//!
+//! Every tenant has an address space of its own. A frame that belongs to a known flow costs one lookup in
+//! the flow table; the first frame of a flow is checked against its sender's addresses, resolved to an
+//! endpoint and put to the published policy ([`model::Judge`]), and the answer is kept with the flow.
+//!
+//! The switch holds no frame. When policy must know the process behind a flow, [`Switch::process`] answers
+//! [`Verdict::Ask`] and has changed nothing; the caller finds the answer out and offers the same frame
+//! again. Frames that the switch makes itself are drained through [`Switch::emissions`].
+//!
+//! Invariants:
+//! - A frame leaves only towards a port of its sender's tenant, from its sender's own addresses, and only as
+//!   part of a flow that the current generation of policy has allowed.
+//! - A flow is two slots of the [`FlowSlots`], one per direction, each pointing at the other. Slots outlive
+//!   the process when the caller's memory does; what was known *about* a flow (identities, judgement) does
+//!   not, so an adopted flow is judged again before its next frame passes.
+//! - All tables, queues and loops are bounded; what did not fit is counted.
+//!
+//! Deliberately absent: clocks and sockets (time is an argument), threads, reassembly of fragments (they are
+//! dropped), router advertisements, address translation, and TCP window tracking: sequence numbers are
+//! followed only as far as a reset of ours must be exact (RFC 5961).
+#![forbid(unsafe_code)]
+
+mod config;
+mod counters;
+mod dhcp;
+mod flow;
+mod frame;
+mod judging;
+mod key;
+mod local;
+mod outbox;
+mod ports;
+mod rate;
+mod slot;
+mod state;
+mod sweep;
+mod switch;
+mod table;
+mod verdict;
+
+pub use config::{SwitchConfig, Timeouts};
+pub use counters::Counters;
+pub use flow::{FlowChange, FlowEnd, FlowEvent, FlowRecord};
+pub use frame::{FRAME_LEN_BYTES_MAX, Frame, HEAD_LEN_BYTES_MAX, PortId};
+pub use outbox::{EMISSIONS_MAX, EVENTS_MAX, Emission};
+pub use slot::{FlowSlot, FlowSlots};
+pub use state::FlowState;
+pub use switch::Switch;
+pub use table::{SLOTS_MAX, SLOTS_MIN};
+pub use verdict::{Answers, Ask, DropReason, How, Question, Verdict};

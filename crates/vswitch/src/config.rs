@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The knobs.
+
+use std::time::Duration;
+
+use model::MacAddr;
+
+use crate::FlowState;
+
+/// How the switch behaves, fixed for its life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SwitchConfig {
+    /// The Ethernet address of every subnet's virtual gateway. Default: 02:00:5e:00:01:01.
+    pub gateway_mac: MacAddr,
+    /// Secret seed of the flow table's hash. Draw it at random, and give a successor that inherits the table
+    /// the same one: slots written under another are dropped.
+    pub hash_seed: u64,
+    /// Most live flows that one port may have opened. Default: 65,536. At zero a port opens none.
+    pub flows_per_port_max: u32,
+    /// Most ICMP errors sent to one port in a second. Default: 100. At zero none is sent.
+    pub errors_per_second_max: u32,
+    /// Most denials of one port reported as events in a second. Default: 100. At zero none is reported.
+    pub denials_per_second_max: u32,
+    /// How long a DHCP lease lasts, in whole seconds. Default: one hour.
+    pub dhcp_lease: Duration,
+    /// How long flows are remembered.
+    pub timeouts: Timeouts,
+}
+
+impl SwitchConfig {
+    /// The defaults, with a seed.
+    #[must_use]
+    pub fn new(hash_seed: u64) -> Self {
+        Self {
+            gateway_mac: MacAddr([0x02, 0x00, 0x5e, 0x00, 0x01, 0x01]),
+            hash_seed,
+            flows_per_port_max: 65_536,
+            errors_per_second_max: 100,
+            denials_per_second_max: 100,
+            dhcp_lease: Duration::from_secs(3600),
+            timeouts: Timeouts::default(),
+        }
+    }
+}
+
+/// How long a flow may be idle in each state, at millisecond resolution, up to 24 days.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// A TCP handshake that is not complete. Default: one minute.
+    pub handshake: Duration,
+    /// An open TCP connection. Default: one day.
+    pub established: Duration,
+    /// A TCP connection that one end has closed. Default: two minutes.
+    pub half_closed: Duration,
+    /// A TCP connection that both ends have closed, or one has reset. Default: 30 seconds.
+    pub closed: Duration,
+    /// A flow that policy reset; its late segments are answered with resets. Default: 30 seconds.
+    pub reset: Duration,
+    /// A denied flow other than TCP; it is judged anew after that. Default: 5 seconds.
+    pub refused: Duration,
+    /// A flow other than TCP that nobody has answered. Default: 30 seconds.
+    pub one_way: Duration,
+    /// A flow other than TCP in both directions. Default: two minutes.
+    pub two_way: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            handshake: Duration::from_secs(60),
+            established: Duration::from_secs(86_400),
+            half_closed: Duration::from_secs(120),
+            closed: Duration::from_secs(30),
+            reset: Duration::from_secs(30),
+            refused: Duration::from_secs(5),
+            one_way: Duration::from_secs(30),
+            two_way: Duration::from_secs(120),
+        }
+    }
+}
+
+impl Timeouts {
+    /// How long a flow in `state` may be idle, in milliseconds.
+    pub(crate) fn idle_ms_max(&self, state: FlowState) -> u32 {
+        let limit = match state {
+            FlowState::SynSent | FlowState::SynReceived => self.handshake,
+            FlowState::Established => self.established,
+            FlowState::InitiatorClosed | FlowState::ResponderClosed => self.half_closed,
+            FlowState::Closed => self.closed,
+            FlowState::Reset => self.reset,
+            FlowState::Refused => self.refused,
+            FlowState::OneWay => self.one_way,
+            FlowState::TwoWay => self.two_way,
+        };
+        u32::try_from(limit.as_millis()).unwrap_or(u32::MAX).min(u32::MAX / 2)
+    }
+}

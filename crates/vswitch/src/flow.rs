@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What is known about a flow, and how it is told to others.
+
+use std::sync::Arc;
+
+use model::{Attribution, FiveTuple, Generation, Judgement, Moment, NicRef};
+
+use crate::{FlowState, PortId};
+
+/// What this process knows about a flow beside its slots.
+#[derive(Debug)]
+pub(crate) struct Flow {
+    /// The slot of the initiator's direction.
+    pub initiator: u32,
+    /// The slot of the answers; a refused flow has none.
+    pub responder: Option<u32>,
+    /// Who opened it, once asked.
+    pub source: Option<Arc<Attribution>>,
+    /// Whom it was opened to, once asked.
+    pub destination: Option<Arc<Attribution>>,
+    /// The latest judgement; none when adopted and not judged yet.
+    pub judgement: Option<Arc<Judgement>>,
+    /// The generation of that judgement.
+    pub generation: Generation,
+    /// When it was opened, or adopted.
+    pub opened: Moment,
+}
+
+/// One end of a flow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlowEnd {
+    /// The end's port.
+    pub port: PortId,
+    /// The card at that port, if it is in the inventory.
+    pub nic: Option<NicRef>,
+    /// Who it is; `None` when nobody needed to know.
+    pub attribution: Option<Arc<Attribution>>,
+    /// Frames that this end has sent. A super-frame counts once.
+    pub sent_frames: u64,
+    /// Their bytes, Ethernet headers included.
+    pub sent_bytes: u64,
+}
+
+/// A flow as others are told of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlowRecord {
+    /// As the initiator's packets name it.
+    pub tuple: FiveTuple,
+    /// Who opened it.
+    pub initiator: FlowEnd,
+    /// Whom it was opened to.
+    pub responder: FlowEnd,
+    /// Where it is in its life.
+    pub state: FlowState,
+    /// What policy said last; `None` when the flow was taken over from a predecessor and has been silent.
+    pub judgement: Option<Arc<Judgement>>,
+    /// The generation that said so.
+    pub generation: Generation,
+    /// When it was opened, or taken over.
+    pub opened: Moment,
+    /// When its last frame passed, to the millisecond.
+    pub last_seen: Moment,
+}
+
+/// What happened to a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FlowChange {
+    /// Its first frame was allowed.
+    Opened,
+    /// Its first frame was denied.
+    Denied,
+    /// It was live, and a change of policy ended it.
+    Reset,
+    /// It ended by itself, fell idle, was evicted or lost an end.
+    Closed,
+}
+
+/// Something that happened to a flow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlowEvent {
+    /// When.
+    pub at: Moment,
+    /// What.
+    pub change: FlowChange,
+    /// The flow, as it was then.
+    pub record: FlowRecord,
+}

@@ -1,0 +1,346 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The way of a frame that opens a flow, or meets a flow judged by an older snapshot.
+
+use std::sync::Arc;
+
+use model::{Action, Attribution, FiveTuple, FlowQuery, Judgement, Needs, Party, Snapshot};
+use packet::emit::Unreachable;
+use packet::{Transport, emit};
+
+use crate::flow::Flow;
+use crate::key::FlowKey;
+use crate::ports::Port;
+use crate::switch::Arrival;
+use crate::table::{Room, millisecond};
+use crate::{
+    Answers, Ask, DropReason, FlowChange, FlowEnd, FlowRecord, FlowSlots, FlowState, How, PortId, Question,
+    Switch, Verdict,
+};
+
+/// Most flows evicted to make room for one: each direction may need one.
+const EVICTIONS_MAX: usize = 2;
+
+/// A flow in question: both ends, and what is known about them.
+pub(crate) struct Case {
+    snapshot: Arc<Snapshot>,
+    tuple: FiveTuple,
+    source: Arc<Port>,
+    destination: Arc<Port>,
+    pub source_is: Option<Arc<Attribution>>,
+    pub destination_is: Option<Arc<Attribution>>,
+}
+
+impl Case {
+    fn query(&self) -> FlowQuery<'_> {
+        FlowQuery {
+            tuple: self.tuple,
+            source: Party { vm: self.source.vm, attribution: self.source_is.as_deref() },
+            destination: Party { vm: self.destination.vm, attribution: self.destination_is.as_deref() },
+        }
+    }
+
+    /// Which ends policy must know and nobody has been asked about.
+    pub(crate) fn missing(&self) -> Needs {
+        let needs = self.snapshot.judge.needs(&self.query());
+        Needs {
+            source: needs.source && self.source_is.is_none(),
+            destination: needs.destination && self.destination_is.is_none(),
+        }
+    }
+
+    pub(crate) fn judge(&self) -> Judgement {
+        self.snapshot.judge.judge(&self.query())
+    }
+
+    /// Takes in what the caller found out.
+    fn learn(&mut self, answers: &Answers) {
+        let replace = |known: &mut Option<_>, new: &Option<_>| {
+            if let Some(new) = new {
+                *known = Some(Arc::clone(new));
+            }
+        };
+        replace(&mut self.source_is, &answers.initiator);
+        replace(&mut self.destination_is, &answers.responder);
+    }
+}
+
+impl<S: FlowSlots> Switch<S> {
+    /// The first frame of a flow, or one that takes the place of the flow at `replaced`.
+    pub(crate) fn open_flow(
+        &mut self,
+        arrival: &mut Arrival<'_>,
+        key: FlowKey,
+        replaced: Option<usize>,
+    ) -> Verdict {
+        let Some(port) = self.ports.port(arrival.ingress).cloned() else {
+            return Verdict::Drop(DropReason::NoPort);
+        };
+        if let Some(verdict) = self.serve_locally(arrival, &port) {
+            return verdict;
+        }
+        if let Transport::Tcp(tcp) = arrival.ip.transport
+            && !tcp.flags.opens()
+        {
+            self.reset_stray(arrival, &tcp);
+            return Verdict::Drop(DropReason::NoConnection);
+        }
+        if key.is_echo_reply() {
+            return Verdict::Drop(DropReason::NoConnection);
+        }
+        let Some(output) = self.ports.endpoint(port.tenant, arrival.ip.addresses.destination()) else {
+            return self.refuse_unknown(arrival);
+        };
+        if output == arrival.ingress {
+            return Verdict::Drop(DropReason::ToSelf);
+        }
+        let Some(mut case) = self.case(&key, output) else { return Verdict::Drop(DropReason::NoEndpoint) };
+        if !self.has_quota(arrival.ingress, replaced) {
+            return Verdict::Drop(DropReason::PortQuota);
+        }
+        match arrival.answers {
+            Some(answers) => case.learn(answers),
+            None => {
+                let hows = (How::Frame, How::Listener);
+                if let Some(question) = question(case.missing(), &key, output, hows) {
+                    return Verdict::Ask(question);
+                }
+            }
+        }
+        let judgement = Arc::new(case.judge());
+        match judgement.action {
+            Action::Deny => self.deny(arrival, key, output, case, judgement),
+            Action::Allow => self.admit(arrival, (key, output), case, judgement, replaced),
+        }
+    }
+
+    /// Whether the port may open one more flow, given that the flow at `replaced` ends.
+    fn has_quota(&self, opener: PortId, replaced: Option<usize>) -> bool {
+        let frees_own = replaced.is_some_and(|index| {
+            let position = self.table.flow_at(index);
+            let slot = self.table.slot(self.table.flow(position).initiator as usize);
+            !self.table.state(position).is_over() && slot.key.ingress() == opener
+        });
+        let opened = self.states[usize::from(opener.0)].flows.saturating_sub(frees_own.into());
+        opened < self.config.flows_per_port_max
+    }
+
+    /// Everything about a flow that policy may look at; `None` when an end is gone.
+    pub(crate) fn case(&self, key: &FlowKey, output: PortId) -> Option<Case> {
+        let source = self.ports.port(key.ingress())?;
+        let destination = self.ports.port(output)?;
+        let tuple = key.tuple();
+        let right = source.tenant == destination.tenant
+            && source.holds(tuple.source)
+            && destination.holds(tuple.destination);
+        right.then_some(Case {
+            snapshot: Arc::clone(self.snapshot.as_ref()?),
+            tuple,
+            source: Arc::clone(source),
+            destination: Arc::clone(destination),
+            source_is: None,
+            destination_is: None,
+        })
+    }
+
+    fn admit(
+        &mut self,
+        arrival: &mut Arrival<'_>,
+        (key, output): (FlowKey, PortId),
+        case: Case,
+        judgement: Arc<Judgement>,
+        replaced: Option<usize>,
+    ) -> Verdict {
+        if let Some(index) = replaced {
+            self.end_flow(self.table.flow_at(index), FlowChange::Closed);
+        }
+        // A refused flow the other way would hold the key of our answers.
+        if let Some(refused) = self.table.find(&key.mirrored(output)) {
+            self.end_flow(self.table.flow_at(refused as usize), FlowChange::Closed);
+        }
+        let Some(at) = self.make_room(&key, output) else { return Verdict::Drop(DropReason::TableFull) };
+        let state = match arrival.ip.transport {
+            Transport::Tcp(_) => FlowState::SynSent,
+            _ => FlowState::OneWay,
+        };
+        let position = self.enter(key, output, (at.0, Some(at.1)), state, (case, judgement));
+        self.states[usize::from(arrival.ingress.0)].flows += 1;
+        self.counters.flows_opened += 1;
+        let verdict = self.pass(arrival, at.0 as usize, state, millisecond(self.now));
+        let record = self.record(position);
+        self.report(FlowChange::Opened, record);
+        verdict
+    }
+
+    /// Enters a judged flow of the current snapshot into free slots.
+    fn enter(
+        &mut self,
+        key: FlowKey,
+        output: PortId,
+        at: (u32, Option<u32>),
+        state: FlowState,
+        (case, judgement): (Case, Arc<Judgement>),
+    ) -> usize {
+        let opened = self.now;
+        let generation = case.snapshot.generation;
+        let position = self.table.insert(key, output, at, state, |initiator, responder| Flow {
+            initiator,
+            responder,
+            source: case.source_is,
+            destination: case.destination_is,
+            judgement: Some(judgement),
+            generation,
+            opened,
+        });
+        self.table.set_epoch(position, self.epoch);
+        self.table.touch(position, millisecond(opened));
+        position
+    }
+
+    /// Two free slots for both directions of a flow, if need be after evicting what matters least.
+    fn make_room(&mut self, key: &FlowKey, output: PortId) -> Option<(u32, u32)> {
+        let mirrored = key.mirrored(output);
+        for _ in 0..=EVICTIONS_MAX {
+            let first = self.table.room(key, None, millisecond(self.now));
+            let taken = match first {
+                Room::Free(index) => Some(index),
+                _ => None,
+            };
+            let second = self.table.room(&mirrored, taken, millisecond(self.now));
+            match (first, second) {
+                (Room::Free(a), Room::Free(b)) => return Some((a, b)),
+                (Room::Full, _) | (_, Room::Full) => return None,
+                (Room::Evict(position), _) | (_, Room::Evict(position)) => self.evict(position),
+            }
+        }
+        None
+    }
+
+    fn evict(&mut self, position: usize) {
+        self.counters.flows_evicted += 1;
+        self.end_flow(position, FlowChange::Closed);
+    }
+
+    /// Refuses a flow: TCP with a reset, anything else with an error, and remembers the latter for a while
+    /// so that a stream of datagrams is not judged one by one.
+    fn deny(
+        &mut self,
+        arrival: &mut Arrival<'_>,
+        key: FlowKey,
+        output: PortId,
+        case: Case,
+        judgement: Arc<Judgement>,
+    ) -> Verdict {
+        self.counters.flows_denied += 1;
+        let record = self.denied_record(arrival, &key, output, &case, &judgement);
+        let rate = &mut self.states[usize::from(arrival.ingress.0)].denials;
+        if rate.allows(self.now, self.config.denials_per_second_max) {
+            self.report(FlowChange::Denied, record);
+        } else {
+            self.counters.events_lost += 1;
+        }
+        if let Transport::Tcp(tcp) = arrival.ip.transport {
+            self.reset_stray(arrival, &tcp);
+            return Verdict::Drop(DropReason::Denied);
+        }
+        self.send_error(arrival, Unreachable::Prohibited);
+        if let Room::Free(index) = self.table.room(&key, None, millisecond(self.now)) {
+            self.enter(key, output, (index, None), FlowState::Refused, (case, judgement));
+        }
+        Verdict::Drop(DropReason::Denied)
+    }
+
+    fn denied_record(
+        &self,
+        arrival: &Arrival<'_>,
+        key: &FlowKey,
+        output: PortId,
+        case: &Case,
+        judgement: &Arc<Judgement>,
+    ) -> FlowRecord {
+        let end = |port, card: &Port, attribution: &Option<_>, frames: u64| FlowEnd {
+            port,
+            nic: Some(card.nic.clone()),
+            attribution: attribution.clone(),
+            sent_frames: frames,
+            sent_bytes: frames * arrival.frame.total_len_bytes as u64,
+        };
+        FlowRecord {
+            tuple: key.tuple(),
+            initiator: end(arrival.ingress, &case.source, &case.source_is, 1),
+            responder: end(output, &case.destination, &case.destination_is, 0),
+            state: FlowState::Refused,
+            judgement: Some(Arc::clone(judgement)),
+            generation: case.snapshot.generation,
+            opened: self.now,
+            last_seen: self.now,
+        }
+    }
+
+    /// A packet to an address that nobody of the tenant has.
+    fn refuse_unknown(&mut self, arrival: &mut Arrival<'_>) -> Verdict {
+        match arrival.ip.transport {
+            Transport::Tcp(tcp) => self.reset_stray(arrival, &tcp),
+            _ => self.send_error(arrival, emit::Unreachable::Host),
+        }
+        Verdict::Drop(DropReason::NoEndpoint)
+    }
+
+    /// A frame of a flow that an older snapshot judged; `None` when the flow goes on.
+    pub(crate) fn judge_again(
+        &mut self,
+        arrival: &mut Arrival<'_>,
+        key: FlowKey,
+        index: usize,
+    ) -> Option<Verdict> {
+        let position = self.table.flow_at(index);
+        let state = self.table.state(position);
+        if state == FlowState::Reset {
+            return None;
+        }
+        if state == FlowState::Refused {
+            self.end_flow(position, FlowChange::Closed);
+            return Some(self.open_flow(arrival, key, None));
+        }
+        let Some(mut case) = self.known_case(position) else {
+            self.end_flow(position, FlowChange::Closed);
+            return Some(self.open_flow(arrival, key, None));
+        };
+        match arrival.answers {
+            Some(answers) => case.learn(answers),
+            None => {
+                let slot = self.table.slot(self.table.flow(position).initiator as usize);
+                let hows = where_to_look(self.table.slot(index).is_initiator(), state);
+                if let Some(question) = question(case.missing(), &slot.key, slot.output(), hows) {
+                    return Some(Verdict::Ask(question));
+                }
+            }
+        }
+        if self.conclude(position, case) {
+            return None;
+        }
+        if !matches!(arrival.ip.transport, Transport::Tcp(_)) {
+            self.send_error(arrival, Unreachable::Prohibited);
+        }
+        Some(Verdict::Drop(DropReason::Denied))
+    }
+}
+
+/// Where the ends of a known flow can be found, given whose frame this is.
+fn where_to_look(from_initiator: bool, state: FlowState) -> (How, How) {
+    match (from_initiator, state) {
+        (false, _) => (How::Connection, How::Frame),
+        (true, FlowState::SynSent | FlowState::OneWay | FlowState::TwoWay) => (How::Frame, How::Listener),
+        (true, _) => (How::Frame, How::Connection),
+    }
+}
+
+/// What to ask the caller; `None` when nothing is missing.
+fn question(missing: Needs, key: &FlowKey, output: PortId, hows: (How, How)) -> Option<Question> {
+    let tuple = key.tuple();
+    let initiator = Ask { port: key.ingress(), how: hows.0, tuple };
+    let responder = Ask { port: output, how: hows.1, tuple: tuple.reversed() };
+    (missing != Needs::default()).then_some(Question {
+        initiator: missing.source.then_some(initiator),
+        responder: missing.destination.then_some(responder),
+    })
+}

@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The ports of a snapshot and the address spaces of its tenants.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use model::{Cidr, MacAddr, Name, NicRef, Snapshot, VmIndex};
+
+use crate::PortId;
+use crate::rate::Rate;
+
+/// Longest prefixes that leave room for a gateway beside a host.
+const GATEWAY_PREFIX_BITS_MAX: (u8, u8) = (30, 126);
+
+/// The gateway on every link with IPv6 addresses.
+pub(crate) const LINK_LOCAL_GATEWAY: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+
+/// Whom DHCP answers come from on a link that has no gateway.
+const LINK_LOCAL_SERVER: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 1);
+
+/// A subnet that a card is in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Subnet {
+    pub cidr: Cidr,
+    /// The first host address, unless the prefix leaves no room for one.
+    pub gateway: Option<IpAddr>,
+    /// Whether the gateway is the switch itself and not a machine.
+    pub gateway_is_virtual: bool,
+}
+
+/// A card that is in the inventory and has a port.
+#[derive(Debug)]
+pub(crate) struct Port {
+    pub nic: NicRef,
+    pub vm: VmIndex,
+    pub tenant: usize,
+    pub mac: MacAddr,
+    pub mtu_bytes: u16,
+    pub subnets: Vec<Subnet>,
+}
+
+impl Port {
+    /// Whether the card may send from this address.
+    pub(crate) fn holds(&self, address: IpAddr) -> bool {
+        self.subnets.iter().any(|subnet| subnet.cidr.address() == address)
+    }
+
+    /// Whether this address is on the card's link.
+    pub(crate) fn is_on_link(&self, address: IpAddr) -> bool {
+        self.subnets.iter().any(|subnet| subnet.cidr.contains(address))
+    }
+
+    /// Whether the switch itself answers for this address on the card's link.
+    pub(crate) fn is_gateway(&self, address: IpAddr) -> bool {
+        let of_subnet = |subnet: &Subnet| subnet.gateway_is_virtual && subnet.gateway == Some(address);
+        self.subnets.iter().any(of_subnet)
+            || address == IpAddr::V6(LINK_LOCAL_GATEWAY)
+                && self.subnets.iter().any(|s| s.cidr.address().is_ipv6())
+    }
+
+    /// Whether this address means everybody on the card's link.
+    pub(crate) fn is_broadcast(&self, address: IpAddr) -> bool {
+        let IpAddr::V4(address) = address else { return false };
+        let of_subnet = |subnet: &Subnet| match subnet.cidr.address() {
+            IpAddr::V4(own) if subnet.cidr.prefix_len_bits() <= GATEWAY_PREFIX_BITS_MAX.0 => {
+                let host_bits = u32::MAX >> subnet.cidr.prefix_len_bits();
+                address.to_bits() == own.to_bits() | host_bits
+            }
+            _ => false,
+        };
+        address.is_broadcast() || self.subnets.iter().any(of_subnet)
+    }
+
+    /// The subnet of the address that DHCP hands out.
+    pub(crate) fn lease(&self) -> Option<(Ipv4Addr, &Subnet)> {
+        self.subnets.iter().find_map(|subnet| match subnet.cidr.address() {
+            IpAddr::V4(address) => Some((address, subnet)),
+            IpAddr::V6(_) => None,
+        })
+    }
+
+    /// Whom DHCP answers come from.
+    pub(crate) fn dhcp_server(&self) -> Ipv4Addr {
+        match self.lease().and_then(|(_, subnet)| subnet.gateway) {
+            Some(IpAddr::V4(gateway)) => gateway,
+            _ => LINK_LOCAL_SERVER,
+        }
+    }
+
+    /// The gateway that speaks for the network to `address`, of the same family.
+    pub(crate) fn gateway_towards(&self, address: IpAddr) -> Option<IpAddr> {
+        let same = |gateway: &IpAddr| gateway.is_ipv4() == address.is_ipv4();
+        self.subnets.iter().filter_map(|subnet| subnet.gateway).find(same)
+    }
+}
+
+/// What a port does over time, whatever the snapshot.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct PortState {
+    /// Live flows that the port has opened.
+    pub flows: u32,
+    /// ICMP errors sent to it.
+    pub errors: Rate,
+    /// Denials of it that were reported.
+    pub denials: Rate,
+}
+
+/// All ports of a snapshot.
+#[derive(Debug, Default)]
+pub(crate) struct Ports {
+    by_id: Vec<Option<Arc<Port>>>,
+    endpoints: HashMap<(usize, IpAddr), PortId>,
+}
+
+impl Ports {
+    /// The ports of the cards that the snapshot knows; others are left out.
+    pub(crate) fn new(snapshot: &Snapshot, numbered: &[(PortId, NicRef)]) -> Self {
+        let tenants: HashMap<_, _> = snapshot
+            .inventory
+            .tenants()
+            .iter()
+            .zip(0..)
+            .map(|(tenant, index)| (&tenant.name, index))
+            .collect();
+        let mut endpoints = HashMap::new();
+        let mut found = Vec::new();
+        for (id, nic) in numbered {
+            let Some(index) = snapshot.inventory.find(&nic.vm) else { continue };
+            let vm = snapshot.inventory.vm(index);
+            let Some(card) = vm.nics.iter().find(|card| card.name == nic.nic) else { continue };
+            let Some(tenant) = tenants.get(&nic.vm.tenant) else { continue };
+            found.push((*id, nic, index, *tenant, card));
+            for cidr in &card.addresses {
+                endpoints.insert((*tenant, cidr.address()), *id);
+            }
+        }
+        let len = found.iter().map(|(id, ..)| usize::from(id.0) + 1).max().unwrap_or(0);
+        let held = held_addresses(snapshot);
+        let mut by_id = vec![None; len];
+        for (id, nic, vm, tenant, card) in found {
+            let subnet = |cidr: &Cidr| {
+                let gateway = first_host(cidr);
+                let gateway_is_virtual =
+                    gateway.is_some_and(|gateway| !held.contains(&(&nic.vm.tenant, gateway)));
+                Subnet { cidr: *cidr, gateway, gateway_is_virtual }
+            };
+            by_id[usize::from(id.0)] = Some(Arc::new(Port {
+                nic: nic.clone(),
+                vm,
+                tenant,
+                mac: card.mac,
+                mtu_bytes: card.mtu_bytes,
+                subnets: card.addresses.iter().map(subnet).collect(),
+            }));
+        }
+        Self { by_id, endpoints }
+    }
+
+    #[inline]
+    pub(crate) fn port(&self, id: PortId) -> Option<&Arc<Port>> {
+        self.by_id.get(usize::from(id.0))?.as_ref()
+    }
+
+    /// Who holds an address in a tenant's address space.
+    pub(crate) fn endpoint(&self, tenant: usize, address: IpAddr) -> Option<PortId> {
+        self.endpoints.get(&(tenant, address)).copied()
+    }
+
+    /// Whether the port stands for the same card in both.
+    pub(crate) fn same_card(&self, other: &Self, id: PortId) -> bool {
+        match (self.port(id), other.port(id)) {
+            (Some(a), Some(b)) => a.nic == b.nic,
+            _ => false,
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.by_id.len()
+    }
+}
+
+/// What the machines of each tenant hold, with or without a port here.
+fn held_addresses(snapshot: &Snapshot) -> HashSet<(&Name, IpAddr)> {
+    let cards =
+        snapshot.inventory.vms().flat_map(|(_, vm)| vm.nics.iter().map(move |nic| (&vm.id.tenant, nic)));
+    cards.flat_map(|(tenant, nic)| nic.addresses.iter().map(move |cidr| (tenant, cidr.address()))).collect()
+}
+
+/// The first host address of a subnet that has room for a gateway.
+fn first_host(cidr: &Cidr) -> Option<IpAddr> {
+    let bits = cidr.prefix_len_bits();
+    match cidr.address() {
+        IpAddr::V4(address) if bits <= GATEWAY_PREFIX_BITS_MAX.0 => {
+            let network = address.to_bits() & !(u32::MAX >> bits);
+            Some(Ipv4Addr::from_bits(network | 1).into())
+        }
+        IpAddr::V6(address) if bits <= GATEWAY_PREFIX_BITS_MAX.1 => {
+            let network = address.to_bits() & !(u128::MAX >> bits);
+            Some(Ipv6Addr::from_bits(network | 1).into())
+        }
+        _ => None,
+    }
+}

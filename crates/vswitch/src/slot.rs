@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One direction of a flow, as it lies in memory that may outlive the process.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::key::FlowKey;
+use crate::state::Progress;
+use crate::{FlowState, PortId};
+
+/// One direction of a flow: a cache line, plain bytes, all zero when free.
+///
+/// What names the flow is covered by a keyed check; what changes with every frame is not, and each such
+/// field is written whole. So a process killed at any instruction leaves slots that are either right or
+/// recognised as wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(64))]
+pub struct FlowSlot {
+    pub(crate) key: FlowKey,
+    /// Position of the other direction's slot.
+    pub(crate) partner: u32,
+    /// Keyed hash of `key`, `partner`, `output` and the role bit of `state`.
+    pub(crate) check: u32,
+    sequence_end: u32,
+    acknowledged: u32,
+    /// Low bits of the millisecond in which a frame last came this way.
+    pub(crate) last_seen_ms: u32,
+    /// Where frames of this direction go out.
+    output: u16,
+    /// [`FlowState`] in the low bits, zero when free; [`INITIATOR`] in the highest.
+    state: u8,
+    /// Which of this process's snapshots has judged the flow; zero: none.
+    pub(crate) epoch: u8,
+}
+
+const _: () = assert!(size_of::<FlowSlot>() == 64, "a slot is one cache line");
+
+/// Set in the state of the slot that the initiator's frames hit.
+const INITIATOR: u8 = 0x80;
+
+impl FlowSlot {
+    /// A slot that holds nothing.
+    pub const FREE: Self = Self {
+        key: zerocopy::transmute!([0_u8; 40]),
+        partner: 0,
+        check: 0,
+        sequence_end: 0,
+        acknowledged: 0,
+        last_seen_ms: 0,
+        output: 0,
+        state: 0,
+        epoch: 0,
+    };
+
+    pub(crate) fn new(key: FlowKey, output: PortId, partner: u32, from_initiator: bool) -> Self {
+        let state = if from_initiator { INITIATOR } else { 0 };
+        Self { key, partner, output: output.0, state, ..Self::FREE }
+    }
+
+    /// The flow's state; `None` when the slot is free (or corrupt, before it is validated).
+    #[inline]
+    pub(crate) fn state(&self) -> Option<FlowState> {
+        FlowState::from_number(self.state & !INITIATOR)
+    }
+
+    pub(crate) fn set_state(&mut self, state: FlowState) {
+        self.state = self.state & INITIATOR | state as u8;
+    }
+
+    /// Whether nothing was ever written here, or all was wiped.
+    #[inline]
+    pub(crate) fn is_free(&self) -> bool {
+        self.state == 0
+    }
+
+    /// Whether this is the initiator's direction.
+    #[inline]
+    pub(crate) fn is_initiator(&self) -> bool {
+        self.state & INITIATOR != 0
+    }
+
+    #[inline]
+    pub(crate) fn output(&self) -> PortId {
+        PortId(self.output)
+    }
+
+    #[inline]
+    pub(crate) fn progress(&self) -> Progress {
+        Progress { sequence_end: self.sequence_end, acknowledged: self.acknowledged }
+    }
+
+    #[inline]
+    pub(crate) fn set_progress(&mut self, progress: Progress) {
+        self.sequence_end = progress.sequence_end;
+        self.acknowledged = progress.acknowledged;
+    }
+
+    /// Time since a frame last came this way. A time before `last_seen_ms` counts as zero.
+    #[inline]
+    pub(crate) fn idle_ms(&self, now_ms: u32) -> u32 {
+        let idle = now_ms.wrapping_sub(self.last_seen_ms);
+        if idle > u32::MAX / 2 { 0 } else { idle }
+    }
+
+    /// What the check covers beside the key.
+    pub(crate) fn place(&self) -> u64 {
+        u64::from(self.partner) | u64::from(self.output) << 32 | u64::from(self.is_initiator()) << 48
+    }
+}
+
+/// Memory for the flow table: given by the caller, so that it may outlive the process.
+///
+/// A `Vec<FlowSlot>` will do, and so does a `&'static mut [FlowSlot]` in a shared mapping.
+pub trait FlowSlots: AsRef<[FlowSlot]> + AsMut<[FlowSlot]> {}
+
+impl<T: AsRef<[FlowSlot]> + AsMut<[FlowSlot]>> FlowSlots for T {}

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What happens to flows without a frame: expiry, a change of policy, the loss of a card.
+
+use std::sync::Arc;
+
+use model::{Action, Moment};
+use packet::emit::{Link, Segment};
+use packet::{TcpFlags, emit};
+
+use crate::judging::Case;
+use crate::key::FlowKey;
+use crate::ports::Ports;
+use crate::state::Progress;
+use crate::table::millisecond;
+use crate::{FlowChange, FlowSlots, FlowState, PortId, Switch};
+
+impl<S: FlowSlots> Switch<S> {
+    /// Looks at up to `flows_max` flows, going on where the last call stopped: ends those that have been
+    /// idle for too long and judges those again that an older snapshot judged, unless an end must be
+    /// attributed first; those wait for their next frame.
+    pub fn tick(&mut self, now: Moment, flows_max: usize) {
+        self.now = now;
+        for _ in 0..flows_max.min(self.table.len()) {
+            if self.cursor >= self.table.len() {
+                self.cursor = 0;
+            }
+            // A removal puts another flow in this position, which is looked at next.
+            if self.cursor < self.table.len() && self.look_after(self.cursor) {
+                self.cursor += 1;
+            }
+        }
+    }
+
+    /// Whether the flow is still there.
+    fn look_after(&mut self, position: usize) -> bool {
+        let index = self.table.flow(position).initiator as usize;
+        if self.is_expired(index, millisecond(self.now)) {
+            self.end_flow(position, FlowChange::Closed);
+            return false;
+        }
+        let state = self.table.state(position);
+        if self.table.slot(index).epoch == self.epoch || state == FlowState::Reset {
+            return true;
+        }
+        let Some(case) = self.known_case(position).filter(|_| state != FlowState::Refused) else {
+            self.end_flow(position, FlowChange::Closed);
+            return false;
+        };
+        if case.missing() != model::Needs::default() {
+            return true;
+        }
+        let tcp = self.table.slot(index).key.protocol() == model::Protocol::Tcp;
+        self.conclude(position, case) || tcp
+    }
+
+    /// The case of a flow that is in the table, with what was found out about it.
+    pub(crate) fn known_case(&self, position: usize) -> Option<Case> {
+        let flow = self.table.flow(position);
+        let slot = self.table.slot(flow.initiator as usize);
+        let mut case = self.case(&slot.key, slot.output())?;
+        case.source_is.clone_from(&flow.source);
+        case.destination_is.clone_from(&flow.destination);
+        Some(case)
+    }
+
+    /// Judges a flow by the current snapshot and ends it if it is now denied. Whether it goes on.
+    pub(crate) fn conclude(&mut self, position: usize, case: Case) -> bool {
+        let judgement = case.judge();
+        let action = judgement.action;
+        let generation = self.snapshot.as_ref().map_or(model::Generation::default(), |s| s.generation);
+        let flow = self.table.flow_mut(position);
+        flow.source = case.source_is;
+        flow.destination = case.destination_is;
+        flow.judgement = Some(Arc::new(judgement));
+        flow.generation = generation;
+        self.table.set_epoch(position, self.epoch);
+        match action {
+            Action::Allow => true,
+            Action::Deny => {
+                self.reset_flow(position);
+                false
+            }
+        }
+    }
+
+    /// Ends a live flow by policy. Both ends of a connection get a reset, and its slots stay for a while to
+    /// answer late segments.
+    fn reset_flow(&mut self, position: usize) {
+        self.counters.flows_reset += 1;
+        let record = self.record(position);
+        self.report(FlowChange::Reset, record);
+        let slot = *self.table.slot(self.table.flow(position).initiator as usize);
+        if slot.key.protocol() == model::Protocol::Tcp {
+            let (initiator, responder) = self.table.progress(position);
+            let mirrored = slot.key.mirrored(slot.output());
+            self.send_resets(slot.output(), &slot.key, initiator, responder);
+            self.send_resets(slot.key.ingress(), &mirrored, responder, initiator);
+            self.change_state(position, FlowState::Reset);
+            self.table.touch(position, millisecond(self.now));
+        } else {
+            // The next datagram is judged, and refused, as the first of a new flow. The end was reported.
+            self.change_state(position, FlowState::Refused);
+            self.table.remove(position);
+        }
+    }
+
+    /// Resets the end at `port` in its peer's name. It accepts only its next expected sequence number
+    /// (RFC 5961 section 3.2), which is the peer's last unless a frame was lost, when it is what the end
+    /// has acknowledged; if the two differ, both are sent.
+    fn send_resets(&mut self, port: PortId, from_peer: &FlowKey, peer: Progress, own: Progress) {
+        let Some(card) = self.ports.port(port) else { return };
+        let peer_mac = self.ports.port(from_peer.ingress()).map(|peer| peer.mac);
+        let near = peer_mac.filter(|_| card.is_on_link(from_peer.source()));
+        let link = Link { source: near.unwrap_or(self.config.gateway_mac), destination: card.mac };
+        let (source_port, destination_port) = from_peer.ports();
+        let segment = Segment {
+            source_port,
+            destination_port,
+            sequence: peer.sequence_end,
+            acknowledgment: own.sequence_end,
+            flags: TcpFlags::RST | TcpFlags::ACK,
+        };
+        self.emit(port, emit::tcp(link, from_peer.addresses(), segment));
+        if own.acknowledged != 0 && own.acknowledged != peer.sequence_end {
+            let segment = Segment { sequence: own.acknowledged, ..segment };
+            self.emit(port, emit::tcp(link, from_peer.addresses(), segment));
+        }
+    }
+
+    /// Ends the flows whose card is not in `ports` any more, or whose port now means another card. Before
+    /// the first snapshot there are only adopted flows, whose cards the caller vouches for.
+    pub(crate) fn end_flows_without_card(&mut self, ports: &Ports, first: bool) {
+        let gone = |id: PortId| match first {
+            true => ports.port(id).is_none(),
+            false => !self.ports.same_card(ports, id),
+        };
+        let mut ended = Vec::new();
+        for position in 0..self.table.len() {
+            let slot = self.table.slot(self.table.flow(position).initiator as usize);
+            if gone(slot.key.ingress()) || gone(slot.output()) {
+                ended.push(position);
+            }
+        }
+        // From the last, so that a removal never moves a flow that is still to be removed.
+        for position in ended.into_iter().rev() {
+            self.end_flow(position, FlowChange::Closed);
+        }
+    }
+
+    /// Counts adopted flows towards their openers and starts their clocks.
+    pub(crate) fn welcome_adopted(&mut self) {
+        for position in 0..self.table.len() {
+            self.table.touch(position, millisecond(self.now));
+            self.table.flow_mut(position).opened = self.now;
+            let opener = self.table.slot(self.table.flow(position).initiator as usize).key.ingress();
+            if !self.table.state(position).is_over()
+                && let Some(state) = self.states.get_mut(usize::from(opener.0))
+            {
+                state.flows += 1;
+            }
+        }
+    }
+}

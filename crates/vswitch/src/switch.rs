@@ -1,0 +1,414 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The switch: what comes in, and the way of a frame whose flow is known.
+
+use std::sync::Arc;
+
+use model::{Moment, NicRef, Snapshot};
+use packet::emit::{Link, Segment, Unreachable};
+use packet::{Addresses, Ethernet, Ip, Network, Packet, ParseError, Tcp, TcpFlags, Transport, VnetHeader};
+use packet::{edit, emit};
+
+use crate::key::FlowKey;
+use crate::outbox::Outbox;
+use crate::ports::{Port, PortState, Ports};
+use crate::state::after_segment;
+use crate::table::{FlowTable, millisecond};
+use crate::{
+    Answers, Counters, DropReason, Emission, FRAME_LEN_BYTES_MAX, FlowChange, FlowEnd, FlowEvent, FlowRecord,
+    FlowSlot, FlowSlots, FlowState, Frame, PortId, SwitchConfig, Verdict,
+};
+
+/// A switch for the machines of one host.
+///
+/// It is driven by one thread: offer frames to [`Switch::process`], call [`Switch::tick`] a few hundred times
+/// a second, and drain [`Switch::emissions`] and [`Switch::events`] after either.
+pub struct Switch<S = Vec<FlowSlot>> {
+    pub(crate) config: SwitchConfig,
+    pub(crate) table: FlowTable<S>,
+    pub(crate) ports: Ports,
+    pub(crate) states: Vec<PortState>,
+    pub(crate) snapshot: Option<Arc<Snapshot>>,
+    /// Names the snapshot within this process; see [`FlowSlot::epoch`].
+    pub(crate) epoch: u8,
+    pub(crate) outbox: Outbox,
+    pub(crate) counters: Counters,
+    pub(crate) now: Moment,
+    /// The next flow that a sweep looks at.
+    pub(crate) cursor: usize,
+}
+
+/// An IP packet on its way.
+pub(crate) struct Arrival<'a> {
+    pub ingress: PortId,
+    pub frame: &'a mut Frame,
+    pub ethernet: Ethernet,
+    pub ip: Ip,
+    /// The offloads to hand on.
+    pub vnet: VnetHeader,
+    pub answers: Option<&'a Answers>,
+}
+
+impl<S: FlowSlots> Switch<S> {
+    /// A switch without ports. Flows that a predecessor left intact in `slots` are taken over; everything
+    /// else in there is wiped. The number of slots is rounded down to a power of two, and a flow takes two.
+    ///
+    /// # Panics
+    /// When there are fewer than [`crate::SLOTS_MIN`] slots.
+    pub fn new(config: SwitchConfig, slots: S) -> Self {
+        let (table, discarded) = FlowTable::adopt(slots, config.hash_seed);
+        let mut counters = Counters::default();
+        counters.flows_adopted = table.len() as u64;
+        counters.slots_discarded = discarded;
+        Self {
+            config,
+            table,
+            ports: Ports::default(),
+            states: Vec::new(),
+            snapshot: None,
+            epoch: 0,
+            outbox: Outbox::default(),
+            counters,
+            now: Moment::default(),
+            cursor: 0,
+        }
+    }
+
+    /// Puts a snapshot in force, at once for every frame that follows. `ports` numbers the cards; those that
+    /// the snapshot does not know are left out. Flows of cards that are gone end here; others are judged
+    /// again on their next frame or by the next sweeps, whichever comes first.
+    pub fn install(&mut self, now: Moment, snapshot: Arc<Snapshot>, ports: &[(PortId, NicRef)]) {
+        self.now = now;
+        let ports = Ports::new(&snapshot, ports);
+        let first = self.snapshot.is_none();
+        self.end_flows_without_card(&ports, first);
+        self.states.resize(ports.len().max(self.states.len()), PortState::default());
+        self.ports = ports;
+        self.snapshot = Some(snapshot);
+        if first {
+            self.welcome_adopted();
+        }
+        self.epoch = self.epoch.checked_add(1).unwrap_or_else(|| {
+            // So rare that forgetting all epochs is the simplest way to never confuse two of them.
+            (0..self.table.len()).for_each(|position| self.table.set_epoch(position, 0));
+            1
+        });
+    }
+
+    /// Decides about a frame that came in at `ingress`. `answers` are those to an earlier
+    /// [`Verdict::Ask`] about the same frame.
+    ///
+    /// # Examples
+    /// See `examples/hit.rs`.
+    pub fn process(
+        &mut self,
+        now: Moment,
+        ingress: PortId,
+        frame: &mut Frame,
+        answers: Option<&Answers>,
+    ) -> Verdict {
+        self.now = now;
+        let verdict = self.decide(ingress, frame, answers);
+        self.counters.note(&verdict, frame.total_len_bytes);
+        verdict
+    }
+
+    /// Frames of the switch's own, oldest first.
+    pub fn emissions(&mut self) -> impl Iterator<Item = Emission> + '_ {
+        self.outbox.emissions.drain(..)
+    }
+
+    /// What happened to flows, oldest first.
+    pub fn events(&mut self) -> impl Iterator<Item = FlowEvent> + '_ {
+        self.outbox.events.drain(..)
+    }
+
+    /// All flows, over ones that are still remembered included, in no order.
+    pub fn flows(&self) -> impl Iterator<Item = FlowRecord> + '_ {
+        (0..self.table.len()).map(|position| self.record(position))
+    }
+
+    /// Totals so far.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    fn decide(&mut self, ingress: PortId, frame: &mut Frame, answers: Option<&Answers>) -> Verdict {
+        let Some(port) = self.ports.port(ingress) else { return Verdict::Drop(DropReason::NoPort) };
+        if frame.total_len_bytes > FRAME_LEN_BYTES_MAX {
+            return Verdict::Drop(DropReason::TooLong);
+        }
+        let packet = match Packet::parse(frame.parsable()) {
+            Ok(packet) => packet,
+            Err(error) => return unreadable(error, frame),
+        };
+        if packet.ethernet.source != port.mac {
+            return Verdict::Drop(DropReason::SpoofedMac);
+        }
+        match packet.network {
+            Network::Arp(arp) => self.answer_arp(ingress, &arp),
+            Network::Other => Verdict::Drop(DropReason::EtherType),
+            Network::Ip(ip) => {
+                let Ok(vnet) = frame.vnet.forwarded(frame.total_len_bytes, Some(&ip)) else {
+                    return Verdict::Drop(DropReason::BadOffload);
+                };
+                let ethernet = packet.ethernet;
+                self.decide_ip(&mut Arrival { ingress, frame, ethernet, ip, vnet, answers })
+            }
+        }
+    }
+
+    fn decide_ip(&mut self, arrival: &mut Arrival<'_>) -> Verdict {
+        if arrival.ip.fragment.is_some() {
+            return Verdict::Drop(DropReason::Fragment);
+        }
+        let Some(key) = FlowKey::of(arrival.ingress, &arrival.ip) else {
+            return self.decide_message(arrival);
+        };
+        match self.table.find(&key) {
+            Some(index) => {
+                self.counters.hits += 1;
+                self.continue_flow(arrival, key, index as usize)
+            }
+            None => {
+                self.counters.misses += 1;
+                self.open_flow(arrival, key, None)
+            }
+        }
+    }
+
+    /// A frame whose flow is in the slot at `index`.
+    fn continue_flow(&mut self, arrival: &mut Arrival<'_>, key: FlowKey, index: usize) -> Verdict {
+        let now_ms = millisecond(self.now);
+        let slot = *self.table.slot(index);
+        let Some(state) = slot.state() else { return self.open_flow(arrival, key, None) };
+        if slot.idle_ms(now_ms) > self.config.timeouts.idle_ms_max(state) && self.is_expired(index, now_ms) {
+            self.end_flow(self.table.flow_at(index), FlowChange::Closed);
+            return self.open_flow(arrival, key, None);
+        }
+        if let Transport::Tcp(tcp) = &arrival.ip.transport
+            && tcp.flags.opens()
+            && !is_retransmission(&slot, state, tcp)
+        {
+            return self.open_flow(arrival, key, Some(index));
+        }
+        if slot.epoch != self.epoch
+            && let Some(verdict) = self.judge_again(arrival, key, index)
+        {
+            return verdict;
+        }
+        match (state, &arrival.ip.transport) {
+            (FlowState::Reset, Transport::Tcp(tcp)) => {
+                let tcp = *tcp;
+                self.reset_stray(arrival, &tcp);
+                Verdict::Drop(DropReason::Reset)
+            }
+            (FlowState::Reset | FlowState::Refused, _) => {
+                self.send_error(arrival, Unreachable::Prohibited);
+                Verdict::Drop(DropReason::Denied)
+            }
+            _ => self.pass(arrival, index, state, now_ms),
+        }
+    }
+
+    /// A frame of a flow that is allowed: tracks and forwards it.
+    pub(crate) fn pass(
+        &mut self,
+        arrival: &mut Arrival<'_>,
+        index: usize,
+        state: FlowState,
+        now_ms: u32,
+    ) -> Verdict {
+        let output = self.table.slot(index).output();
+        if let Some(verdict) = self.rewrite(arrival, output) {
+            return verdict;
+        }
+        let slot = self.table.slot_mut(index);
+        slot.last_seen_ms = now_ms;
+        let from_initiator = slot.is_initiator();
+        let after = match &arrival.ip.transport {
+            Transport::Tcp(tcp) => {
+                let own = slot.progress();
+                slot.set_progress(own.after(tcp));
+                let partner = slot.partner as usize;
+                let steady =
+                    state == FlowState::Established && tcp.flags.0 & (TcpFlags::FIN | TcpFlags::RST).0 == 0;
+                if steady {
+                    state
+                } else {
+                    let peer = self.table.slot(partner).progress();
+                    after_segment(state, from_initiator, tcp, own, peer)
+                }
+            }
+            _ if !from_initiator => FlowState::TwoWay,
+            _ => state,
+        };
+        self.table.count(index, arrival.frame.total_len_bytes);
+        if after != state {
+            self.change_state(self.table.flow_at(index), after);
+        }
+        Verdict::Forward(output)
+    }
+
+    /// Rewrites the frame for its way out of `output`; a verdict if it may not go there.
+    fn rewrite(&mut self, arrival: &mut Arrival<'_>, output: PortId) -> Option<Verdict> {
+        let Some(destination) = self.ports.port(output).map(|port| port.mac) else {
+            return Some(Verdict::Drop(DropReason::NoEndpoint));
+        };
+        if arrival.ethernet.destination == self.config.gateway_mac {
+            if arrival.ip.ttl <= 1 {
+                self.send_error(arrival, Unreachable::TimeExceeded);
+                return Some(Verdict::Drop(DropReason::TtlExpired));
+            }
+            edit::decrement_ttl(&mut arrival.frame.head, &arrival.ip);
+            edit::set_source(&mut arrival.frame.head, self.config.gateway_mac);
+        }
+        edit::set_destination(&mut arrival.frame.head, destination);
+        arrival.frame.vnet = arrival.vnet;
+        None
+    }
+
+    /// Forwards a frame that belongs to no direction of a flow: an ICMP error about one.
+    pub(crate) fn pass_message(&mut self, arrival: &mut Arrival<'_>, output: PortId) -> Verdict {
+        self.rewrite(arrival, output).unwrap_or(Verdict::Forward(output))
+    }
+
+    /// Whether neither direction has been heard for as long as its state allows.
+    pub(crate) fn is_expired(&self, index: usize, now_ms: u32) -> bool {
+        let position = self.table.flow_at(index);
+        let limit_ms = self.config.timeouts.idle_ms_max(self.table.state(position));
+        self.table.idle_ms(position, now_ms) > limit_ms
+    }
+
+    /// Sets a flow's state, and its opener's quota with it.
+    pub(crate) fn change_state(&mut self, position: usize, state: FlowState) {
+        let was_over = self.table.state(position).is_over();
+        self.table.set_state(position, state);
+        if state.is_over() && !was_over {
+            self.uncharge(position);
+        }
+    }
+
+    /// The port state that a flow counts towards.
+    fn uncharge(&mut self, position: usize) {
+        let opener = self.table.slot(self.table.flow(position).initiator as usize).key.ingress();
+        if let Some(state) = self.states.get_mut(usize::from(opener.0)) {
+            state.flows = state.flows.saturating_sub(1);
+        }
+    }
+
+    /// Removes a flow and reports how it ended, unless that was reported before.
+    pub(crate) fn end_flow(&mut self, position: usize, change: FlowChange) {
+        let state = self.table.state(position);
+        if !state.is_over() {
+            self.uncharge(position);
+        }
+        if !matches!(state, FlowState::Reset | FlowState::Refused) {
+            self.counters.flows_closed += u64::from(change == FlowChange::Closed);
+            let record = self.record(position);
+            self.report(change, record);
+        }
+        self.table.remove(position);
+    }
+
+    /// Answers a segment that belongs to no connection with the reset its sender will accept (RFC 9293
+    /// section 3.10.7.1). A reset is not answered.
+    pub(crate) fn reset_stray(&mut self, arrival: &Arrival<'_>, tcp: &Tcp) {
+        if tcp.flags.has(TcpFlags::RST) {
+            return;
+        }
+        let (sequence, acknowledgment, flags) = if tcp.flags.has(TcpFlags::ACK) {
+            (tcp.acknowledgment, 0, TcpFlags::RST)
+        } else {
+            (0, tcp.sequence_end(), TcpFlags::RST | TcpFlags::ACK)
+        };
+        let segment = Segment {
+            source_port: tcp.destination_port,
+            destination_port: tcp.source_port,
+            sequence,
+            acknowledgment,
+            flags,
+        };
+        let link = Link { source: arrival.ethernet.destination, destination: arrival.ethernet.source };
+        self.emit(arrival.ingress, emit::tcp(link, arrival.ip.addresses.reversed(), segment));
+    }
+
+    /// Tells the sender why its packet was not delivered, within its port's rate.
+    pub(crate) fn send_error(&mut self, arrival: &Arrival<'_>, why: Unreachable) {
+        let Some(port) = self.ports.port(arrival.ingress) else { return };
+        let Some(state) = self.states.get_mut(usize::from(arrival.ingress.0)) else { return };
+        if !state.errors.allows(self.now, self.config.errors_per_second_max) {
+            return;
+        }
+        let addresses = error_addresses(port, arrival.ip.addresses);
+        let link = Link { source: self.config.gateway_mac, destination: port.mac };
+        let error = emit::unreachable(link, addresses, why, arrival.frame.parsable(), &arrival.ip);
+        self.emit(arrival.ingress, error);
+    }
+
+    /// Queues a frame of the switch's own.
+    pub(crate) fn emit(&mut self, port: PortId, frame: Vec<u8>) {
+        if !self.outbox.emit(port, frame) {
+            self.counters.emissions_lost += 1;
+        }
+    }
+
+    /// Queues an event.
+    pub(crate) fn report(&mut self, change: FlowChange, record: FlowRecord) {
+        if !self.outbox.report(FlowEvent { at: self.now, change, record }) {
+            self.counters.events_lost += 1;
+        }
+    }
+
+    /// A flow as others are told of it.
+    pub(crate) fn record(&self, position: usize) -> FlowRecord {
+        let flow = self.table.flow(position);
+        let slot = self.table.slot(flow.initiator as usize);
+        let end = |port: PortId, index: Option<u32>, attribution: &Option<_>| {
+            let (sent_frames, sent_bytes) = index.map_or((0, 0), |index| self.table.counted(index));
+            let nic = self.ports.port(port).map(|port| port.nic.clone());
+            FlowEnd { port, nic, attribution: attribution.clone(), sent_frames, sent_bytes }
+        };
+        let idle_ns = u64::from(self.table.idle_ms(position, millisecond(self.now))) * 1_000_000;
+        FlowRecord {
+            tuple: slot.key.tuple(),
+            initiator: end(slot.key.ingress(), Some(flow.initiator), &flow.source),
+            responder: end(slot.output(), flow.responder, &flow.destination),
+            state: self.table.state(position),
+            judgement: flow.judgement.clone(),
+            generation: flow.generation,
+            opened: flow.opened,
+            last_seen: Moment(self.now.0.saturating_sub(idle_ns)),
+        }
+    }
+}
+
+/// The verdict on a frame that cannot be parsed.
+pub(crate) fn unreadable(error: ParseError, frame: &Frame) -> Verdict {
+    match error {
+        ParseError::NeedMore { .. } if frame.has_more() => Verdict::NeedMore,
+        ParseError::NeedMore { .. } => Verdict::Drop(DropReason::Unanswerable),
+        _ => Verdict::Drop(DropReason::Malformed),
+    }
+}
+
+/// Whether an opening SYN is the one that opened this very flow, sent once more. Any other opens anew: its
+/// socket may belong to another process.
+fn is_retransmission(slot: &FlowSlot, state: FlowState, tcp: &Tcp) -> bool {
+    slot.is_initiator()
+        && matches!(state, FlowState::SynSent | FlowState::SynReceived)
+        && slot.progress().sequence_end == tcp.sequence_end()
+}
+
+/// From the gateway, if there is one, else in the name of the destination.
+fn error_addresses(port: &Port, offending: Addresses) -> Addresses {
+    let reversed = offending.reversed();
+    match (reversed, port.gateway_towards(offending.source())) {
+        (Addresses::V4 { destination, .. }, Some(std::net::IpAddr::V4(source))) => {
+            Addresses::V4 { source, destination }
+        }
+        (Addresses::V6 { destination, .. }, Some(std::net::IpAddr::V6(source))) => {
+            Addresses::V6 { source, destination }
+        }
+        _ => reversed,
+    }
+}

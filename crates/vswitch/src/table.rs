@@ -1,0 +1,332 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The flow table.
+//!
+//! Open addressing without tombstones: a key lives within [`WINDOW_SLOTS`] slots of its hash, and a lookup
+//! looks at all of them before it gives up. So a removal never moves anything, and both directions can name
+//! each other by position. When a window is full, the flow in it that matters least is evicted: flows that
+//! are over first, then unanswered ones, then those idle for [`EVICTABLE_IDLE_MS`], the longest idle of each
+//! kind first. Guests choose their tuples, therefore the hash is keyed with a secret seed.
+//!
+//! Slots are in the caller's memory. Beside them, in private memory, lie counters per slot and a dense list
+//! of flows, which is what a sweep walks.
+
+use std::hash::Hasher as _;
+
+use foldhash::SharedSeed;
+use foldhash::fast::FoldHasher;
+use model::{Moment, Protocol};
+use zerocopy::IntoBytes as _;
+
+use crate::flow::Flow;
+use crate::key::FlowKey;
+use crate::state::Progress;
+use crate::{FlowSlot, FlowSlots, FlowState, PortId};
+
+/// Fewest slots a table can work with.
+pub const SLOTS_MIN: usize = WINDOW_SLOTS;
+/// Most slots a table uses: 1 GiB.
+pub const SLOTS_MAX: usize = 1 << 24;
+
+/// How far from its hash a key may live.
+const WINDOW_SLOTS: usize = 16;
+/// How long an answered flow must have been idle before it may be evicted.
+const EVICTABLE_IDLE_MS: u32 = 10_000;
+/// Changes whenever the meaning of a slot's bytes changes, so that a successor does not adopt old ones.
+const LAYOUT: u64 = 1;
+const NO_FLOW: u32 = u32::MAX;
+
+/// The millisecond of a moment, low bits.
+pub(crate) fn millisecond(now: Moment) -> u32 {
+    (now.0 / 1_000_000) as u32
+}
+
+/// What is counted per slot.
+#[derive(Clone, Copy, Debug)]
+struct Side {
+    /// Position in the list of flows.
+    flow: u32,
+    frames: u64,
+    bytes: u64,
+}
+
+impl Side {
+    const FREE: Self = Self { flow: NO_FLOW, frames: 0, bytes: 0 };
+}
+
+/// Where a new key could go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// Into this slot.
+    Free(u32),
+    /// Into a slot of this flow, once that is removed.
+    Evict(usize),
+    /// Nowhere.
+    Full,
+}
+
+pub(crate) struct FlowTable<S> {
+    slots: S,
+    side: Vec<Side>,
+    flows: Vec<Flow>,
+    mask: usize,
+    seed: u64,
+    shared: SharedSeed,
+}
+
+impl<S: FlowSlots> FlowTable<S> {
+    /// Takes over the flows that are intact in `slots`. Returns the table and how many occupied slots were
+    /// not.
+    pub(crate) fn adopt(slots: S, seed: u64) -> (Self, u64) {
+        let len = slots.as_ref().len().min(SLOTS_MAX);
+        assert!(len >= SLOTS_MIN, "a flow table has at least {SLOTS_MIN} slots");
+        let len = 1 << len.ilog2();
+        let mut table = Self {
+            slots,
+            side: vec![Side::FREE; len],
+            flows: Vec::new(),
+            mask: len - 1,
+            seed,
+            shared: SharedSeed::from_u64(seed ^ LAYOUT),
+        };
+        for index in 0..len {
+            if let Some((partner, state)) = table.intact(index) {
+                let flow = Flow {
+                    initiator: index as u32,
+                    responder: Some(partner as u32),
+                    source: None,
+                    destination: None,
+                    judgement: None,
+                    generation: model::Generation::default(),
+                    opened: Moment::default(),
+                };
+                for member in [index, partner] {
+                    table.side[member].flow = table.flows.len() as u32;
+                    table.slot_mut(member).set_state(state);
+                    table.slot_mut(member).epoch = 0;
+                }
+                table.flows.push(flow);
+            }
+        }
+        let discarded = table.discard_strays();
+        (table, discarded)
+    }
+
+    /// The partner and state of the initiator's slot at `index`, if both slots are as they were written.
+    fn intact(&self, index: usize) -> Option<(usize, FlowState)> {
+        let slot = self.slot(index);
+        let partner = usize::try_from(slot.partner).ok().filter(|p| *p <= self.mask && *p != index)?;
+        let other = self.slot(partner);
+        let paired = slot.is_initiator()
+            && !other.is_initiator()
+            && other.partner as usize == index
+            && other.key == slot.key.mirrored(slot.output())
+            && slot.key == other.key.mirrored(other.output())
+            && [index, partner].into_iter().all(|member| self.is_sound(member));
+        let (a, b) = (slot.state()?, other.state()?);
+        let tcp = slot.key.protocol() == Protocol::Tcp;
+        let tracked = |state| match state {
+            FlowState::OneWay | FlowState::TwoWay => !tcp,
+            FlowState::Reset | FlowState::Refused => false,
+            _ => tcp,
+        };
+        // Both states are written one after the other; the later one is the truth.
+        (paired && tracked(a) && tracked(b)).then(|| (partner, a.max(b)))
+    }
+
+    fn is_sound(&self, index: usize) -> bool {
+        let slot = self.slot(index);
+        slot.check == self.check(slot) && slot.key.is_legal() && self.find(&slot.key) == Some(index as u32)
+    }
+
+    /// Wipes occupied slots that belong to no flow.
+    fn discard_strays(&mut self) -> u64 {
+        let mut discarded = 0;
+        for index in 0..=self.mask {
+            if self.side[index].flow == NO_FLOW && self.slots.as_ref()[index] != FlowSlot::FREE {
+                discarded += 1;
+                *self.slot_mut(index) = FlowSlot::FREE;
+            }
+        }
+        discarded
+    }
+
+    #[inline]
+    fn hash(&self, key: &FlowKey) -> u64 {
+        let mut hasher = FoldHasher::with_seed(self.seed, &self.shared);
+        hasher.write(key.as_bytes());
+        hasher.finish()
+    }
+
+    fn check(&self, slot: &FlowSlot) -> u32 {
+        let mut hasher = FoldHasher::with_seed(!self.seed, &self.shared);
+        hasher.write(slot.key.as_bytes());
+        hasher.write_u64(slot.place());
+        (hasher.finish() >> 32) as u32
+    }
+
+    fn window(&self, key: &FlowKey) -> impl Iterator<Item = usize> + use<S> {
+        let (home, mask) = (self.hash(key) as usize, self.mask);
+        (0..WINDOW_SLOTS).map(move |step| home.wrapping_add(step) & mask)
+    }
+
+    /// The slot that holds `key`.
+    #[inline]
+    pub(crate) fn find(&self, key: &FlowKey) -> Option<u32> {
+        let slots = self.slots.as_ref();
+        let found = self.window(key).find(|index| slots[*index].key == *key && !slots[*index].is_free())?;
+        Some(found as u32)
+    }
+
+    #[inline]
+    pub(crate) fn slot(&self, index: usize) -> &FlowSlot {
+        &self.slots.as_ref()[index]
+    }
+
+    #[inline]
+    pub(crate) fn slot_mut(&mut self, index: usize) -> &mut FlowSlot {
+        &mut self.slots.as_mut()[index]
+    }
+
+    /// Where `key` could go, if not into `taken`.
+    pub(crate) fn room(&self, key: &FlowKey, taken: Option<u32>, now_ms: u32) -> Room {
+        let mut least: Option<(u8, u32, usize)> = None;
+        for index in self.window(key) {
+            if taken == Some(index as u32) {
+                continue;
+            }
+            if self.slot(index).is_free() {
+                return Room::Free(index as u32);
+            }
+            let flow = self.flow_at(index);
+            let idle_ms = self.idle_ms(flow, now_ms);
+            let importance = match self.state(flow) {
+                state if state.is_over() => 0,
+                state if state.is_embryonic() => 1,
+                _ if idle_ms >= EVICTABLE_IDLE_MS => 2,
+                _ => continue,
+            };
+            if least.is_none_or(|(i, idle, _)| (importance, u32::MAX - idle_ms) < (i, u32::MAX - idle)) {
+                least = Some((importance, idle_ms, flow));
+            }
+        }
+        least.map_or(Room::Full, |(_, _, flow)| Room::Evict(flow))
+    }
+
+    /// Enters a flow into free slots: the initiator's direction into the first, the answers into the second.
+    pub(crate) fn insert(
+        &mut self,
+        key: FlowKey,
+        output: PortId,
+        at: (u32, Option<u32>),
+        state: FlowState,
+        flow: impl FnOnce(u32, Option<u32>) -> Flow,
+    ) -> usize {
+        let position = self.flows.len();
+        let (initiator, responder) = at;
+        let mirrored = (key.mirrored(output), key.ingress());
+        let directions = [
+            Some((initiator, key, output, responder.unwrap_or(initiator))),
+            responder.map(|responder| (responder, mirrored.0, mirrored.1, initiator)),
+        ];
+        for (index, key, output, partner) in directions.into_iter().flatten() {
+            let mut slot = FlowSlot::new(key, output, partner, index == initiator);
+            slot.set_state(state);
+            slot.check = self.check(&slot);
+            self.side[index as usize] = Side { flow: position as u32, ..Side::FREE };
+            *self.slot_mut(index as usize) = slot;
+        }
+        self.flows.push(flow(initiator, responder));
+        position
+    }
+
+    /// Forgets a flow. The last flow of the list takes its position.
+    pub(crate) fn remove(&mut self, position: usize) {
+        let flow = self.flows.swap_remove(position);
+        for index in members(&flow) {
+            *self.slot_mut(index) = FlowSlot::FREE;
+            self.side[index] = Side::FREE;
+        }
+        if let Some(moved) = self.flows.get(position) {
+            for index in members(moved) {
+                self.side[index].flow = position as u32;
+            }
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.flows.len()
+    }
+
+    pub(crate) fn flow(&self, position: usize) -> &Flow {
+        &self.flows[position]
+    }
+
+    pub(crate) fn flow_mut(&mut self, position: usize) -> &mut Flow {
+        &mut self.flows[position]
+    }
+
+    /// Position of the flow that owns an occupied slot.
+    #[inline]
+    pub(crate) fn flow_at(&self, index: usize) -> usize {
+        self.side[index].flow as usize
+    }
+
+    /// The flow's state, as its initiator's slot has it.
+    pub(crate) fn state(&self, position: usize) -> FlowState {
+        let slot = self.slot(self.flows[position].initiator as usize);
+        slot.state().expect("slots of a flow are occupied and were validated")
+    }
+
+    /// Sets the state in both slots.
+    pub(crate) fn set_state(&mut self, position: usize, state: FlowState) {
+        for index in members(&self.flows[position]) {
+            self.slots.as_mut()[index].set_state(state);
+        }
+    }
+
+    /// Marks both slots as judged in `epoch`.
+    pub(crate) fn set_epoch(&mut self, position: usize, epoch: u8) {
+        for index in members(&self.flows[position]) {
+            self.slots.as_mut()[index].epoch = epoch;
+        }
+    }
+
+    /// Marks both slots as seen now.
+    pub(crate) fn touch(&mut self, position: usize, now_ms: u32) {
+        for index in members(&self.flows[position]) {
+            self.slots.as_mut()[index].last_seen_ms = now_ms;
+        }
+    }
+
+    /// Time since the last frame in either direction.
+    pub(crate) fn idle_ms(&self, position: usize, now_ms: u32) -> u32 {
+        let idle = |index: usize| self.slot(index).idle_ms(now_ms);
+        members(&self.flows[position]).map(idle).min().unwrap_or(0)
+    }
+
+    /// What both ends have sent.
+    pub(crate) fn progress(&self, position: usize) -> (Progress, Progress) {
+        let flow = &self.flows[position];
+        let of = |index: u32| self.slot(index as usize).progress();
+        (of(flow.initiator), flow.responder.map_or(Progress::default(), of))
+    }
+
+    /// Counts a frame that came through a slot.
+    #[inline]
+    pub(crate) fn count(&mut self, index: usize, len_bytes: usize) {
+        let side = &mut self.side[index];
+        side.frames += 1;
+        side.bytes += len_bytes as u64;
+    }
+
+    /// Frames and bytes that came through a slot.
+    pub(crate) fn counted(&self, index: u32) -> (u64, u64) {
+        let side = &self.side[index as usize];
+        (side.frames, side.bytes)
+    }
+}
+
+/// The positions of a flow's slots.
+fn members(flow: &Flow) -> impl Iterator<Item = usize> + use<> {
+    [Some(flow.initiator), flow.responder].into_iter().flatten().map(|index| index as usize)
+}
