@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Looks into a guest through a file of its RAM: `ram FILE [--below-4g BYTES] info|ps`.
+//! Looks into a guest through a file of its RAM: `ram FILE [--below-4g BYTES] VIEW`.
+//!
+//! Views: `info`, `ps`, `ss`, `frame RING_GPA HEAD`, `connection tcp|udp LOCAL REMOTE`, `listener tcp|udp LOCAL`.
 //!
 //! The file is what QEMU's `memory-backend-file,share=on` keeps, of a running guest or a copy. A guest whose
 //! RAM is split has the part beyond `--below-4g` bytes (2 GiB on q35, 3 GiB on pc) at 4 GiB.
@@ -11,7 +13,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
-use vmi::{Guest, PhysicalMemory, Unmapped};
+use model::Protocol;
+use vmi::{Guest, Kernel, PhysicalMemory, Unmapped};
 
 /// Granularity at which the file's empty parts are recognised.
 const BLOCK_BYTES: usize = 64 << 10;
@@ -83,7 +86,7 @@ fn main() -> ExitCode {
             words.push(argument);
         }
     }
-    let [file, view] = words.as_slice() else { return usage() };
+    let Some((file, view)) = words.split_first() else { return usage() };
     match look(file, below_4g_bytes, view) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -94,28 +97,77 @@ fn main() -> ExitCode {
 }
 
 fn usage() -> ExitCode {
-    eprintln!("usage: ram FILE [--below-4g BYTES] info|ps");
+    eprintln!(
+        "usage: ram FILE [--below-4g BYTES] info|ps|ss|frame RING_GPA HEAD\
+         |connection tcp|udp LOCAL REMOTE|listener tcp|udp LOCAL"
+    );
     ExitCode::from(2)
 }
 
-fn look(file: &str, below_4g_bytes: u64, view: &str) -> Result<(), Box<dyn std::error::Error>> {
+fn look(file: &str, below_4g_bytes: u64, view: &[String]) -> Result<(), Box<dyn std::error::Error>> {
     let ram = Arc::new(RamFile::open(file, below_4g_bytes)?);
     let started = Instant::now();
-    let guest = Guest::attach(ram)?;
+    let mut guest = Guest::attach(ram)?;
     let attached = started.elapsed();
-    match view {
-        "info" => {
-            let kernel = guest.kernel();
-            println!("banner:        {}", kernel.banner);
-            println!("release:       {}", kernel.release);
-            println!("paging levels: {}", kernel.paging_levels);
-            println!("image offset:  {:#x}", kernel.image_offset);
-            println!("types:         {} in {} bytes", kernel.types, kernel.types_bytes);
-            println!("symbols:       {}", kernel.symbols);
+    let started = Instant::now();
+    let words: Vec<&str> = view.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["info"] => {
+            print_kernel(guest.kernel());
             println!("attached in:   {attached:.1?}");
         }
-        "ps" => print_processes(&guest)?,
-        _ => return Err(format!("no view `{view}`").into()),
+        ["ps"] => print_processes(&guest)?,
+        ["ss"] => print_sockets(&guest)?,
+        ["frame", ring, head] => println!("{:#?}", guest.frame_owner(ring.parse()?, head.parse()?)),
+        ["connection", protocol, local, remote] => {
+            println!("{:#?}", guest.connection_owner(local.parse()?, remote.parse()?, l4(protocol)?));
+        }
+        ["listener", protocol, local] => {
+            println!("{:#?}", guest.listener_owner(local.parse()?, l4(protocol)?));
+        }
+        _ => return Err(format!("no view `{}`", words.join(" ")).into()),
+    }
+    eprintln!("answered in {:.1?}", started.elapsed());
+    Ok(())
+}
+
+fn l4(name: &str) -> Result<Protocol, String> {
+    match name {
+        "tcp" => Ok(Protocol::Tcp),
+        "udp" => Ok(Protocol::Udp),
+        _ => Err(format!("no protocol `{name}`")),
+    }
+}
+
+fn print_kernel(kernel: &Kernel) {
+    println!("banner:        {}", kernel.banner);
+    println!("release:       {}", kernel.release);
+    println!("paging levels: {}", kernel.paging_levels);
+    println!("image offset:  {:#x}", kernel.image_offset);
+    println!("types:         {} in {} bytes", kernel.types, kernel.types_bytes);
+    println!("symbols:       {}", kernel.symbols);
+}
+
+fn print_sockets(guest: &Guest) -> Result<(), vmi::ViewError> {
+    println!(
+        "{:5} {:10} {:>26} {:>26} {:>6} {:>8} {:>10} OWNERS",
+        "PROTO", "STATE", "LOCAL", "REMOTE", "UID", "INODE", "NETNS"
+    );
+    for socket in guest.sockets()? {
+        let number = |value: Option<u64>| value.map_or("-".to_owned(), |value| value.to_string());
+        let owners: Vec<String> =
+            socket.owners.iter().map(|owner| format!("{}/{}", owner.pid, owner.fd)).collect();
+        println!(
+            "{:5} {:10} {:>26} {:>26} {:>6} {:>8} {:>10} {}",
+            socket.protocol,
+            socket.state,
+            socket.local.to_string(),
+            socket.remote.to_string(),
+            number(socket.uid.map(u64::from)),
+            number(socket.inode),
+            socket.netns_inode,
+            owners.join(","),
+        );
     }
     Ok(())
 }

@@ -54,7 +54,7 @@ pub(crate) struct Symbols {
 }
 
 /// Every symbol that is looked for. Some kernels lack some of them.
-const WANTED: [&str; 20] = [
+const WANTED: [&str; 18] = [
     "_text",
     "_stext",
     "_end",
@@ -65,12 +65,10 @@ const WANTED: [&str; 20] = [
     "init_top_pgt",
     "phys_base",
     "init_task",
-    "init_net",
     "net_namespace_list",
     "socket_file_ops",
     "btf_modules",
     "udp_table",
-    "tcp_hashinfo",
     "net_hotdata",
     "inet_ehash_secret",
     "inet6_ehash_secret",

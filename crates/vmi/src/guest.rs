@@ -1,17 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 //! An attached guest: its anchors, and the rules that every question to it follows.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use model::Process;
+use model::{Attribution, Confidence, Process, Protocol, UnknownReason};
 
 use crate::attach::{self, Kernel, Symbols};
 use crate::btf::{Btf, Structures};
 use crate::error::{AttachError, Fault, ViewError};
 use crate::layout::{Layout, Vring};
+use crate::lookup::Hashing;
 use crate::memory::{Gva, PhysicalMemory};
+use crate::owner::Memo;
 use crate::paging::Linear;
 use crate::reader::Reader;
+use crate::socket::Socket;
+use crate::vring::Rings;
 
 /// Times a question is asked when the guest changes under the reader.
 const TRIES: usize = 3;
@@ -24,7 +29,6 @@ const IDLE_NAME: &[u8] = b"swapper";
 #[derive(Clone, Debug)]
 pub(crate) struct Anchors {
     pub(crate) init_task: Gva,
-    pub(crate) init_net: Gva,
     pub(crate) net_namespaces: Gva,
     pub(crate) socket_file_ops: Gva,
     pub(crate) symbols: Symbols,
@@ -42,11 +46,19 @@ pub(crate) struct Core {
 /// It reads the running guest's memory anew for every question; only what cannot change after boot is kept.
 /// What it remembers beyond that (who owned a socket) is verified before it is told.
 pub struct Guest {
-    pub(crate) core: Core,
-    pub(crate) kernel: Kernel,
-    /// The kernel's types, kept for modules whose own types refer to them.
-    pub(crate) btf: Btf,
-    pub(crate) vring: Option<Vring>,
+    core: Core,
+    kernel: Kernel,
+    virtqueues: Virtqueues,
+    memo: Memo,
+    hashing: Hashing,
+    rings: Rings,
+}
+
+/// Whether it is known how virtqueues look.
+enum Virtqueues {
+    Known(Vring),
+    /// Not by the kernel's own types; they are kept, for a module's refer to them.
+    Unknown(Btf),
 }
 
 impl Guest {
@@ -60,10 +72,9 @@ impl Guest {
         let found = attach::find(memory)?;
         let types = Structures::of(&found.btf);
         let layout = Layout::resolve(&types)?;
-        let vring = Vring::resolve(&types).ok();
+        let vring = Vring::resolve(&types);
         let anchors = Anchors {
             init_task: found.symbols.require("init_task")?,
-            init_net: found.symbols.require("init_net")?,
             net_namespaces: found.symbols.require("net_namespace_list")?,
             socket_file_ops: found.symbols.require("socket_file_ops")?,
             symbols: found.symbols,
@@ -73,7 +84,14 @@ impl Guest {
             return Err(AttachError::Unexpected("idle task"));
         }
         core.find_direct_map().map_err(|_| AttachError::Unexpected("task list"))?;
-        Ok(Self { core, kernel: found.kernel, btf: found.btf, vring })
+        Ok(Self {
+            core,
+            kernel: found.kernel,
+            virtqueues: vring.map_or_else(|_| Virtqueues::Unknown(found.btf), Virtqueues::Known),
+            memo: Memo::default(),
+            hashing: Hashing::default(),
+            rings: Rings::default(),
+        })
     }
 
     /// The kernel as a whole.
@@ -89,11 +107,76 @@ impl Guest {
     pub fn processes(&self) -> Result<Vec<Process>, ViewError> {
         self.core.query(|core| core.tasks()?.into_iter().map(|task| core.process(task)).collect())
     }
+
+    /// Every TCP and UDP socket of all network namespaces, with the descriptors that refer to it.
+    ///
+    /// # Errors
+    /// [`ViewError`] when the guest was reset, or its tables contradict themselves on every try.
+    pub fn sockets(&self) -> Result<Vec<Socket>, ViewError> {
+        self.core.query(Core::sockets)
+    }
+
+    /// Who sent a frame that the guest has put into a transmit ring and that has not been returned to it.
+    ///
+    /// `tx_desc_ring` is the guest-physical address of the ring's descriptor table, `head` the first descriptor
+    /// of the frame's chain. [`Confidence::Descriptor`] when a process holds the socket; one that is already
+    /// closed still tells its user and control group ([`Confidence::Socket`]). A frame without a socket
+    /// (routed, or by a driver that lets go of it early) gives [`UnknownReason::NoSocket`]: then ask
+    /// [`Guest::connection_owner`]. That the frame is what its socket would send is not checked.
+    pub fn frame_owner(&mut self, tx_desc_ring: u64, head: u16) -> Attribution {
+        let Self { core, virtqueues, memo, rings, .. } = self;
+        core.attribute(|core| {
+            if let Virtqueues::Unknown(btf) = virtqueues
+                && let Some(vring) = core.vring_of_module(btf)?
+            {
+                *virtqueues = Virtqueues::Known(vring);
+            }
+            let Virtqueues::Known(vring) = virtqueues else { return Ok(None) };
+            let sock = core.sock_of_descriptor(vring, rings, tx_desc_ring, head)?;
+            sock.map(|sock| core.owner(memo, sock, Confidence::Descriptor)).transpose()
+        })
+    }
+
+    /// Who is behind the connection between these ends, `local` being the guest's.
+    ///
+    /// TCP, and UDP sockets that send from or listen on `local`; other protocols have no table.
+    pub fn connection_owner(
+        &mut self,
+        local: SocketAddr,
+        remote: SocketAddr,
+        protocol: Protocol,
+    ) -> Attribution {
+        let Self { core, memo, hashing, .. } = self;
+        core.attribute(|core| {
+            let sock = match protocol {
+                Protocol::Tcp => core.find_connection(hashing, local, remote)?,
+                Protocol::Udp => core.find_udp(local, Some(remote))?,
+                _ => None,
+            };
+            sock.map(|sock| core.owner(memo, sock, Confidence::Table)).transpose()
+        })
+    }
+
+    /// Who listens on `local`, by address or wildcard: a TCP listener, or a UDP socket that is not connected.
+    pub fn listener_owner(&mut self, local: SocketAddr, protocol: Protocol) -> Attribution {
+        let Self { core, memo, .. } = self;
+        core.attribute(|core| {
+            let sock = match protocol {
+                Protocol::Tcp => core.find_listener(local, None)?,
+                Protocol::Udp => core.find_udp(local, None)?,
+                _ => None,
+            };
+            sock.map(|sock| core.owner(memo, sock, Confidence::Table)).transpose()
+        })
+    }
 }
 
 impl Core {
     /// Asks `question` with a fresh budget, again when the guest changed meanwhile.
-    pub(crate) fn query<T>(&self, question: impl Fn(&Self) -> Result<T, Fault>) -> Result<T, ViewError> {
+    pub(crate) fn query<T>(
+        &self,
+        mut question: impl FnMut(&Self) -> Result<T, Fault>,
+    ) -> Result<T, ViewError> {
         self.reader.start_query();
         if !self.idle_task_is_there() {
             return Err(ViewError::Gone);
@@ -108,8 +191,37 @@ impl Core {
         Ok(result?)
     }
 
+    /// Asks who is behind a socket; `None` means that there is no socket.
+    fn attribute(&self, question: impl FnMut(&Self) -> Result<Option<Attribution>, Fault>) -> Attribution {
+        match self.query(question) {
+            Ok(Some(attribution)) => attribution,
+            Ok(None) => Attribution::unknown(UnknownReason::NoSocket),
+            Err(error) => Attribution::unknown(error.into()),
+        }
+    }
+
+    /// Every socket in the guest's tables, with its owners.
+    fn sockets(&self) -> Result<Vec<Socket>, Fault> {
+        let namespaces = self.namespaces()?;
+        let mut owners = self.socket_owners()?;
+        let mut tables = Vec::new();
+        tables.extend(self.listener_tables(&namespaces)?.into_iter().map(|table| (table, Protocol::Tcp)));
+        tables.extend(self.connection_tables(&namespaces)?.into_iter().map(|table| (table, Protocol::Tcp)));
+        tables.extend(self.udp_tables(&namespaces)?.into_iter().map(|table| (table, Protocol::Udp)));
+        let mut sockets = Vec::new();
+        for (table, protocol) in tables {
+            for sock in self.sockets_in(&table)? {
+                if let Some(common) = self.common(sock)? {
+                    let owners = owners.remove(&sock).unwrap_or_default();
+                    sockets.push(Socket { owners, ..self.socket(sock, &common, protocol)? });
+                }
+            }
+        }
+        Ok(sockets)
+    }
+
     /// Whether the kernel is still where it was found.
-    pub(crate) fn idle_task_is_there(&self) -> bool {
+    fn idle_task_is_there(&self) -> bool {
         let comm = self.anchors.init_task.at(self.layout.task.comm);
         self.reader.array(comm).is_ok_and(|name: [u8; IDLE_NAME.len()]| name == IDLE_NAME)
     }

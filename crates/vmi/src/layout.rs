@@ -26,7 +26,7 @@ macro_rules! offsets {
 offsets! {
     /// A thread; the list `tasks` links the leaders of thread groups.
     Task of "task_struct" {
-        tasks: "tasks", pid: "pid", tgid: "tgid", comm: "comm", mm: "mm", files: "files",
+        tasks: "tasks", tgid: "tgid", comm: "comm", mm: "mm", files: "files",
         real_parent: "real_parent", signal: "signal", cred: "cred", real_cred: "real_cred",
         cgroups: "cgroups", start_time: "start_boottime" | "real_start_time", thread_node: "thread_node",
     }
@@ -100,7 +100,6 @@ offsets! {
         v6_daddr: "__sk_common.skc_v6_daddr", v6_rcv_saddr: "__sk_common.skc_v6_rcv_saddr",
         node: "__sk_common.skc_node", listener: "__sk_common.skc_listener",
         socket: "sk_socket", uid: "sk_uid", cgroup: "sk_cgrp_data.cgroup" | "sk_cgrp_data.val",
-        protocol: "sk_protocol",
     }
 }
 offsets! {
@@ -209,7 +208,6 @@ pub(crate) struct Layout {
 #[derive(Clone, Debug)]
 pub(crate) struct Devices {
     pub(crate) net_device: NetDevice,
-    pub(crate) device_parent: u32,
     pub(crate) skb: SkBuff,
 }
 
@@ -274,11 +272,7 @@ impl Layout {
 
 impl Devices {
     fn resolve(types: &Structures<'_>) -> Result<Self, TypesError> {
-        Ok(Self {
-            net_device: NetDevice::resolve(types)?,
-            device_parent: types.offset("device", "parent")?,
-            skb: SkBuff::resolve(types)?,
-        })
+        Ok(Self { net_device: NetDevice::resolve(types)?, skb: SkBuff::resolve(types)? })
     }
 }
 

@@ -13,23 +13,29 @@
 //! Deliberately absent: writes, mapping, clocks, threads, debug files, CPU registers and any knowledge of one
 //! particular kernel beyond the names of its structures.
 #![forbid(unsafe_code)]
-#![allow(dead_code, reason = "socket views follow")]
-
 mod attach;
 mod btf;
 mod cgroup;
 mod error;
+mod fd;
 mod guest;
+mod hash;
 mod kallsyms;
 mod layout;
+mod lookup;
 mod memory;
+mod owner;
 mod paging;
 mod path;
 mod reader;
 mod scan;
+mod socket;
+mod table;
 mod task;
+mod vring;
 
 pub use attach::Kernel;
 pub use error::{AttachError, TypesError, ViewError};
 pub use guest::Guest;
 pub use memory::{PhysicalMemory, Unmapped};
+pub use socket::{Owner, Socket, SocketState};

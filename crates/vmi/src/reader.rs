@@ -80,14 +80,6 @@ impl Reader {
         Ok(out)
     }
 
-    pub(crate) fn u8(&self, gva: Gva) -> Result<u8, Fault> {
-        self.array::<1>(gva).map(|[byte]| byte)
-    }
-
-    pub(crate) fn u16(&self, gva: Gva) -> Result<u16, Fault> {
-        self.array(gva).map(u16::from_le_bytes)
-    }
-
     pub(crate) fn u32(&self, gva: Gva) -> Result<u32, Fault> {
         self.array(gva).map(u32::from_le_bytes)
     }

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Descriptor tables: which process holds which file, and which files are sockets.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+
+use crate::error::Fault;
+use crate::guest::Core;
+use crate::memory::Gva;
+use crate::socket::Owner;
+use crate::task::Task;
+
+/// Most descriptors of one process walked (`fs.nr_open` as the kernel has it by default).
+const DESCRIPTORS_MAX: u32 = 1 << 20;
+/// Read at a time.
+const BLOCK_DESCRIPTORS: usize = 512;
+/// Most (process, descriptor) pairs of sockets told.
+const OWNERS_MAX: usize = 1 << 18;
+
+impl Core {
+    /// Calls `each` with the number and file of every open descriptor of a process, until it breaks.
+    pub(crate) fn for_each_file<B>(
+        &self,
+        task: Task,
+        mut each: impl FnMut(u32, Gva) -> Result<ControlFlow<B>, Fault>,
+    ) -> Result<Option<B>, Fault> {
+        let Some(files) = self.files(task)? else { return Ok(None) };
+        let fdt = self.reader.pointer(files.at(self.layout.files.fdt))?;
+        let count = self.reader.u32(fdt.at(self.layout.fdtable.max_fds))?;
+        let array = self.reader.pointer(fdt.at(self.layout.fdtable.fd))?;
+        if count > DESCRIPTORS_MAX {
+            return Err(Fault::Inconsistent);
+        }
+        let mut block = [0; BLOCK_DESCRIPTORS * 8];
+        for start in (0..count).step_by(BLOCK_DESCRIPTORS) {
+            let len = BLOCK_DESCRIPTORS.min((count - start) as usize);
+            let bytes = &mut block[..len * 8];
+            self.reader.bytes(array.element(u64::from(start), 8), bytes)?;
+            for (fd, file) in (start..).zip(bytes.as_chunks().0) {
+                let file = Gva(u64::from_le_bytes(*file));
+                if file.is_null() {
+                    continue;
+                }
+                if let ControlFlow::Break(found) = each(fd, file)? {
+                    return Ok(Some(found));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether a process holds `file` open.
+    pub(crate) fn holds(&self, task: Task, file: Gva) -> Result<bool, Fault> {
+        let found = self.for_each_file(task, |_, held| {
+            Ok(if held == file { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })?;
+        Ok(found.is_some())
+    }
+
+    /// The network part of the socket that `file` is, if it is one.
+    pub(crate) fn sock_of(&self, file: Gva) -> Result<Option<Gva>, Fault> {
+        let layout = &self.layout;
+        if self.reader.pointer(file.at(layout.file.f_op))? != self.anchors.socket_file_ops {
+            return Ok(None);
+        }
+        let socket = self.reader.pointer(file.at(layout.file.private_data))?;
+        let sock = self.reader.pointer(socket.at(layout.socket.sk))?;
+        Ok((!sock.is_null()).then_some(sock))
+    }
+
+    /// Who holds each socket, by the address of its network part.
+    pub(crate) fn socket_owners(&self) -> Result<HashMap<Gva, Vec<Owner>>, Fault> {
+        let mut owners: HashMap<Gva, Vec<Owner>> = HashMap::new();
+        let mut count = 0;
+        for task in self.tasks()? {
+            let pid = self.pid(task)?;
+            self.for_each_file(task, |fd, file| {
+                if let Some(sock) = self.sock_of(file)? {
+                    count += 1;
+                    if count > OWNERS_MAX {
+                        return Err(Fault::Exhausted);
+                    }
+                    owners.entry(sock).or_default().push(Owner { pid, fd });
+                }
+                Ok(ControlFlow::<()>::Continue(()))
+            })?;
+        }
+        Ok(owners)
+    }
+
+    /// The descriptor table of a process: its leader's, or that of a thread which outlived the leader.
+    fn files(&self, task: Task) -> Result<Option<Gva>, Fault> {
+        let files_of = |thread: Gva| self.reader.pointer(thread.at(self.layout.task.files));
+        let files = files_of(task.0)?;
+        if !files.is_null() {
+            return Ok(Some(files));
+        }
+        for thread in self.threads(task)? {
+            let files = files_of(thread)?;
+            if !files.is_null() {
+                return Ok(Some(files));
+            }
+        }
+        Ok(None)
+    }
+}

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The guest's tables of sockets: connections, listeners and UDP, in all network namespaces.
+//!
+//! They are hash tables of linked lists. A list of connections ends with a marker that names its bucket: a
+//! walk that ends with another one was led astray by a socket that moved meanwhile, and starts over.
+
+use crate::error::Fault;
+use crate::guest::Core;
+use crate::memory::Gva;
+
+/// Most network namespaces walked.
+const NAMESPACES_MAX: usize = 4096;
+/// Most buckets of one table (the kernel makes 512 Ki at most by itself).
+const BUCKETS_MAX: u32 = 1 << 20;
+/// Largest bucket taken; real ones have 8 to 32 bytes.
+const BUCKET_BYTES_MAX: u32 = 256;
+/// Buckets read at a time.
+const BLOCK_BUCKETS: u32 = 256;
+/// Longest list walked.
+const CHAIN_MAX: usize = 4096;
+/// Times a list is walked when sockets move meanwhile.
+const CHAIN_TRIES: usize = 3;
+/// Most sockets of one table told.
+const SOCKETS_MAX: usize = 1 << 18;
+
+/// A hash table of sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SocketTable {
+    buckets: Gva,
+    mask: u32,
+    bucket_bytes: u32,
+    /// Where in a bucket its list begins.
+    head: u32,
+    /// Where in a socket its link lies.
+    node: u32,
+    /// Lists end with the number of their bucket.
+    has_markers: bool,
+}
+
+impl Core {
+    /// All network namespaces; the initial one first.
+    pub(crate) fn namespaces(&self) -> Result<Vec<Gva>, Fault> {
+        let entries = self.list(self.anchors.net_namespaces, NAMESPACES_MAX)?;
+        Ok(entries.into_iter().map(|entry| entry.container(self.layout.net.list)).collect())
+    }
+
+    /// Tables of TCP connections. Usually all namespaces share one.
+    pub(crate) fn connection_tables(&self, namespaces: &[Gva]) -> Result<Vec<SocketTable>, Fault> {
+        let layout = &self.layout.hashinfo;
+        self.tcp_tables(namespaces, |info| {
+            Ok(SocketTable {
+                buckets: self.reader.pointer(info.at(layout.ehash))?,
+                mask: self.reader.u32(info.at(layout.ehash_mask))?,
+                bucket_bytes: self.layout.ehash_bucket_bytes,
+                head: 0,
+                node: self.layout.sock.node,
+                has_markers: true,
+            })
+        })
+    }
+
+    /// Tables of TCP listeners.
+    pub(crate) fn listener_tables(&self, namespaces: &[Gva]) -> Result<Vec<SocketTable>, Fault> {
+        let layout = &self.layout.hashinfo;
+        self.tcp_tables(namespaces, |info| {
+            Ok(SocketTable {
+                buckets: self.reader.pointer(info.at(layout.lhash2))?,
+                mask: self.reader.u32(info.at(layout.lhash2_mask))?,
+                bucket_bytes: self.layout.listen_bucket_bytes,
+                head: self.layout.listen_bucket.head,
+                node: self.layout.listen_node,
+                has_markers: false,
+            })
+        })
+    }
+
+    fn tcp_tables(
+        &self,
+        namespaces: &[Gva],
+        table_of: impl Fn(Gva) -> Result<SocketTable, Fault>,
+    ) -> Result<Vec<SocketTable>, Fault> {
+        let mut tables = Vec::new();
+        for net in namespaces {
+            let info = self.reader.pointer(net.at(self.layout.net.hashinfo))?;
+            // A namespace on its way in or out may have none.
+            if info.is_null() {
+                continue;
+            }
+            let table = table_of(info)?;
+            if !tables.contains(&table) {
+                tables.push(table);
+            }
+        }
+        Ok(tables)
+    }
+
+    /// Tables of UDP sockets: the namespaces' own, or the one of older kernels.
+    pub(crate) fn udp_tables(&self, namespaces: &[Gva]) -> Result<Vec<SocketTable>, Fault> {
+        let layout = &self.layout.udp_table;
+        let mut tables = Vec::new();
+        for net in namespaces {
+            let table = match self.layout.net_udp_table {
+                Some(offset) => self.reader.pointer(net.at(offset))?,
+                None => self.anchors.symbols.find("udp_table").unwrap_or_default(),
+            };
+            if table.is_null() {
+                continue;
+            }
+            let table = SocketTable {
+                buckets: self.reader.pointer(table.at(layout.hash))?,
+                mask: self.reader.u32(table.at(layout.mask))?,
+                bucket_bytes: self.layout.udp_slot_bytes,
+                head: 0,
+                node: self.layout.sock.node,
+                has_markers: false,
+            };
+            if !tables.contains(&table) {
+                tables.push(table);
+            }
+        }
+        Ok(tables)
+    }
+
+    /// Every socket of a table.
+    pub(crate) fn sockets_in(&self, table: &SocketTable) -> Result<Vec<Gva>, Fault> {
+        let size = table.bucket_bytes;
+        if table.mask >= BUCKETS_MAX || size > BUCKET_BYTES_MAX || table.head.saturating_add(8) > size {
+            return Err(Fault::Inconsistent);
+        }
+        let mut sockets = Vec::new();
+        let mut block = vec![0; (BLOCK_BUCKETS * size) as usize];
+        for start in (0..=table.mask).step_by(BLOCK_BUCKETS as usize) {
+            let count = BLOCK_BUCKETS.min(table.mask - start + 1);
+            let bytes = &mut block[..(count * size) as usize];
+            self.reader.bytes(table.buckets.element(u64::from(start), size), bytes)?;
+            for (bucket, bytes) in (start..).zip(bytes.chunks_exact(size as usize)) {
+                let first = bytes[table.head as usize..].first_chunk().copied().map_or(0, u64::from_le_bytes);
+                if !is_end(Gva(first)) {
+                    sockets.extend(self.bucket(table, bucket)?);
+                }
+            }
+            if sockets.len() > SOCKETS_MAX {
+                return Err(Fault::Exhausted);
+            }
+        }
+        Ok(sockets)
+    }
+
+    /// The sockets in the bucket for `hash`.
+    pub(crate) fn bucket(&self, table: &SocketTable, hash: u32) -> Result<Vec<Gva>, Fault> {
+        let bucket = hash & table.mask;
+        let head = table.buckets.element(u64::from(bucket), table.bucket_bytes).at(table.head);
+        for _ in 0..CHAIN_TRIES {
+            let (sockets, end) = self.chain(head, table.node)?;
+            // NULLS_MARKER: the bucket's number, shifted past the bit that says "end".
+            if !table.has_markers || end.0 == u64::from(bucket) << 1 | 1 {
+                return Ok(sockets);
+            }
+        }
+        Err(Fault::Inconsistent)
+    }
+
+    /// The entries of a list, and what ended it.
+    fn chain(&self, head: Gva, node: u32) -> Result<(Vec<Gva>, Gva), Fault> {
+        let mut sockets = Vec::new();
+        let mut entry = self.reader.pointer(head)?;
+        while !is_end(entry) {
+            if sockets.len() == CHAIN_MAX {
+                return Err(Fault::Inconsistent);
+            }
+            sockets.push(entry.container(node));
+            entry = self.reader.pointer(entry)?;
+        }
+        Ok((sockets, entry))
+    }
+}
+
+/// Whether a link ends its list: null, or a marker with the lowest bit set.
+fn is_end(entry: Gva) -> bool {
+    entry.is_null() || entry.0 & 1 == 1
+}
