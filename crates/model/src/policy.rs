@@ -103,12 +103,6 @@ pub struct ProcessSelector {
 impl ProcessSelector {
     /// Longest `comm` a process can have, in bytes (`TASK_COMM_LEN` less the terminator).
     pub const NAME_LEN_BYTES_MAX: usize = 15;
-
-    /// Whether only a known process can match: a socket alone has neither name nor executable.
-    #[must_use]
-    pub fn names_a_process(&self) -> bool {
-        self.name.is_some() || self.exe.is_some()
-    }
 }
 
 /// Processes in machines of one tenant, the same wherever a selector is written.

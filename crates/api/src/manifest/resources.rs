@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use model::{
     AccessPolicy, Action, Application, Cidr, Inventory, MacAddr, Mode, Name, Nic, NicRef, Origin, PolicySet,
@@ -11,9 +11,10 @@ use model::{
 };
 
 use super::API_VERSION;
-use super::fields::{Field, Fields, Report, quote};
+use super::fields::{Field, Fields, Place, Report, quote};
 use super::registry::{Claim, Id, Kind, Registry};
 use super::selectors::{self, PortList, maybe};
+use super::tree::At;
 
 /// Most network cards of one machine.
 const NICS_MAX: usize = 16;
@@ -79,9 +80,15 @@ impl<'a> Resources<'a> {
         if !self.report.is_empty() {
             return None;
         }
-        let inventory = Inventory::new(self.tenants, self.vms)
-            .expect("the registry refuses whatever an inventory would refuse");
-        Some((inventory, self.policies))
+        match Inventory::new(self.tenants, self.vms) {
+            Ok(inventory) => Some((inventory, self.policies)),
+            // The registry has refused, with its place, whatever it knows an inventory refuses.
+            Err(error) => {
+                let place = Place { file: Path::new("manifests"), at: At::default(), field: String::new() };
+                self.report.note(&place, error.to_string(), String::new());
+                None
+            }
+        }
     }
 
     fn read_document(&mut self, document: &Field<'a>) -> Option<()> {

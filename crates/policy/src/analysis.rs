@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What is valid and yet looks wrong.
+
+use std::fmt;
+
+use model::{Action, Mode, RuleId};
+
+use crate::clause::{DestinationClause, ProcessMatch, Rule, SourceClause};
+use crate::judge::{CompiledPolicy, TenantRules};
+
+/// Most pairs of an Allow and a Deny that are compared, which bounds the time to a second or so.
+const PAIRS_MAX: usize = 1_000_000;
+
+/// Something that is valid and yet looks wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Warning {
+    /// An entry of a rule selects no machine that exists.
+    SelectsNothing {
+        /// The rule.
+        rule: RuleId,
+        /// The entry, such as `from[0]`; an absent list counts as one entry.
+        entry: String,
+    },
+    /// Whatever the rule allows, another denies.
+    Shadowed {
+        /// The rule without effect.
+        rule: RuleId,
+        /// The one that denies it all.
+        by: RuleId,
+    },
+    /// A Deny that names a process in a tenant whose default is Allow: what is unknown passes.
+    UnknownPasses {
+        /// The rule.
+        rule: RuleId,
+    },
+    /// There are too many rules to compare each Allow with each Deny; some were left out.
+    NotCompared {
+        /// Number of pairs left out.
+        pairs: usize,
+    },
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SelectsNothing { rule, entry } => {
+                write!(f, "policy `{rule}`: `{entry}` selects no virtual machine")
+            }
+            Self::Shadowed { rule, by } => {
+                write!(f, "policy `{rule}` has no effect: `{by}` denies all that it allows")
+            }
+            Self::UnknownPasses { rule } => write!(
+                f,
+                "policy `{rule}` denies a process by name, but the tenant's default is Allow: a process that is not known passes"
+            ),
+            Self::NotCompared { pairs } => {
+                write!(f, "{pairs} pairs of policies were not compared for shadowing: there are too many")
+            }
+        }
+    }
+}
+
+impl CompiledPolicy {
+    /// Everything that looks wrong, tenant by tenant.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<Warning> {
+        let mut warnings = Vec::new();
+        let mut pairs_left = PAIRS_MAX;
+        let mut pairs_skipped = 0;
+        for tenant in &self.tenants {
+            for rule in &tenant.rules {
+                selects_nothing(rule, &mut warnings);
+                unknown_passes(tenant, rule, &mut warnings);
+            }
+            pairs_skipped += shadowed(tenant, &mut pairs_left, &mut warnings);
+        }
+        if pairs_skipped > 0 {
+            warnings.push(Warning::NotCompared { pairs: pairs_skipped });
+        }
+        warnings
+    }
+}
+
+fn selects_nothing(rule: &Rule, warnings: &mut Vec<Warning>) {
+    let from = rule.from.iter().enumerate().filter(|(_, clause)| clause.vms.is_empty());
+    let to = rule.to.iter().enumerate().filter(|(_, clause)| clause.vms.is_empty());
+    let entries =
+        from.map(|(index, _)| format!("from[{index}]")).chain(to.map(|(index, _)| format!("to[{index}]")));
+    warnings.extend(entries.map(|entry| Warning::SelectsNothing { rule: rule.id.clone(), entry }));
+}
+
+fn unknown_passes(tenant: &TenantRules, rule: &Rule, warnings: &mut Vec<Warning>) {
+    let denies = rule.action == Action::Deny && rule.mode == Mode::Enforce;
+    let names_process = rule.from.iter().any(|clause| clause.process.is_some())
+        || rule.to.iter().any(|clause| clause.process.is_some());
+    if tenant.default_action == Action::Allow && denies && names_process {
+        warnings.push(Warning::UnknownPasses { rule: rule.id.clone() });
+    }
+}
+
+/// Compares each Allow with each Deny of a tenant; returns how many pairs it had no budget for.
+fn shadowed(tenant: &TenantRules, pairs_left: &mut usize, warnings: &mut Vec<Warning>) -> usize {
+    let enforced = |action| {
+        let wanted = move |rule: &&Rule| rule.mode == Mode::Enforce && rule.action == action;
+        tenant.rules.iter().filter(wanted)
+    };
+    let denies: Vec<&Rule> = enforced(Action::Deny).collect();
+    let mut skipped = 0;
+    for allow in enforced(Action::Allow) {
+        if *pairs_left < denies.len() {
+            skipped += denies.len();
+            continue;
+        }
+        *pairs_left -= denies.len();
+        if let Some(deny) = denies.iter().find(|deny| covers(deny, allow)) {
+            warnings.push(Warning::Shadowed { rule: allow.id.clone(), by: deny.id.clone() });
+        }
+    }
+    skipped
+}
+
+/// Whether `deny` surely matches all that `allow` matches: each entry lies within one of `deny`'s.
+/// Entries that only together cover another are not recognised.
+fn covers(deny: &Rule, allow: &Rule) -> bool {
+    let selects = allow.from.iter().any(|clause| !clause.vms.is_empty())
+        && allow.to.iter().any(|clause| !clause.vms.is_empty());
+    selects
+        && allow.from.iter().all(|inner| deny.from.iter().any(|outer| source_within(inner, outer)))
+        && allow.to.iter().all(|inner| deny.to.iter().any(|outer| destination_within(inner, outer)))
+}
+
+fn source_within(inner: &SourceClause, outer: &SourceClause) -> bool {
+    inner.vms.is_subset(&outer.vms) && process_within(inner.process.as_ref(), outer.process.as_ref())
+}
+
+fn destination_within(inner: &DestinationClause, outer: &DestinationClause) -> bool {
+    let ports = outer.ports.is_empty()
+        || (!inner.ports.is_empty()
+            && inner.ports.iter().all(|inner| {
+                outer.ports.iter().any(|outer| {
+                    outer.protocol == inner.protocol && (outer.port.is_none() || outer.port == inner.port)
+                })
+            }));
+    inner.vms.is_subset(&outer.vms) && ports && process_within(inner.process.as_ref(), outer.process.as_ref())
+}
+
+fn process_within(inner: Option<&ProcessMatch>, outer: Option<&ProcessMatch>) -> bool {
+    outer.is_none() || inner == outer
+}
