@@ -2,19 +2,20 @@
 //! The socket of a port: becoming connected, staying so, and becoming connected again.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use platform::{EventFd, Poller, Trigger};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use vhost::vhost_user::{BackendReqHandler, Error as ProtocolError};
+use vhost::vhost_user::Error as ProtocolError;
 
 use crate::control::{OpenError, Shared};
+use crate::conversation::Conversation;
 use crate::features::Features;
 use crate::link::{Command, Link};
 use crate::session::{Session, SessionError};
@@ -200,32 +201,46 @@ fn serve(
     if let Err(error) = shared.connected(&stream) {
         return shared.note_error(SessionError::Accept(error));
     }
-    let added = waiter.poller.add(stream.as_fd(), Waiter::CONNECTION, Trigger::Level);
-    let session = Arc::new(Mutex::new(Session::new(Arc::clone(link), Arc::clone(shared), offered)));
-    let mut handler = BackendReqHandler::from_stream(stream, session);
-    let ended = added.map_err(SessionError::Accept).and_then(|()| {
-        loop {
-            match waiter.wait(None) {
-                Ok(Wake::Closing) => break Ok(()),
-                Ok(Wake::Connection) => match handler.handle_request() {
-                    Ok(()) => {}
-                    Err(ProtocolError::Disconnected) => break Ok(()),
-                    Err(error) => break Err(SessionError::Protocol(error)),
-                },
-                Ok(Wake::Listener) => refuse_another(source),
-                Ok(Wake::Nothing) => {}
-                Err(error) => break Err(SessionError::Accept(error)),
-            }
-        }
-    });
-    // Before the connection closes: whoever sees it closed must find its memory unused.
+    let session = Session::new(Arc::clone(link), Arc::clone(shared), offered);
+    let ended = Conversation::new(stream, session)
+        .and_then(|conversation| {
+            waiter.poller.add(conversation.stream(), Waiter::CONNECTION, Trigger::Level)?;
+            Ok(conversation)
+        })
+        .map_err(SessionError::Accept)
+        .and_then(|mut conversation| {
+            let ended = converse(&mut conversation, source, waiter);
+            let _ = waiter.poller.remove(conversation.stream());
+            ended
+        });
+    // `shared` has a handle of the connection: it closes only after this, and whoever sees it closed finds its memory
+    // unused.
     let told = link.send(Command::Disconnect);
     shared.disconnected();
-    drop(handler);
     if !shared.is_closing() {
         match ended.and(told.map(|_| ()).map_err(SessionError::from)) {
             Ok(()) => {}
             Err(error) => shared.note_error(error),
+        }
+    }
+}
+
+/// Answers messages until the VMM leaves or errs, or the port is closed.
+fn converse(
+    conversation: &mut Conversation,
+    source: &Source,
+    waiter: &mut Waiter,
+) -> Result<(), SessionError> {
+    loop {
+        match waiter.wait(None).map_err(SessionError::Accept)? {
+            Wake::Closing => return Ok(()),
+            Wake::Connection => match conversation.answer() {
+                Ok(()) => {}
+                Err(ProtocolError::Disconnected) => return Ok(()),
+                Err(error) => return Err(SessionError::Protocol(error)),
+            },
+            Wake::Listener => refuse_another(source),
+            Wake::Nothing => {}
         }
     }
 }

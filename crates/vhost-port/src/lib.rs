@@ -35,6 +35,7 @@
 
 mod chain;
 mod control;
+mod conversation;
 mod endpoint;
 mod fault;
 mod features;

@@ -93,6 +93,7 @@ pub(crate) struct Session {
     memory: Option<Arc<GuestMemory>>,
     rings: [RingSetup; RINGS],
     running: bool,
+    replies: bool,
 }
 
 impl Session {
@@ -105,7 +106,13 @@ impl Session {
             memory: None,
             rings: Default::default(),
             running: false,
+            replies: false,
         }
+    }
+
+    /// Whether messages that ask for it are to be answered (`REPLY_ACK`).
+    pub(crate) fn replies(&self) -> bool {
+        self.replies
     }
 
     /// Notes why a message fails; the connection ends with it.
@@ -355,7 +362,8 @@ impl VhostUserBackendReqHandlerMut for Session {
         Ok(VhostUserProtocolFeatures::REPLY_ACK)
     }
 
-    fn set_protocol_features(&mut self, _features: u64) -> ProtocolResult<()> {
+    fn set_protocol_features(&mut self, features: u64) -> ProtocolResult<()> {
+        self.replies = features & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0;
         Ok(())
     }
 
