@@ -11,6 +11,7 @@ mod guests;
 mod packages;
 mod progress;
 mod shell;
+mod test;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -37,6 +38,25 @@ enum Task {
         #[arg(long)]
         renew: bool,
     },
+    /// Run every check and test; installs what that needs.
+    Test {
+        /// Leave out documentation, fuzzing and virtual machines.
+        #[arg(long)]
+        quick: bool,
+        /// Only list missing packages, and fail if there are any.
+        #[arg(long)]
+        no_install: bool,
+    },
+    /// What must hold before a push: format, lints, unit tests.
+    Prepush,
+    /// Search for inputs that break a parser.
+    Fuzz {
+        /// The target; all of them if absent.
+        target: Option<String>,
+        /// How long to search, per target.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
 }
 
 fn main() -> ExitCode {
@@ -57,6 +77,9 @@ fn perform(task: Task) -> Result<()> {
             println!("The guests are in {}", testkit::guests::folder().display());
             Ok(())
         }
+        Task::Test { quick, no_install } => test::run(test::Options { quick, no_install }),
+        Task::Prepush => test::prepush(),
+        Task::Fuzz { target, seconds } => test::fuzz(target.as_deref(), seconds),
     }
 }
 

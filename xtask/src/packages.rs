@@ -21,6 +21,10 @@ pub struct Package {
 /// The virtual machine monitor.
 pub const QEMU: Package =
     Package { name: "qemu-system-x86", program: "qemu-system-x86_64", why: "runs the virtual machines" };
+/// The C++ compiler.
+pub const COMPILER: Package =
+    Package { name: "g++", program: "g++", why: "builds libFuzzer for the fuzz targets" };
+
 /// Makes sure that each of `packages` is installed.
 ///
 /// # Errors

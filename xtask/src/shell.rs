@@ -49,6 +49,16 @@ pub fn find_program(program: &str) -> Option<PathBuf> {
     folders.into_iter().map(|folder| folder.join(program)).find(|file| file.is_file())
 }
 
+/// Makes sure that the toolchain has `component`, adding it through rustup if it is missing.
+pub fn require_component(component: &str) -> Result<()> {
+    let program = if component == "clippy" { "cargo-clippy" } else { component };
+    if Command::new(program).arg("--version").output().is_ok_and(|done| done.status.success()) {
+        return Ok(());
+    }
+    println!("Adding {component} to the toolchain: rustup component add {component}");
+    show(Command::new("rustup").args(["component", "add", component]))
+}
+
 /// The cargo that runs us, ready for a sub-command inside `folder`.
 pub fn cargo(folder: &Path) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
