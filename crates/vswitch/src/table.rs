@@ -2,8 +2,8 @@
 //! The flow table.
 //!
 //! Open addressing without tombstones: a key lives within [`WINDOW_SLOTS`] slots of its hash, and a lookup
-//! looks at all of them before it gives up. So a removal never moves anything, and both directions can name
-//! each other by position. When a window is full, the flow in it that matters least is evicted: flows that
+//! looks as far as any key ever had to go before it gives up. So a removal never moves anything, and both
+//! directions can name each other by position. When a window is full, the flow in it that matters least is evicted: flows that
 //! are over first, then unanswered ones, then those idle for [`EVICTABLE_IDLE_MS`], the longest idle of each
 //! kind first. Guests choose their tuples, therefore the hash is keyed with a secret seed.
 //!
@@ -28,7 +28,7 @@ pub const SLOTS_MIN: usize = WINDOW_SLOTS;
 pub const SLOTS_MAX: usize = 1 << 24;
 
 /// How far from its hash a key may live.
-const WINDOW_SLOTS: usize = 16;
+const WINDOW_SLOTS: usize = 32;
 /// How long an answered flow must have been idle before it may be evicted.
 const EVICTABLE_IDLE_MS: u32 = 10_000;
 /// Changes whenever the meaning of a slot's bytes changes, so that a successor does not adopt old ones.
@@ -69,6 +69,8 @@ pub(crate) struct FlowTable<S> {
     side: Vec<Side>,
     flows: Vec<Flow>,
     mask: usize,
+    /// How many slots from its hash the farthest key has ever lived.
+    reach: usize,
     seed: u64,
     shared: SharedSeed,
 }
@@ -85,6 +87,7 @@ impl<S: FlowSlots> FlowTable<S> {
             side: vec![Side::FREE; len],
             flows: Vec::new(),
             mask: len - 1,
+            reach: WINDOW_SLOTS - 1,
             seed,
             shared: SharedSeed::from_u64(seed ^ LAYOUT),
         };
@@ -108,6 +111,8 @@ impl<S: FlowSlots> FlowTable<S> {
             }
         }
         let discarded = table.discard_strays();
+        table.reach =
+            table.flows.iter().flat_map(members).map(|index| table.distance(index)).max().unwrap_or(0);
         (table, discarded)
     }
 
@@ -164,17 +169,24 @@ impl<S: FlowSlots> FlowTable<S> {
         (hasher.finish() >> 32) as u32
     }
 
-    fn window(&self, key: &FlowKey) -> impl Iterator<Item = usize> + use<S> {
+    /// How far from its hash the key in an occupied slot lives.
+    fn distance(&self, index: usize) -> usize {
+        index.wrapping_sub(self.hash(&self.slot(index).key) as usize) & self.mask
+    }
+
+    /// The first slots in which a key may live.
+    #[inline]
+    fn window(&self, key: &FlowKey, len: usize) -> impl Iterator<Item = usize> + use<S> {
         let (home, mask) = (self.hash(key) as usize, self.mask);
-        (0..WINDOW_SLOTS).map(move |step| home.wrapping_add(step) & mask)
+        (0..len).map(move |step| home.wrapping_add(step) & mask)
     }
 
     /// The slot that holds `key`.
     #[inline]
     pub(crate) fn find(&self, key: &FlowKey) -> Option<u32> {
         let slots = self.slots.as_ref();
-        let found = self.window(key).find(|index| slots[*index].key == *key && !slots[*index].is_free())?;
-        Some(found as u32)
+        let mut window = self.window(key, self.reach + 1);
+        Some(window.find(|index| slots[*index].key == *key && !slots[*index].is_free())? as u32)
     }
 
     #[inline]
@@ -190,7 +202,7 @@ impl<S: FlowSlots> FlowTable<S> {
     /// Where `key` could go, if not into `taken`.
     pub(crate) fn room(&self, key: &FlowKey, taken: Option<u32>, now_ms: u32) -> Room {
         let mut least: Option<(u8, u32, usize)> = None;
-        for index in self.window(key) {
+        for index in self.window(key, WINDOW_SLOTS) {
             if taken == Some(index as u32) {
                 continue;
             }
@@ -234,6 +246,7 @@ impl<S: FlowSlots> FlowTable<S> {
             slot.check = self.check(&slot);
             self.side[index as usize] = Side { flow: position as u32, ..Side::FREE };
             *self.slot_mut(index as usize) = slot;
+            self.reach = self.reach.max(self.distance(index as usize));
         }
         self.flows.push(flow(initiator, responder));
         position

@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The switch as its callers see it: frames in, verdicts, emissions and events out.
+
+mod forwarding;
+mod hostile;
+mod judging;
+mod local;
+mod model_based;
+mod restart;
+mod table;
+mod tcp;
+mod world;
