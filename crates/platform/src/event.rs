@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -53,7 +54,8 @@ pub enum Trigger {
 /// A set of descriptors to wait on; each is known by a token that the caller chose.
 pub struct Poller {
     epoll: OwnedFd,
-    events: Vec<epoll::Event>,
+    /// Tokens of the last wait.
+    woken: Vec<u64>,
 }
 
 impl fmt::Debug for Poller {
@@ -72,7 +74,7 @@ impl Poller {
     /// When the process or the host is out of file descriptors.
     pub fn new() -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        Ok(Self { epoll, events: Vec::with_capacity(EVENTS_PER_WAIT_MAX) })
+        Ok(Self { epoll, woken: Vec::with_capacity(EVENTS_PER_WAIT_MAX) })
     }
 
     /// Waits for `fd` to become readable, too. Closing every copy of the descriptor removes it.
@@ -105,12 +107,14 @@ impl Poller {
             tv_sec: i64::try_from(t.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: i64::from(t.subsec_nanos()),
         });
-        self.events.clear();
-        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), timeout.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => {}
+        let mut events = [MaybeUninit::uninit(); EVENTS_PER_WAIT_MAX];
+        self.woken.clear();
+        match epoll::wait(&self.epoll, &mut events, timeout.as_ref()) {
+            Ok((events, _)) => self.woken.extend(events.iter().map(|event| event.data.u64())),
+            Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        Ok(self.events.iter().map(|event| event.data.u64()))
+        Ok(self.woken.drain(..))
     }
 }
 
