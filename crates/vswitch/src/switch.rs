@@ -132,6 +132,11 @@ impl<S: FlowSlots> Switch<S> {
         &self.counters
     }
 
+    /// Number of flows in the table.
+    pub fn flow_count(&self) -> usize {
+        self.table.len()
+    }
+
     fn decide(&mut self, ingress: PortId, frame: &mut Frame, answers: Option<&Answers>) -> Verdict {
         let Some(port) = self.ports.port(ingress) else { return Verdict::Drop(DropReason::NoPort) };
         if frame.total_len_bytes > FRAME_LEN_BYTES_MAX {
