@@ -1,3 +1,151 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Placeholder until the binary is written.
-fn main() {}
+//! The daemon of one hypervisor host: joins the engines and gives them threads, sockets and time.
+//!
+//! ```text
+//!   signals -> main: ports open and close as the inventory changes
+//!   watch     files settle -> main loads, compiles, publishes the next generation
+//!   poll      all guests' frames through the switch
+//!   introspect  answers the poll thread's questions     attach   understands kernels
+//!   flow-log  remembers and streams flow events         admin*   one per client
+//!   port*     one per network card: talks vhost-user with its VMM
+//! ```
+//!
+//! Invariants:
+//! - The poll thread never waits for another thread, and nothing is decided about policy here.
+//! - However the process ends, its successor finds the flow table, and guests their rings.
+//!
+//! Deliberately absent: rules and their meaning (`policy`), frames and their meaning (`vswitch`).
+#![forbid(unsafe_code)]
+
+mod admin;
+mod config;
+mod flowlog;
+mod handover;
+mod introspect;
+mod mesh;
+mod poll;
+mod ports;
+
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::Parser;
+use crossbeam_channel::{Receiver, bounded, select, unbounded};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use vswitch::{Switch, SwitchConfig};
+
+use crate::config::{Args, Config};
+use crate::flowlog::FlowLog;
+use crate::handover::HandOver;
+use crate::introspect::Introspection;
+use crate::mesh::Mesh;
+use crate::poll::{Poll, Wiring};
+use crate::ports::Ports;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("meshvisor-hostd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    let config = Config::load(args)?;
+    telemetry::start_logging(&config.log_filter, config.log_format)?;
+    let mesh = Arc::new(Mesh::load(config.manifests.clone())?);
+    if args.check {
+        let resources: usize = mesh.published().resources.values().sum();
+        println!("settings and {resources} resources are good");
+        return Ok(());
+    }
+    serve(&config, &mesh)
+}
+
+fn serve(config: &Config, mesh: &Arc<Mesh>) -> anyhow::Result<()> {
+    let signals = signals().context("cannot listen for signals")?;
+    // Watched before anything else, so that no change goes unnoticed.
+    let (_watcher, reloads) = mesh::watch(mesh.source()).context("cannot watch the resources")?;
+    ports::make_runtime_dir(&config.runtime_dir)
+        .with_context(|| format!("cannot make the runtime directory {:?}", config.runtime_dir))?;
+    let (hand_over, flow_memory) = HandOver::take(&config.runtime_dir, config.flow_capacity, random())?;
+
+    let introspection = Introspection::start()?;
+    let (events, logged) = bounded(poll::EVENTS_QUEUED_MAX);
+    let flow_log = FlowLog::start(logged)?;
+    let (poll, commands) = poll::handle()?;
+    let switch = Switch::new(
+        SwitchConfig {
+            flows_per_port_max: u32::try_from(config.flows_per_port_max).unwrap_or(u32::MAX),
+            ..SwitchConfig::new(hand_over.hash_seed())
+        },
+        flow_memory,
+    );
+    let (inquiries, inquired) = bounded(handover::PORTS_MAX);
+    let (replied, replies) = unbounded();
+    introspection.start_answering(inquired, replied, poll.wake())?;
+    let wiring = Wiring {
+        commands,
+        inquiries,
+        replies,
+        events,
+        introspection: Arc::clone(&introspection),
+        wake: poll.wake(),
+        attribution_wait: config.attribution_wait,
+    };
+    let loop_state = Poll::new(switch, wiring)?;
+    std::thread::Builder::new().name("poll".into()).spawn(move || loop_state.run_or_abort())?;
+
+    let ports =
+        Arc::new(Ports::new(config.runtime_dir.clone(), hand_over, Arc::clone(&introspection), poll.clone()));
+    ports.apply(&mesh.published().snapshot);
+    let desk = admin::Desk::new(Arc::clone(mesh), introspection, Arc::clone(&ports), poll, flow_log);
+    let socket = config.runtime_dir.join("admin.sock");
+    let _admin = admin::listen(&socket, config.admin_group, Arc::new(desk))
+        .with_context(|| format!("cannot listen on {socket:?}"))?;
+    tracing::info!(?socket, manifests = ?mesh.source(), "meshvisor-hostd serves");
+    keep_up(mesh, &ports, &reloads, &signals);
+    ports.close_all();
+    Ok(())
+}
+
+/// Publishes what changes until asked to stop.
+fn keep_up(mesh: &Mesh, ports: &Ports, reloads: &Receiver<()>, signals: &Receiver<i32>) {
+    loop {
+        select! {
+            recv(reloads) -> _ => {}
+            recv(signals) -> signal => match signal {
+                Ok(SIGHUP) => {}
+                Ok(_) | Err(_) => return,
+            }
+        }
+        if mesh.reload() {
+            ports.apply(&mesh.published().snapshot);
+        }
+    }
+}
+
+/// SIGHUP means "load again", SIGINT and SIGTERM "stop".
+fn signals() -> std::io::Result<Receiver<i32>> {
+    let mut source = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM])?;
+    let (sender, receiver) = bounded(8);
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        for signal in source.forever() {
+            if sender.send(signal).is_err() {
+                return;
+            }
+        }
+    })?;
+    Ok(receiver)
+}
+
+/// A number that no guest can guess: the key that the standard library draws for its own hash maps.
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}

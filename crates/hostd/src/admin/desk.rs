@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Answers the requests of the admin socket from what the other threads know.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use api::admin::{
+    Flow, IntrospectionState, Nic, NicState, PolicyStatus, PollStats, PortStatus, Process, Refusal, Request,
+    Response, Status, Vm,
+};
+use crossbeam_channel::Receiver;
+use model::{NicRef, VmRef};
+use vswitch::{FlowEvent, FlowRecord};
+
+use super::view;
+use super::why::WhyQuestion;
+use crate::flowlog::FlowLog;
+use crate::introspect::{Introspection, State};
+use crate::mesh::Mesh;
+use crate::poll::{Command, Numbers, PollHandle};
+use crate::ports::Ports;
+
+/// Everything that can be asked.
+pub struct Desk {
+    mesh: Arc<Mesh>,
+    introspection: Arc<Introspection>,
+    ports: Arc<Ports>,
+    poll: PollHandle,
+    flow_log: Arc<FlowLog>,
+    started: Instant,
+}
+
+type Answer = Result<Response, Refusal>;
+
+impl Desk {
+    /// A desk that knows these.
+    pub fn new(
+        mesh: Arc<Mesh>,
+        introspection: Arc<Introspection>,
+        ports: Arc<Ports>,
+        poll: PollHandle,
+        flow_log: Arc<FlowLog>,
+    ) -> Self {
+        Self { mesh, introspection, ports, poll, flow_log, started: Instant::now() }
+    }
+
+    /// Answers anything but [`Request::FlowWatch`].
+    pub fn answer(&self, request: &Request) -> Response {
+        let answer = match request {
+            Request::VmList => Ok(self.vms()),
+            Request::VmProcesses { vm } => self.processes(vm),
+            Request::VmSockets { vm } => self.sockets(vm),
+            Request::FlowList { vm } => self.flows(vm.as_deref()),
+            Request::FlowWatch { .. } => Err(refusal("a watch is not one answer", "")),
+            Request::Why { from, to, protocol, exe } => self.why(from, to, protocol, exe.as_deref()),
+            Request::Status => self.status(),
+            Request::PolicyStatus => Ok(self.policy_status()),
+        };
+        answer.unwrap_or_else(Response::Error)
+    }
+
+    /// The stream for [`Request::FlowWatch`], with the machine that was named.
+    ///
+    /// # Errors
+    /// When there is no such machine.
+    pub fn watch(&self, vm: Option<&str>) -> Result<(Option<VmRef>, Receiver<Arc<FlowEvent>>), Refusal> {
+        let vm = vm.map(|vm| self.known(vm)).transpose()?;
+        Ok((vm, self.flow_log.watch()))
+    }
+
+    fn vms(&self) -> Response {
+        let published = self.mesh.published();
+        let status = self.ports.status();
+        let vms = published.snapshot.inventory.vms().map(|(_, vm)| {
+            let nics = vm.nics.iter().map(|nic| {
+                let card = NicRef { vm: vm.id.clone(), nic: nic.name.clone() };
+                let port = status.get(&card).map(|(_, status)| status);
+                let state = match port {
+                    Some(port) if port.running => NicState::Running,
+                    Some(port) if port.connected => NicState::Connected,
+                    _ => NicState::Waiting,
+                };
+                let features = port.map(|port| view::features(port.features));
+                let mut shown = Nic::new(nic, state, features.unwrap_or_default());
+                shown.socket = self.ports.socket_path(nic).display().to_string();
+                shown
+            });
+            Vm {
+                tenant: vm.id.tenant.to_string(),
+                name: vm.id.name.to_string(),
+                nics: nics.collect(),
+                introspection: self.introspection_of(&vm.id),
+            }
+        });
+        Response::Vms(vms.collect())
+    }
+
+    fn introspection_of(&self, vm: &VmRef) -> api::admin::Introspection {
+        let shown = self.introspection.with(vm, |state, memory| {
+            let resident_bytes =
+                memory.map(|memory| memory.extents().iter().map(|run| run.end - run.start).sum());
+            let (state, kernel, reason, attach_ms) = match state {
+                State::Waiting => (IntrospectionState::Waiting, None, None, None),
+                State::Attaching => (IntrospectionState::Attaching, None, None, None),
+                State::Attached { guest, took } => {
+                    let kernel = guest.kernel().release.clone();
+                    (IntrospectionState::Attached, Some(kernel), None, Some(took.as_secs_f64() * 1e3))
+                }
+                State::Failed(reason) => (IntrospectionState::Failed, None, Some(reason.clone()), None),
+            };
+            api::admin::Introspection { state, kernel, reason, attach_ms, resident_bytes }
+        });
+        shown.unwrap_or(api::admin::Introspection {
+            state: IntrospectionState::Waiting,
+            kernel: None,
+            reason: None,
+            attach_ms: None,
+            resident_bytes: None,
+        })
+    }
+
+    fn processes(&self, vm: &str) -> Answer {
+        let processes = self.look_inside(vm, |guest| guest.processes())?;
+        Ok(Response::Processes(processes.iter().map(Process::from).collect()))
+    }
+
+    fn sockets(&self, vm: &str) -> Answer {
+        let (sockets, processes) =
+            self.look_inside(vm, |guest| Ok((guest.sockets()?, guest.processes()?)))?;
+        let name = |pid| processes.iter().find(|p| p.pid == pid).map_or(String::new(), |p| p.name.clone());
+        Ok(Response::Sockets(sockets.iter().map(|socket| view::socket(socket, name)).collect()))
+    }
+
+    fn look_inside<R>(
+        &self,
+        vm: &str,
+        look: impl FnOnce(&mut vmi::Guest) -> Result<R, vmi::ViewError>,
+    ) -> Result<R, Refusal> {
+        let vm = self.known(vm)?;
+        let seen = self.introspection.with(&vm, |state, _| match (state.look(look), &*state) {
+            (Some(Ok(seen)), _) => Ok(seen),
+            (Some(Err(error)), _) => Err(refusal(&telemetry::Chain(&error).to_string(), "try again")),
+            (None, State::Failed(reason)) => {
+                let reason = format!("the kernel of `{vm}` was not understood: {reason}");
+                Err(refusal(&reason, "its flows carry the machine's own identity"))
+            }
+            (None, State::Waiting) => Err(refusal(&format!("`{vm}` is not running"), "start it")),
+            (None, State::Attaching | State::Attached { .. }) => {
+                Err(refusal(&format!("the kernel of `{vm}` is being looked for"), "try again"))
+            }
+        });
+        seen.unwrap_or_else(|| Err(refusal(&format!("`{vm}` has no open port"), "see the daemon's log")))
+    }
+
+    fn flows(&self, vm: Option<&str>) -> Answer {
+        let vm = vm.map(|vm| self.known(vm)).transpose()?;
+        let mut records = self.records()?;
+        records.retain(|record| view::concerns(record, vm.as_ref()));
+        records.sort_by_key(|record| std::cmp::Reverse(record.last_seen));
+        records.truncate(Flow::LISTED_MAX);
+        let now = crate::poll::now();
+        Ok(Response::Flows(records.iter().map(|record| view::flow(record, now)).collect()))
+    }
+
+    fn records(&self) -> Result<Vec<FlowRecord>, Refusal> {
+        self.poll.ask(Command::Flows).map_err(|error| refusal(&error.to_string(), "see the daemon's log"))
+    }
+
+    fn why(&self, from: &str, to: &str, protocol: &str, exe: Option<&str>) -> Answer {
+        let published = self.mesh.published();
+        let question = WhyQuestion::resolve(&published, self.known(from)?, to, protocol, exe)?;
+        let explanation = question.answer(&published, self.records()?, &self.flow_log);
+        Ok(Response::Explanation(Box::new(explanation)))
+    }
+
+    fn status(&self) -> Answer {
+        let numbers: Numbers = self
+            .poll
+            .ask(Command::Numbers)
+            .map_err(|error| refusal(&error.to_string(), "see the daemon's log"))?;
+        let published = self.mesh.published();
+        let cards = self.ports.status();
+        let ports = numbers.ports.iter().filter_map(|(id, counters)| {
+            let (card, _) = cards.iter().find(|(_, (port, _))| port == id)?;
+            Some(PortStatus {
+                nic: card.to_string(),
+                outbound_frames: counters.received_frames,
+                outbound_bytes: counters.received_bytes,
+                inbound_frames: counters.sent_frames,
+                inbound_bytes: counters.sent_bytes,
+                dropped_frames: counters.chain_faults.iter().sum(),
+            })
+        });
+        let mut drops: std::collections::BTreeMap<String, u64> = numbers
+            .switch
+            .drops_by_reason()
+            .filter(|(_, count)| *count > 0)
+            .map(|(reason, count)| (reason.to_string(), count))
+            .collect();
+        for (reason, count) in [
+            ("undelivered", numbers.undelivered),
+            ("attribution-not-ready", numbers.not_ready),
+            ("attribution-late", numbers.late),
+        ] {
+            if count > 0 {
+                drops.insert(reason.into(), count);
+            }
+        }
+        let mut ports: Vec<_> = ports.collect();
+        ports.sort_by(|a, b| a.nic.cmp(&b.nic));
+        Ok(Response::Status(Box::new(Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            generation: published.snapshot.generation.0,
+            policy_errors: published.refused,
+            uptime_ms: age_ms(self.started),
+            flows: numbers.flows as u64,
+            ports,
+            drops,
+            poll: PollStats {
+                rounds: numbers.rounds,
+                busy_rounds: numbers.busy_rounds,
+                sleeps: numbers.sleeps,
+                frames: numbers.frames,
+            },
+        })))
+    }
+
+    fn policy_status(&self) -> Response {
+        let published = self.mesh.published();
+        Response::PolicyStatus(Box::new(PolicyStatus {
+            generation: published.snapshot.generation.0,
+            source: self.mesh.source().display().to_string(),
+            age_ms: age_ms(published.since),
+            resources: published.resources.iter().map(|(k, n)| ((*k).to_owned(), *n as u64)).collect(),
+            warnings: published.policy.warnings().iter().map(ToString::to_string).collect(),
+            errors: published.refused,
+        }))
+    }
+
+    fn known(&self, vm: &str) -> Result<VmRef, Refusal> {
+        let published = self.mesh.published();
+        let inventory = &published.snapshot.inventory;
+        match vm.parse::<VmRef>() {
+            Ok(id) if inventory.find(&id).is_some() => Ok(id),
+            _ => {
+                let names: Vec<_> = inventory.vms().take(8).map(|(_, vm)| vm.id.to_string()).collect();
+                let help = format!("name it as tenant/vm, for example {}", names.join(", "));
+                Err(refusal(&format!("there is no virtual machine `{}`", vm.escape_debug()), &help))
+            }
+        }
+    }
+}
+
+pub(super) fn refusal(reason: &str, help: &str) -> Refusal {
+    Refusal { reason: reason.into(), help: help.into() }
+}
+
+fn age_ms(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+//! From the engines' words to the admin protocol's.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use api::admin::{Flow, Party, Socket, SocketOwner, Verdict};
+use model::{Moment, VmRef};
+use vhost_port::Features;
+use vswitch::{FlowEnd, FlowRecord, FlowState};
+
+/// Whether the machine is at one end of the flow; without a machine, always.
+pub fn concerns(record: &FlowRecord, vm: Option<&VmRef>) -> bool {
+    let is_end = |end: &FlowEnd| end.nic.as_ref().map(|nic| &nic.vm) == vm;
+    vm.is_none() || is_end(&record.initiator) || is_end(&record.responder)
+}
+
+/// A flow as clients see it.
+pub fn flow(record: &FlowRecord, now: Moment) -> Flow {
+    let tuple = &record.tuple;
+    let party = |end: &FlowEnd, address, port| {
+        Party::new(end.nic.as_ref().map(|nic| &nic.vm), address, port, end.attribution.as_deref())
+    };
+    let judgement = record.judgement.as_deref();
+    let verdict = judgement.map_or(Verdict::Allow, |judgement| judgement.action.into());
+    let age_ms = |then: Moment| u64::try_from(now.since(then).as_millis()).unwrap_or(u64::MAX);
+    Flow {
+        id: id(record),
+        protocol: tuple.protocol.to_string(),
+        source: party(&record.initiator, tuple.source, tuple.source_port),
+        destination: party(&record.responder, tuple.destination, tuple.destination_port),
+        verdict,
+        decided_by: judgement.map_or("not judged since the restart".into(), |j| j.decided_by.to_string()),
+        matched: judgement.map_or(Vec::new(), |j| j.matched.iter().map(ToString::to_string).collect()),
+        audited: judgement
+            .map_or(Vec::new(), |j| j.audited.iter().map(|(rule, _)| rule.to_string()).collect()),
+        generation: record.generation.0,
+        state: record.state.to_string(),
+        packets: record.initiator.sent_frames + record.responder.sent_frames,
+        bytes: record.initiator.sent_bytes + record.responder.sent_bytes,
+        first_seen_ms: age_ms(record.opened),
+        last_seen_ms: age_ms(record.last_seen),
+        reason: match record.state {
+            FlowState::Reset => Some("reset".into()),
+            _ if verdict == Verdict::Deny => Some("denied".into()),
+            _ => None,
+        },
+    }
+}
+
+/// A number for the flow: the same each time it is shown, small enough for every JSON reader (53 bits).
+fn id(record: &FlowRecord) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (record.initiator.port, record.tuple, record.opened).hash(&mut hasher);
+    hasher.finish() >> 11
+}
+
+/// A socket as clients see it; `name` gives the name of a process.
+pub fn socket(socket: &vmi::Socket, name: impl Fn(u32) -> String) -> Socket {
+    Socket {
+        protocol: socket.protocol.to_string(),
+        state: socket.state.as_str().to_owned(),
+        local: socket.local.to_string(),
+        remote: socket.remote.to_string(),
+        uid: socket.uid,
+        inode: socket.inode,
+        netns: Some(socket.netns_inode.into()),
+        owners: socket
+            .owners
+            .iter()
+            .map(|owner| SocketOwner { pid: owner.pid, name: name(owner.pid), fd: owner.fd })
+            .collect(),
+    }
+}
+
+/// Names of virtio features, as the specification writes them (virtio 1.3, sections 5.1.3 and 6).
+pub fn features(features: Features) -> Vec<String> {
+    const NAMES: [(Features, &str); 12] = [
+        (Features::CSUM, "NET_F_CSUM"),
+        (Features::GUEST_CSUM, "NET_F_GUEST_CSUM"),
+        (Features::GUEST_TSO4, "NET_F_GUEST_TSO4"),
+        (Features::GUEST_TSO6, "NET_F_GUEST_TSO6"),
+        (Features::HOST_TSO4, "NET_F_HOST_TSO4"),
+        (Features::HOST_TSO6, "NET_F_HOST_TSO6"),
+        (Features::MRG_RXBUF, "NET_F_MRG_RXBUF"),
+        (Features::INDIRECT_DESC, "F_INDIRECT_DESC"),
+        (Features::EVENT_IDX, "F_EVENT_IDX"),
+        (Features::VERSION_1, "F_VERSION_1"),
+        (Features::IN_ORDER, "F_IN_ORDER"),
+        (Features::PROTOCOL_FEATURES, "PROTOCOL_FEATURES"),
+    ];
+    NAMES.iter().filter(|(feature, _)| features.has(*feature)).map(|(_, name)| (*name).to_owned()).collect()
+}

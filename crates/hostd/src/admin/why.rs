@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Why is, or would be, a flow allowed or refused?
+//!
+//! The newest such flow that was really seen gives the identities; the policy in force now gives the rules.
+//! Without such a flow, or about another executable, the question is hypothetical.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use api::admin::{ExplainedRule, Explanation, Mode, Refusal};
+use model::{
+    Attribution, Confidence, FiveTuple, FlowQuery, Inventory, Judge, NicRef, Party, Process, Protocol,
+    VmIndex, VmRef,
+};
+use vswitch::FlowRecord;
+
+use super::desk::refusal;
+use super::view;
+use crate::flowlog::FlowLog;
+use crate::mesh::Published;
+
+/// A question, its names resolved.
+#[derive(Debug)]
+pub struct WhyQuestion {
+    from: VmIndex,
+    from_id: VmRef,
+    source: IpAddr,
+    to: VmIndex,
+    address: SocketAddr,
+    protocol: Protocol,
+    exe: Option<String>,
+}
+
+impl WhyQuestion {
+    /// Resolves the names of a question against what is in force.
+    ///
+    /// # Errors
+    /// When the destination leads nowhere from there.
+    pub fn resolve(
+        published: &Published,
+        from_id: VmRef,
+        to: &str,
+        protocol: &str,
+        exe: Option<&str>,
+    ) -> Result<Self, Refusal> {
+        let inventory = &published.snapshot.inventory;
+        let from = inventory.find(&from_id).expect("the caller has looked it up");
+        let protocol = parse_protocol(protocol)?;
+        let (to, address) = destination(published, &from_id, to, protocol)?;
+        let same_family = |own: &IpAddr| own.is_ipv4() == address.is_ipv4();
+        let source = addresses(inventory, from).find(same_family).ok_or_else(|| {
+            refusal(
+                &format!("`{from_id}` has no address of that family"),
+                "name the destination by another address",
+            )
+        })?;
+        Ok(Self { from, from_id, source, to, address, protocol, exe: exe.map(str::to_owned) })
+    }
+
+    /// Whether a flow is one that the question is about.
+    fn fits(&self, record: &FlowRecord) -> bool {
+        let tuple = &record.tuple;
+        let exe = || record.initiator.attribution.as_ref()?.process.as_ref()?.exe.as_deref();
+        record.initiator.nic.as_ref().is_some_and(|nic: &NicRef| nic.vm == self.from_id)
+            && tuple.protocol == self.protocol
+            && tuple.destination == self.address.ip()
+            && tuple.destination_port == self.address.port()
+            && self.exe.as_deref().is_none_or(|wanted| exe() == Some(wanted))
+    }
+
+    /// Answers by the flows in the table, those remembered, and the policy in force.
+    pub fn answer(&self, published: &Published, live: Vec<FlowRecord>, log: &FlowLog) -> Explanation {
+        let live = live.into_iter().filter(|record| self.fits(record)).max_by_key(|record| record.opened);
+        let logged = log.newest(|record| self.fits(record)).map(|event| event.record.clone());
+        let seen = [live, logged].into_iter().flatten().max_by_key(|record| record.opened);
+
+        let supposed = self.exe.as_deref().map(suppose);
+        let (source, destination) = match &seen {
+            Some(record) => (record.initiator.attribution.clone(), record.responder.attribution.clone()),
+            None => (supposed.map(Arc::new), None),
+        };
+        let tuple = FiveTuple {
+            source: self.source,
+            destination: self.address.ip(),
+            source_port: seen.as_ref().map_or(0, |record| record.tuple.source_port),
+            destination_port: self.address.port(),
+            protocol: self.protocol,
+        };
+        let query = FlowQuery {
+            tuple,
+            source: Party { vm: self.from, attribution: source.as_deref() },
+            destination: Party { vm: self.to, attribution: destination.as_deref() },
+        };
+        let judgement = published.policy.judge(&query);
+        let rules = published.policy.explain(&query).into_iter().map(|trace| ExplainedRule {
+            rule: trace.rule.to_string(),
+            action: trace.action.into(),
+            mode: match trace.mode {
+                model::Mode::Enforce => Mode::Enforce,
+                model::Mode::Audit => Mode::Audit,
+            },
+            matched: trace.matched,
+            why: trace.why,
+        });
+        Explanation {
+            hypothetical: seen.is_none(),
+            flow: seen.map(|record| view::flow(&record, crate::poll::now())),
+            rules: rules.collect(),
+            verdict: judgement.action.into(),
+            decided_by: judgement.decided_by.to_string(),
+            generation: published.snapshot.generation.0,
+        }
+    }
+}
+
+/// What would be known of a process that runs this executable, and nothing more.
+fn suppose(exe: &str) -> Attribution {
+    let name = exe.rsplit('/').next().unwrap_or(exe).chars().take(15).collect();
+    let process = Process { name, exe: Some(exe.to_owned()), ..Process::default() };
+    Attribution {
+        process: Some(process),
+        socket_uid: None,
+        socket_cgroup: None,
+        confidence: Confidence::Table,
+        unknown: None,
+    }
+}
+
+fn parse_protocol(text: &str) -> Result<Protocol, Refusal> {
+    match text {
+        "tcp" => Ok(Protocol::Tcp),
+        "udp" => Ok(Protocol::Udp),
+        "icmp" => Ok(Protocol::Icmp),
+        "icmpv6" => Ok(Protocol::Icmpv6),
+        _ => Err(refusal(
+            &format!("`{}` is not a protocol", text.escape_debug()),
+            "use tcp, udp, icmp or icmpv6",
+        )),
+    }
+}
+
+fn addresses(inventory: &Inventory, vm: VmIndex) -> impl Iterator<Item = IpAddr> {
+    inventory.vm(vm).nics.iter().flat_map(|nic| &nic.addresses).map(|cidr| cidr.address())
+}
+
+/// `address:port`, `vm:port` or a service of the sender's tenant.
+fn destination(
+    published: &Published,
+    from: &VmRef,
+    to: &str,
+    protocol: Protocol,
+) -> Result<(VmIndex, SocketAddr), Refusal> {
+    let inventory = &published.snapshot.inventory;
+    let nowhere = || {
+        let reason = format!("`{}` leads nowhere from `{from}`", to.escape_debug());
+        refusal(&reason, "name an address:port, vm:port or service of the same tenant")
+    };
+    if let Ok(address) = to.parse::<SocketAddr>() {
+        let holds = |vm: &VmIndex| addresses(inventory, *vm).any(|own| own == address.ip());
+        let of_tenant = inventory.vms().filter(|(_, vm)| vm.id.tenant == from.tenant).map(|(index, _)| index);
+        return of_tenant.into_iter().find(holds).map(|vm| (vm, address)).ok_or_else(nowhere);
+    }
+    let (vm, port) = if let Some((vm, port)) = to.rsplit_once(':') {
+        let name = vm.rsplit('/').next().unwrap_or(vm).parse().map_err(|_| nowhere())?;
+        let id = VmRef { tenant: from.tenant.clone(), name };
+        (inventory.find(&id).ok_or_else(nowhere)?, port.parse().map_err(|_| nowhere())?)
+    } else {
+        let name = to.parse().map_err(|_| nowhere())?;
+        let service = published.policy.service(&from.tenant, &name).ok_or_else(nowhere)?;
+        let port = service.ports.iter().find(|port| port.protocol == protocol).ok_or_else(nowhere)?;
+        (*service.vms.first().ok_or_else(nowhere)?, port.port.unwrap_or(0))
+    };
+    let address = addresses(inventory, vm).next().ok_or_else(nowhere)?;
+    Ok((vm, SocketAddr::new(address, port)))
+}

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the daemon is told: flags over a TOML file over defaults, validated once.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use telemetry::LogFormat;
+
+/// The service mesh under the virtual machines of this host.
+///
+/// Serves each virtual machine's network card over vhost-user, switches its frames by policy, and
+/// learns from the guest's memory which process is behind each connection. The guest needs nothing.
+#[derive(Debug, clap::Parser)]
+#[command(
+    name = "meshvisor-hostd",
+    version,
+    after_help = "Examples:\n  \
+        meshvisor-hostd --manifests examples/shop\n  \
+        meshvisor-hostd --config /etc/meshvisor/hostd.toml --check\n\n\
+        Exit codes: 0 stopped on request, 1 could not start or go on, 2 wrong usage."
+)]
+pub struct Args {
+    /// Settings in TOML; flags override them
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Directory of resources in YAML, watched for change
+    #[arg(long, value_name = "DIR")]
+    manifests: Option<PathBuf>,
+    /// Directory for sockets and the flow table [default: $XDG_RUNTIME_DIR/meshvisor, as root /run/meshvisor]
+    #[arg(long, value_name = "DIR")]
+    runtime_dir: Option<PathBuf>,
+    /// Which log lines to print: a level, or target=level,...  [default: info]
+    #[arg(long, value_name = "FILTER")]
+    log: Option<String>,
+    /// Print log lines as JSON
+    #[arg(long)]
+    log_json: bool,
+    /// Validate settings and resources, say what is wrong, and exit
+    #[arg(long)]
+    pub check: bool,
+}
+
+/// The settings file as written. Unknown keys are errors.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawConfig {
+    manifests: Option<PathBuf>,
+    runtime_dir: Option<PathBuf>,
+    admin_group: Option<u32>,
+    #[serde(default)]
+    log: RawLog,
+    #[serde(default)]
+    attribution: RawAttribution,
+    #[serde(default)]
+    flows: RawFlows,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawLog {
+    filter: Option<String>,
+    #[serde(default)]
+    json: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawAttribution {
+    wait_ms: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawFlows {
+    capacity: Option<usize>,
+    per_port_max: Option<usize>,
+}
+
+/// Validated settings.
+#[derive(Debug)]
+pub struct Config {
+    /// Directory of resources.
+    pub manifests: PathBuf,
+    /// Directory of sockets and of the flow table.
+    pub runtime_dir: PathBuf,
+    /// Group that may use the admin socket besides the owner and root; none: nobody else.
+    pub admin_group: Option<u32>,
+    /// Filter of log lines.
+    pub log_filter: String,
+    /// Look of log lines.
+    pub log_format: LogFormat,
+    /// Longest wait for one attribution while its frame stays in the guest's ring: 1 ms to 1 s,
+    /// default 50 ms. A frame whose answer comes later is dropped and left to retransmission.
+    pub attribution_wait: Duration,
+    /// Entries of the flow table, two per flow: a power of two from 1,024 to 16,777,216, default 262,144.
+    pub flow_capacity: usize,
+    /// Flows that one port may hold at the most: from 16, default a quarter of the table.
+    pub flows_per_port_max: usize,
+}
+
+/// Why the settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("settings file {path:?} cannot be read")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not TOML, or holds an unknown key or a value of the wrong type.
+    #[error("settings file {path:?} is wrong")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+    /// No resources were named.
+    #[error("no resources: give --manifests DIR, or `manifests` in the settings file")]
+    NoManifests,
+    /// Neither a flag nor the environment says where sockets go.
+    #[error("no directory for sockets: give --runtime-dir DIR, or set XDG_RUNTIME_DIR")]
+    NoRuntimeDir,
+    /// A value outside its range.
+    #[error("`{key}` is {value}: must be {range}")]
+    Range {
+        /// Dotted path of the setting.
+        key: &'static str,
+        /// What was given.
+        value: u64,
+        /// What is allowed.
+        range: &'static str,
+    },
+}
+
+impl Config {
+    const FLOW_CAPACITY_DEFAULT: usize = 1 << 18;
+
+    /// Reads the settings file, if any, and lays the flags over it.
+    ///
+    /// # Errors
+    /// The first setting that cannot be used.
+    pub fn load(args: &Args) -> Result<Self, ConfigError> {
+        let raw = args.config.as_deref().map(read).transpose()?.unwrap_or_default();
+        let wait_ms =
+            within("attribution.wait_ms", raw.attribution.wait_ms.unwrap_or(50), 1, 1000, "1 to 1000")?;
+        let flow_capacity = raw.flows.capacity.unwrap_or(Self::FLOW_CAPACITY_DEFAULT);
+        within("flows.capacity", flow_capacity as u64, 1 << 10, 1 << 24, "1024 to 16777216")?;
+        if !flow_capacity.is_power_of_two() {
+            let value = flow_capacity as u64;
+            return Err(ConfigError::Range { key: "flows.capacity", value, range: "a power of two" });
+        }
+        let flows_per_port_max = raw.flows.per_port_max.unwrap_or(flow_capacity / 8);
+        within("flows.per_port_max", flows_per_port_max as u64, 16, 1 << 23, "16 to 8388608")?;
+        let json = args.log_json || raw.log.json;
+        Ok(Self {
+            manifests: args.manifests.clone().or(raw.manifests).ok_or(ConfigError::NoManifests)?,
+            runtime_dir: args
+                .runtime_dir
+                .clone()
+                .or(raw.runtime_dir)
+                .or_else(default_runtime_dir)
+                .ok_or(ConfigError::NoRuntimeDir)?,
+            admin_group: raw.admin_group,
+            log_filter: args.log.clone().or(raw.log.filter).unwrap_or_else(|| "info".into()),
+            log_format: if json { LogFormat::Json } else { LogFormat::Text },
+            attribution_wait: Duration::from_millis(wait_ms),
+            flow_capacity,
+            flows_per_port_max,
+        })
+    }
+}
+
+fn read(path: &Path) -> Result<RawConfig, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    toml::from_str(&text)
+        .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })
+}
+
+fn within(
+    key: &'static str,
+    value: u64,
+    min: u64,
+    max: u64,
+    range: &'static str,
+) -> Result<u64, ConfigError> {
+    if (min..=max).contains(&value) { Ok(value) } else { Err(ConfigError::Range { key, value, range }) }
+}
+
+fn default_runtime_dir() -> Option<PathBuf> {
+    match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(dir) if !dir.is_empty() => Some(PathBuf::from(dir).join("meshvisor")),
+        _ => rustix::process::geteuid().is_root().then(|| PathBuf::from("/run/meshvisor")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    fn config(toml: &str, flags: &[&str]) -> Result<Config, ConfigError> {
+        let dir = testkit::scratch::Scratch::new("config").unwrap();
+        let path = dir.join("hostd.toml");
+        std::fs::write(&path, toml).unwrap();
+        let path = path.to_str().unwrap().to_owned();
+        let words = ["meshvisor-hostd", "--config", &path].into_iter().chain(flags.iter().copied());
+        Config::load(&Args::try_parse_from(words).unwrap())
+    }
+
+    #[test]
+    fn flags_override_the_file() {
+        let toml = "manifests = '/a'\nruntime_dir = '/r'\n[log]\nfilter = 'debug'\n";
+        let config = config(toml, &["--manifests", "/b"]).unwrap();
+        assert_eq!(config.manifests, Path::new("/b"));
+        assert_eq!(config.runtime_dir, Path::new("/r"));
+        assert_eq!(config.log_filter, "debug");
+    }
+
+    #[test]
+    fn wrong_settings_are_refused_by_name() {
+        for (toml, says) in [
+            ("manifest = 'x'", "unknown field `manifest`"),
+            ("manifests = 3", "expected"),
+            ("[attribution]\nwait_ms = 0", "`attribution.wait_ms` is 0"),
+            ("[flows]\ncapacity = 5000", "`flows.capacity` is 5000: must be a power of two"),
+            ("[flows]\nper_port_max = 1", "`flows.per_port_max` is 1"),
+            ("runtime_dir = '/r'", "no resources"),
+        ] {
+            let error = config(toml, &[]).unwrap_err();
+            let text = telemetry::Chain(&error).to_string();
+            assert!(text.contains(says), "{toml:?} gave {text:?}");
+        }
+    }
+}

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The memory of flows that the switch has let go of, and the stream of what happens to flows now.
+//!
+//! Bounds: [`RECENT_MAX`] events are remembered, the oldest forgotten first; each watcher may be
+//! [`WATCHER_QUEUED_MAX`] events behind, more are lost to that watcher alone.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+use vswitch::{FlowEvent, FlowRecord};
+
+/// Events remembered.
+pub const RECENT_MAX: usize = 4096;
+/// Events that a watcher may be behind.
+pub const WATCHER_QUEUED_MAX: usize = 4096;
+
+/// What happened to flows lately.
+#[derive(Debug, Default)]
+pub struct FlowLog {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    recent: VecDeque<Arc<FlowEvent>>,
+    watchers: Vec<Sender<Arc<FlowEvent>>>,
+}
+
+impl FlowLog {
+    /// Starts the thread that takes events from the poll thread.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn start(events: Receiver<FlowEvent>) -> std::io::Result<Arc<Self>> {
+        let log = Arc::new(Self::default());
+        let keeper = Arc::clone(&log);
+        std::thread::Builder::new()
+            .name("flow-log".into())
+            .spawn(move || events.into_iter().for_each(|event| keeper.note(event)))?;
+        Ok(log)
+    }
+
+    fn note(&self, event: FlowEvent) {
+        let event = Arc::new(event);
+        let mut inner = self.lock();
+        let gone = |watcher: &Sender<_>| {
+            matches!(watcher.try_send(Arc::clone(&event)), Err(TrySendError::Disconnected(_)))
+        };
+        inner.watchers.retain(|watcher| !gone(watcher));
+        if inner.recent.len() == RECENT_MAX {
+            inner.recent.pop_front();
+        }
+        inner.recent.push_back(event);
+    }
+
+    /// Everything from now on.
+    pub fn watch(&self) -> Receiver<Arc<FlowEvent>> {
+        let (sender, receiver) = crossbeam_channel::bounded(WATCHER_QUEUED_MAX);
+        self.lock().watchers.push(sender);
+        receiver
+    }
+
+    /// The newest remembered event whose flow `fits`.
+    pub fn newest(&self, fits: impl Fn(&FlowRecord) -> bool) -> Option<Arc<FlowEvent>> {
+        self.lock().recent.iter().rev().find(|event| fits(&event.record)).map(Arc::clone)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What one daemon leaves to the next, however it ended: the flow table and the numbers of its ports.
+//!
+//! The flow table is a shared mapping of a file in the runtime directory, so it outlives even SIGKILL.
+//! Its slots name ports by number and are placed by a keyed hash, so the numbers and the key are left
+//! beside it, in a small JSON file replaced atomically before a number is first used.
+//! A file of another shape is discarded: flows then start anew.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use model::NicRef;
+use platform::{SharedTable, TableError};
+use serde::{Deserialize, Serialize};
+use vswitch::{FlowSlot, PortId};
+
+/// Ports a host may have: what the flow table's slots can name.
+pub const PORTS_MAX: usize = 4096;
+
+/// The flow table's memory.
+#[derive(Debug)]
+pub struct FlowMemory(SharedTable<FlowSlot>);
+
+impl AsRef<[FlowSlot]> for FlowMemory {
+    fn as_ref(&self) -> &[FlowSlot] {
+        &self.0
+    }
+}
+
+impl AsMut<[FlowSlot]> for FlowMemory {
+    fn as_mut(&mut self) -> &mut [FlowSlot] {
+        &mut self.0
+    }
+}
+
+/// The files.
+#[derive(Debug)]
+pub struct HandOver {
+    notes_path: PathBuf,
+    notes: Notes,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Notes {
+    /// Key of the flow table's hash.
+    hash_seed: u64,
+    /// Entries of the flow table.
+    flow_capacity: usize,
+    /// Port numbers by network card, `tenant/vm/nic`. Numbers of cards that went away are used again
+    /// only when all others are taken.
+    ports: BTreeMap<String, u16>,
+}
+
+/// Why nothing can be taken over or left.
+#[derive(Debug, thiserror::Error)]
+pub enum HandOverError {
+    /// The table cannot be used.
+    #[error("flow table cannot be used; is another meshvisor-hostd running on this runtime directory?")]
+    Table(#[source] TableError),
+    /// The notes cannot be written.
+    #[error("cannot write {path:?}")]
+    Notes {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Every port number is taken.
+    #[error("a host has at most {PORTS_MAX} network cards")]
+    TooManyPorts,
+}
+
+impl HandOver {
+    /// Takes over what a predecessor left in `dir`, or starts anew with `seed` as the key.
+    ///
+    /// # Errors
+    /// When another daemon is using it, or files cannot be made.
+    pub fn take(dir: &Path, flow_capacity: usize, seed: u64) -> Result<(Self, FlowMemory), HandOverError> {
+        let notes_path = dir.join("ports.json");
+        let table_path = dir.join("flows.table");
+        if let Some(notes) = read_notes(&notes_path)
+            && notes.flow_capacity == flow_capacity
+        {
+            match SharedTable::open(&table_path, flow_capacity) {
+                Ok(table) => return Ok((Self { notes_path, notes }, FlowMemory(table))),
+                Err(error @ TableError::InUse { .. }) => return Err(HandOverError::Table(error)),
+                Err(error) => {
+                    tracing::warn!(error = %telemetry::Chain(&error), "no flow table to take over, starting anew");
+                }
+            }
+        }
+        let table = SharedTable::create(&table_path, flow_capacity).map_err(HandOverError::Table)?;
+        let this =
+            Self { notes_path, notes: Notes { hash_seed: seed, flow_capacity, ports: BTreeMap::new() } };
+        this.write()?;
+        Ok((this, FlowMemory(table)))
+    }
+
+    /// Key of the flow table's hash.
+    pub fn hash_seed(&self) -> u64 {
+        self.notes.hash_seed
+    }
+
+    /// The number of a card's port: the one it had before, else a free one.
+    ///
+    /// # Errors
+    /// When all numbers are taken, or the new one cannot be written down.
+    pub fn port(&mut self, nic: &NicRef, in_use: &[PortId]) -> Result<PortId, HandOverError> {
+        let key = nic.to_string();
+        if let Some(number) = self.notes.ports.get(&key) {
+            return Ok(PortId(*number));
+        }
+        let taken: Vec<u16> = self.notes.ports.values().copied().collect();
+        let range = || 0..u16::try_from(PORTS_MAX).expect("fits");
+        let number = range()
+            .find(|number| !taken.contains(number))
+            .or_else(|| range().find(|number| !in_use.contains(&PortId(*number))))
+            .ok_or(HandOverError::TooManyPorts)?;
+        self.notes.ports.retain(|_, other| *other != number);
+        self.notes.ports.insert(key, number);
+        self.write()?;
+        Ok(PortId(number))
+    }
+
+    fn write(&self) -> Result<(), HandOverError> {
+        let failed = |source| HandOverError::Notes { path: self.notes_path.clone(), source };
+        let text = serde_json::to_string_pretty(&self.notes).map_err(io::Error::other).map_err(failed)?;
+        let fresh = self.notes_path.with_extension("json.new");
+        std::fs::write(&fresh, text).map_err(failed)?;
+        std::fs::rename(&fresh, &self.notes_path).map_err(failed)
+    }
+}
+
+/// The predecessor's notes, if they are there, whole and sensible.
+fn read_notes(path: &Path) -> Option<Notes> {
+    let notes: Notes = serde_json::from_str(&std::fs::read_to_string(path).ok()?).ok()?;
+    let mut numbers: Vec<_> = notes.ports.values().collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    let distinct = numbers.len() == notes.ports.len();
+    let small = numbers.iter().all(|number| usize::from(**number) < PORTS_MAX);
+    (distinct && small).then_some(notes)
+}

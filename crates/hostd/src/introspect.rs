@@ -1,0 +1,350 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The introspection threads: one attaches to guests, one answers the poll thread's questions.
+//!
+//! A machine is *waiting* until a VMM shares its memory, *attaching* while its kernel is being
+//! understood (with bounded retries: firmware may drive the card before the kernel does), then
+//! *attached* or *failed*. Until it is attached or failed, a frame that needs an attribution is not
+//! judged: the answer is [`Outcome::NotReady`], the frame is dropped, and the guest sends it again.
+//! A failed machine's ends are *unknown*, which policy knows how to treat.
+//!
+//! Bounds: one outstanding inquiry per port, [`ATTACH_TRIES_MAX`] tries per attach.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use model::{Attribution, FiveTuple, UnknownReason, VmRef};
+use vhost_port::GuestMemory;
+use vswitch::{Answers, Ask, How, PortId, Question};
+
+use crate::poll::Wake;
+
+/// Tries per attach; the pauses between them double from [`ATTACH_PAUSE`], 16 s in all.
+pub const ATTACH_TRIES_MAX: u32 = 6;
+const ATTACH_PAUSE: Duration = Duration::from_millis(500);
+
+/// A question of the poll thread about a frame that it holds.
+#[derive(Debug)]
+pub struct Inquiry {
+    /// The port whose ring is paused.
+    pub port: PortId,
+    /// Names the frame; echoed in the reply.
+    pub ticket: u64,
+    /// What is asked.
+    pub question: Question,
+    /// Where the frame's descriptor lies: guest-physical address of the descriptor table, head index.
+    pub descriptor: (u64, u16),
+}
+
+/// The answer to an [`Inquiry`].
+#[derive(Debug)]
+pub struct Reply {
+    /// The port whose ring is paused.
+    pub port: PortId,
+    /// Names the frame.
+    pub ticket: u64,
+    /// What was found.
+    pub outcome: Outcome,
+}
+
+/// What an inquiry came to.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Judge by these.
+    Answers(Answers),
+    /// The guest is still being attached to: drop the frame without a verdict.
+    NotReady,
+}
+
+/// Where a machine stands.
+#[derive(Default)]
+pub enum State {
+    /// No VMM shares its memory.
+    #[default]
+    Waiting,
+    /// Its kernel is being understood.
+    Attaching,
+    /// Its kernel is understood.
+    Attached {
+        /// The engine's view of the guest.
+        guest: Box<vmi::Guest>,
+        /// How long the successful try took.
+        took: Duration,
+    },
+    /// Its kernel was not understood, with the last reason.
+    Failed(String),
+}
+
+impl State {
+    /// Looks inside an attached guest; `None` when it is not attached.
+    ///
+    /// A panic while looking is a bug, but the guest may be what triggered it: it costs this guest its
+    /// introspection, and nobody else anything.
+    pub fn look<R>(&mut self, look: impl FnOnce(&mut vmi::Guest) -> R) -> Option<R> {
+        let Self::Attached { guest, .. } = self else { return None };
+        match catch_unwind(AssertUnwindSafe(|| look(guest))) {
+            Ok(seen) => Some(seen),
+            Err(_) => {
+                tracing::error!("introspection of a guest panicked, it is given up");
+                *self = Self::Failed("introspection failed, see the daemon's log".into());
+                None
+            }
+        }
+    }
+}
+
+/// One machine's introspection.
+#[derive(Default)]
+struct Watched {
+    state: State,
+    memory: Option<Arc<GuestMemory>>,
+    /// Bumped whenever the memory changes, so that a late attach result is not mistaken for a new one.
+    epoch: u64,
+}
+
+/// All machines' introspection, shared by the poll, introspection and admin threads.
+pub struct Introspection {
+    vms: Mutex<HashMap<VmRef, Arc<Mutex<Watched>>>>,
+    ports: Mutex<HashMap<PortId, VmRef>>,
+    attach: Sender<AttachJob>,
+}
+
+struct AttachJob {
+    vm: VmRef,
+    watched: Arc<Mutex<Watched>>,
+    memory: Arc<GuestMemory>,
+    epoch: u64,
+    due: Instant,
+    tries: u32,
+}
+
+impl Introspection {
+    /// Starts the attach thread.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn start() -> std::io::Result<Arc<Self>> {
+        let (attach, jobs) = crossbeam_channel::unbounded();
+        std::thread::Builder::new().name("attach".into()).spawn(move || attach_loop(&jobs))?;
+        Ok(Arc::new(Self { vms: Mutex::default(), ports: Mutex::default(), attach }))
+    }
+
+    /// Starts the thread that answers inquiries.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn start_answering(
+        self: &Arc<Self>,
+        inquiries: Receiver<Inquiry>,
+        replies: Sender<Reply>,
+        wake: Wake,
+    ) -> std::io::Result<()> {
+        let introspection = Arc::clone(self);
+        std::thread::Builder::new().name("introspect".into()).spawn(move || {
+            for inquiry in inquiries {
+                let outcome = introspection.answer(&inquiry);
+                let reply = Reply { port: inquiry.port, ticket: inquiry.ticket, outcome };
+                if replies.send(reply).is_err() {
+                    return;
+                }
+                wake.wake();
+            }
+        })?;
+        Ok(())
+    }
+
+    /// A port now belongs to this machine.
+    pub fn add_port(&self, port: PortId, vm: &VmRef) {
+        lock(&self.ports).insert(port, vm.clone());
+        lock(&self.vms).entry(vm.clone()).or_default();
+    }
+
+    /// A port is gone; its machine too when no other port of it is left.
+    pub fn remove_port(&self, port: PortId) {
+        let mut ports = lock(&self.ports);
+        let Some(vm) = ports.remove(&port) else { return };
+        if !ports.values().any(|other| *other == vm)
+            && let Some(watched) = lock(&self.vms).remove(&vm)
+        {
+            lock(&watched).forget();
+        }
+    }
+
+    /// A VMM shares a guest's memory and the guest drives the port: understand its kernel.
+    pub fn memory_shared(&self, port: PortId, memory: Arc<GuestMemory>) {
+        let Some((vm, watched)) = self.watched_by_port(port) else { return };
+        let epoch = {
+            let mut watched = lock(&watched);
+            watched.forget();
+            watched.state = State::Attaching;
+            watched.memory = Some(Arc::clone(&memory));
+            watched.epoch
+        };
+        let job = AttachJob { vm, watched, memory, epoch, due: Instant::now(), tries: 0 };
+        // The attach thread lives as long as the process.
+        let _ = self.attach.send(job);
+    }
+
+    /// The guest stopped driving the port, or its VMM went away.
+    pub fn memory_gone(&self, port: PortId) {
+        if let Some((_, watched)) = self.watched_by_port(port) {
+            lock(&watched).forget();
+        }
+    }
+
+    /// Runs `view` on the state of a machine; `None` when there is no such machine.
+    pub fn with<R>(&self, vm: &VmRef, view: impl FnOnce(&mut State, Option<&GuestMemory>) -> R) -> Option<R> {
+        let watched = lock(&self.vms).get(vm).map(Arc::clone)?;
+        let mut watched = lock(&watched);
+        let memory = watched.memory.clone();
+        Some(view(&mut watched.state, memory.as_deref()))
+    }
+
+    fn watched_by_port(&self, port: PortId) -> Option<(VmRef, Arc<Mutex<Watched>>)> {
+        let vm = lock(&self.ports).get(&port)?.clone();
+        let watched = lock(&self.vms).get(&vm).map(Arc::clone)?;
+        Some((vm, watched))
+    }
+
+    fn answer(&self, inquiry: &Inquiry) -> Outcome {
+        let find =
+            |ask: &Option<Ask>| ask.as_ref().map(|ask| self.attribute(ask, inquiry.descriptor)).transpose();
+        match (find(&inquiry.question.initiator), find(&inquiry.question.responder)) {
+            (Ok(initiator), Ok(responder)) => Outcome::Answers(Answers {
+                initiator: initiator.map(Arc::new),
+                responder: responder.map(Arc::new),
+            }),
+            _ => Outcome::NotReady,
+        }
+    }
+
+    fn attribute(&self, ask: &Ask, descriptor: (u64, u16)) -> Result<Attribution, NotReady> {
+        let Some((_, watched)) = self.watched_by_port(ask.port) else {
+            return Ok(Attribution::unknown(UnknownReason::NotAttached));
+        };
+        let state = &mut lock(&watched).state;
+        if matches!(state, State::Attaching) {
+            return Err(NotReady);
+        }
+        let found = state.look(|guest| look_up(guest, ask, descriptor));
+        Ok(found.unwrap_or_else(|| Attribution::unknown(UnknownReason::NotAttached)))
+    }
+}
+
+/// The machine is still being attached to.
+struct NotReady;
+
+fn look_up(guest: &mut vmi::Guest, ask: &Ask, (ring, head): (u64, u16)) -> Attribution {
+    let (local, remote) = ends(&ask.tuple);
+    match ask.how {
+        How::Frame => {
+            let found = guest.frame_owner(ring, head);
+            // Frames that the guest's driver detached from their socket (routed, or `napi_tx=0`)
+            // are found through the guest's own connection table.
+            if found.unknown == Some(UnknownReason::NoSocket) {
+                guest.connection_owner(local, remote, ask.tuple.protocol)
+            } else {
+                found
+            }
+        }
+        How::Connection => guest.connection_owner(local, remote, ask.tuple.protocol),
+        How::Listener => guest.listener_owner(local, ask.tuple.protocol),
+    }
+}
+
+fn ends(tuple: &FiveTuple) -> (SocketAddr, SocketAddr) {
+    (
+        SocketAddr::new(tuple.source, tuple.source_port),
+        SocketAddr::new(tuple.destination, tuple.destination_port),
+    )
+}
+
+impl Watched {
+    fn forget(&mut self) {
+        self.state = State::Waiting;
+        self.memory = None;
+        self.epoch += 1;
+    }
+}
+
+/// Works through attach jobs one by one, each when it is due.
+fn attach_loop(jobs: &Receiver<AttachJob>) {
+    let mut waiting: Vec<AttachJob> = Vec::new();
+    loop {
+        let next_due = waiting.iter().map(|job| job.due).min();
+        let received = match next_due {
+            Some(due) => jobs.recv_deadline(due),
+            None => jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        match received {
+            Ok(job) => waiting.push(job),
+            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        let now = Instant::now();
+        let (due, later) = waiting.into_iter().partition::<Vec<_>, _>(|job| job.due <= now);
+        waiting = later;
+        waiting.extend(due.into_iter().filter_map(attach));
+    }
+}
+
+/// Tries once; gives the job back when it is to be tried again.
+fn attach(mut job: AttachJob) -> Option<AttachJob> {
+    if lock(&job.watched).epoch != job.epoch {
+        return None;
+    }
+    let started = Instant::now();
+    let memory = Arc::new(GuestRam(Arc::clone(&job.memory)));
+    let result = catch_unwind(|| vmi::Guest::attach(memory));
+    let took = started.elapsed();
+    let mut watched = lock(&job.watched);
+    if watched.epoch != job.epoch {
+        return None;
+    }
+    let result = match result {
+        Ok(result) => result.map_err(|error| telemetry::Chain(&error).to_string()),
+        Err(_) => Err("introspection panicked".into()),
+    };
+    match result {
+        Ok(guest) => {
+            tracing::info!(vm = %job.vm, kernel = guest.kernel().release, ?took, "attached to guest");
+            watched.state = State::Attached { guest: Box::new(guest), took };
+            None
+        }
+        Err(error) => {
+            job.tries += 1;
+            if job.tries == ATTACH_TRIES_MAX {
+                tracing::warn!(vm = %job.vm, error, "guest not understood, its processes stay unknown");
+                watched.state = State::Failed(error);
+                return None;
+            }
+            tracing::debug!(vm = %job.vm, error, tries = job.tries, "guest not understood yet");
+            job.due = Instant::now() + ATTACH_PAUSE * 2_u32.pow(job.tries - 1);
+            drop(watched);
+            Some(job)
+        }
+    }
+}
+
+/// Lets the introspection engine read what the vhost-user port has mapped.
+#[derive(Debug)]
+struct GuestRam(Arc<GuestMemory>);
+
+impl vmi::PhysicalMemory for GuestRam {
+    fn read(&self, gpa: u64, out: &mut [u8]) -> Result<(), vmi::Unmapped> {
+        self.0.read(gpa, out).map_err(|_| vmi::Unmapped)
+    }
+
+    fn extents(&self) -> Vec<std::ops::Range<u64>> {
+        self.0.extents()
+    }
+}
+
+/// A poisoned lock means that a thread panicked while it held it, which the release build turns into
+/// an abort; tests may go on.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

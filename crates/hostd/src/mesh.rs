@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the mesh should be: resources loaded, compiled and published as numbered snapshots.
+//!
+//! A load is all or nothing. Resources with a mistake are refused as a whole, the diagnostics are
+//! kept for `meshctl status`, and the last good snapshot stays in force.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use api::Diagnostic;
+use crossbeam_channel::{Receiver, Sender};
+use model::{Generation, Snapshot};
+use notify::{RecursiveMode, Watcher};
+use policy::CompiledPolicy;
+
+/// Quiet time after the last file event before a reload: editors write in several steps.
+const SETTLE: Duration = Duration::from_millis(20);
+/// Longest wait for quiet: files that change all the time are read nevertheless.
+const SETTLE_MAX: Duration = Duration::from_millis(200);
+
+/// What is in force, and what was refused last.
+#[derive(Clone, Debug)]
+pub struct Published {
+    /// What the switch works by.
+    pub snapshot: Arc<Snapshot>,
+    /// The same policy with its explanations.
+    pub policy: Arc<CompiledPolicy>,
+    /// When it came into force.
+    pub since: Instant,
+    /// Number of resources by kind.
+    pub resources: BTreeMap<&'static str, usize>,
+    /// Mistakes of the last load, if it was refused; then everything above is of an earlier one.
+    pub refused: Vec<Diagnostic>,
+}
+
+/// The published state and where it comes from.
+#[derive(Debug)]
+pub struct Mesh {
+    source: PathBuf,
+    published: RwLock<Published>,
+}
+
+/// The resources that the daemon was to start with have mistakes.
+#[derive(Debug, thiserror::Error)]
+#[error("resources in {source_dir:?} were refused:\n{}", list(.diagnostics))]
+pub struct LoadError {
+    source_dir: PathBuf,
+    diagnostics: Vec<Diagnostic>,
+}
+
+impl Mesh {
+    /// Loads the first snapshot.
+    ///
+    /// # Errors
+    /// When there is any mistake: a daemon has no last good state to start from.
+    pub fn load(source: PathBuf) -> Result<Self, LoadError> {
+        match load(&source, Generation::default().next()) {
+            Ok(published) => Ok(Self { source, published: RwLock::new(published) }),
+            Err(diagnostics) => Err(LoadError { source_dir: source, diagnostics }),
+        }
+    }
+
+    /// Directory of the resources.
+    pub fn source(&self) -> &Path {
+        &self.source
+    }
+
+    /// What is in force now.
+    pub fn published(&self) -> Published {
+        self.published.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Loads again. Tells whether something new is in force.
+    pub fn reload(&self) -> bool {
+        let current = self.published();
+        let loaded = load(&self.source, current.snapshot.generation.next());
+        let mut published = self.published.write().unwrap_or_else(PoisonError::into_inner);
+        match loaded {
+            Ok(fresh) => {
+                tracing::info!(generation = %fresh.snapshot.generation, "resources loaded");
+                *published = fresh;
+                true
+            }
+            Err(diagnostics) => {
+                for diagnostic in &diagnostics {
+                    tracing::error!(%diagnostic, "resources refused, last good ones stay in force");
+                }
+                published.refused = diagnostics;
+                false
+            }
+        }
+    }
+}
+
+fn load(source: &Path, generation: Generation) -> Result<Published, Vec<Diagnostic>> {
+    let manifests = api::manifest::load(&[source.to_owned()])?;
+    let resources = manifests.resources();
+    let (inventory, policies) = manifests.into_parts();
+    let policy =
+        policy::compile(&inventory, &policies).map_err(|error| vec![contradiction(source, &error)])?;
+    let policy = Arc::new(policy);
+    for warning in policy.warnings() {
+        tracing::warn!(%warning, "policy looks wrong");
+    }
+    let judge = Arc::clone(&policy) as Arc<dyn model::Judge>;
+    let snapshot = Arc::new(Snapshot { generation, inventory, judge });
+    Ok(Published { snapshot, policy, since: Instant::now(), resources, refused: Vec::new() })
+}
+
+/// A mistake that is not of one place in one file.
+fn contradiction(source: &Path, error: &policy::CompileError) -> Diagnostic {
+    let (field, help) = (String::new(), String::new());
+    Diagnostic { file: source.to_owned(), line: 0, column: 0, field, reason: error.to_string(), help }
+}
+
+fn list(diagnostics: &[Diagnostic]) -> String {
+    let line = |diagnostic: &Diagnostic| match diagnostic.help.as_str() {
+        "" => format!("  {diagnostic}"),
+        help => format!("  {diagnostic} ({help})"),
+    };
+    diagnostics.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// Watches a directory; each settled burst of changes sends one message.
+///
+/// # Errors
+/// When the directory cannot be watched.
+pub fn watch(dir: &Path) -> notify::Result<(impl Watcher + use<>, Receiver<()>)> {
+    let (raised, changes) = crossbeam_channel::bounded(1);
+    let (settled, reloads) = crossbeam_channel::bounded(1);
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        if event.is_ok_and(|event| !event.kind.is_access()) {
+            // A full channel already says that something changed.
+            let _ = raised.try_send(());
+        }
+    })?;
+    watcher.watch(dir, RecursiveMode::NonRecursive)?;
+    std::thread::Builder::new().name("watch".into()).spawn(move || settle(&changes, &settled))?;
+    Ok((watcher, reloads))
+}
+
+/// Passes one message on for each burst of messages, once it is quiet.
+fn settle(changes: &Receiver<()>, settled: &Sender<()>) {
+    while changes.recv().is_ok() {
+        let end = Instant::now() + SETTLE_MAX;
+        while changes.recv_deadline(end.min(Instant::now() + SETTLE)).is_ok() {}
+        if settled.send(()).is_err() {
+            return;
+        }
+    }
+}
