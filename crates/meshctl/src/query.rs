@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Commands that ask the daemon: one request, one answer, rendered.
+
+use std::path::Path;
+
+use api::admin::{Client, ClientError, Request, Response};
+
+use crate::cli::{Command, FlowCommand, PolicyCommand, VmCommand, WhyArgs};
+use crate::output::Output;
+use crate::render;
+
+/// Asks and prints. Always true unless it fails: whatever the daemon answers is an answer.
+pub(crate) fn run(command: &Command, socket: &Path, output: &Output) -> anyhow::Result<bool> {
+    let mut client = Client::connect(socket)?;
+    if let Command::Flow { command: FlowCommand::Watch { vm } } = command {
+        for flow in client.watch(vm.as_ref().map(ToString::to_string))? {
+            output.print_next(&flow?, render::flow_line)?;
+        }
+        return Ok(true);
+    }
+    let Some(request) = request(command) else { return Ok(false) };
+    print(&client.call(&request)?, output)?;
+    Ok(true)
+}
+
+/// The request for a command; none if the command is not one question to the daemon.
+fn request(command: &Command) -> Option<Request> {
+    Some(match command {
+        Command::Vm { command } => match command {
+            VmCommand::List => Request::VmList,
+            VmCommand::Ps { vm } => Request::VmProcesses { vm: vm.to_string() },
+            VmCommand::Ss { vm } => Request::VmSockets { vm: vm.to_string() },
+        },
+        Command::Flow { command: FlowCommand::List { vm } } => {
+            Request::FlowList { vm: vm.as_ref().map(ToString::to_string) }
+        }
+        Command::Why(WhyArgs { from, to, exe, protocol }) => Request::Why {
+            from: from.to_string(),
+            to: to.clone(),
+            protocol: protocol.clone(),
+            exe: exe.clone(),
+        },
+        Command::Policy { command: PolicyCommand::Status } => Request::PolicyStatus,
+        Command::Status => Request::Status,
+        Command::Policy { command: PolicyCommand::Check { .. } }
+        | Command::Flow { command: FlowCommand::Watch { .. } } => return None,
+    })
+}
+
+/// Prints an answer by what it is; the daemon answers what it was asked.
+fn print(response: &Response, output: &Output) -> anyhow::Result<()> {
+    match response {
+        Response::Vms(vms) => output.print(vms.as_slice(), render::vms),
+        Response::Processes(processes) => output.print(processes.as_slice(), render::processes),
+        Response::Sockets(sockets) => output.print(sockets.as_slice(), render::sockets),
+        Response::Flows(flows) => output.print(flows.as_slice(), render::flows),
+        Response::Flow(flow) => output.print(&**flow, render::flow_line),
+        Response::Explanation(explanation) => output.print(&**explanation, render::explanation),
+        Response::Status(status) => output.print(&**status, render::status),
+        Response::PolicyStatus(status) => output.print(&**status, render::policy_status),
+        Response::Error(refusal) => Err(ClientError::Refused(refusal.clone()).into()),
+    }
+}

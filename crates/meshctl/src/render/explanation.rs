@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `why`, as a story: the verdict, who is at both ends, each rule, and what decided.
+
+use api::admin::{Confidence, ExplainedRule, Explanation, Flow, Mode, Party, Process, Verdict};
+use serde::Serialize;
+
+use super::flow::end;
+use super::{Style, plural, span};
+use crate::text::{visible, visible_sentence};
+
+/// Where the second column starts.
+const LABEL_WIDTH: usize = 13;
+
+/// The whole story.
+pub(crate) fn explanation(explanation: &Explanation, style: Style) -> String {
+    let mut story = Story { shown: String::new(), style };
+    story.headline(explanation);
+    if let Some(flow) = &explanation.flow {
+        story.gap();
+        story.party("source", &flow.source);
+        story.party("destination", &flow.destination);
+    }
+    story.gap();
+    story.rules(&explanation.rules);
+    story.gap();
+    story.verdict(explanation);
+    story.shown
+}
+
+struct Story {
+    shown: String,
+    style: Style,
+}
+
+impl Story {
+    fn gap(&mut self) {
+        self.shown.push('\n');
+    }
+
+    /// A label and what it is about. `text` is fit to be shown.
+    fn line(&mut self, label: &str, text: &str) {
+        let line = format!("{label:<LABEL_WIDTH$}{text}");
+        self.shown.push_str(line.trim_end());
+        self.shown.push('\n');
+    }
+
+    fn headline(&mut self, explanation: &Explanation) {
+        let verdict = paint(self.style, explanation.verdict);
+        let Some(flow) = &explanation.flow else {
+            self.shown
+                .push_str(&format!("{verdict}  no such flow has been seen; this is what one would meet\n"));
+            return;
+        };
+        let ends = format!("{} -> {}", visible(&end(&flow.source)), visible(&end(&flow.destination)));
+        self.shown.push_str(&format!("{verdict}  {} {ends}\n", visible(&flow.protocol)));
+        let seen = if explanation.hypothetical {
+            "not seen like this: the verdict is what such a flow would meet".to_owned()
+        } else {
+            let outcome = flow.reason.as_ref().map(|reason| format!(", dropped: {}", visible(reason)));
+            format!(
+                "seen {} ago, {}, {}{}",
+                span(flow.last_seen_ms),
+                plural(flow.packets, "packet"),
+                visible(&flow.state),
+                outcome.unwrap_or_default()
+            )
+        };
+        self.shown.push_str(&seen);
+        self.shown.push('\n');
+        self.outdated(explanation, flow);
+    }
+
+    /// Says so when the flow was judged by an older policy than the story tells.
+    fn outdated(&mut self, explanation: &Explanation, flow: &Flow) {
+        if !explanation.hypothetical && flow.generation != explanation.generation {
+            self.shown.push_str(&format!(
+                "judged at generation {} as {}, by {}\n",
+                flow.generation,
+                paint(self.style, flow.verdict),
+                visible(&flow.decided_by)
+            ));
+        }
+    }
+
+    fn party(&mut self, label: &str, party: &Party) {
+        let vm = party.vm.as_deref().unwrap_or("no machine of this host");
+        self.line(label, &self.style.strong(&visible(vm)));
+        match (&party.process, party.confidence) {
+            (Some(process), _) => self.process(process),
+            (None, None) => self.line("  process", "not asked for: no rule that could apply needs it"),
+            (None, Some(_)) => {
+                let reason = party.unknown.map(|reason| format!(": {}", word(&reason))).unwrap_or_default();
+                self.line("  process", &self.style.notice(&format!("unknown{reason}")));
+                if let Some(uid) = party.uid {
+                    self.line("", &format!("its socket belongs to uid {uid}"));
+                }
+            }
+        }
+        if let Some(confidence) = party.confidence {
+            self.line("  confidence", &format!("{}: {}", word(&confidence), meaning(confidence)));
+        }
+    }
+
+    fn process(&mut self, process: &Process) {
+        let exe = process.exe.as_deref().unwrap_or(&process.name);
+        let uid = process.uid.map(|uid| format!(", uid {uid}")).unwrap_or_default();
+        let unit = process.unit.as_ref().map(|unit| format!(", unit {}", visible(unit))).unwrap_or_default();
+        let facts = format!("{} ({}, pid {}{uid}{unit})", visible(exe), visible(&process.name), process.pid);
+        self.line("  process", &facts);
+    }
+
+    fn rules(&mut self, rules: &[ExplainedRule]) {
+        if rules.is_empty() {
+            self.line("rules", "the tenant has none that could apply");
+            return;
+        }
+        self.line("rules", "");
+        for rule in rules {
+            let mark = if rule.matched { self.style.strong("match   ") } else { "no match".to_owned() };
+            let mode = if rule.mode == Mode::Audit { ", audit only" } else { "" };
+            let rule_id = visible(&rule.rule);
+            self.shown.push_str(&format!("  {mark}  {rule_id} ({}{mode})\n", word(&rule.action)));
+            self.shown.push_str(&format!("            {}\n", visible_sentence(&rule.why)));
+        }
+    }
+
+    fn verdict(&mut self, explanation: &Explanation) {
+        let by = visible(&explanation.decided_by);
+        let how = if by.ends_with("/default") {
+            ", because no enforced rule matches"
+        } else if by.ends_with("/(isolation)") {
+            ", because tenants never reach each other"
+        } else {
+            ""
+        };
+        let verdict = paint(self.style, explanation.verdict);
+        self.line("verdict", &format!("{verdict} by {by} at generation {}{how}", explanation.generation));
+    }
+}
+
+fn paint(style: Style, verdict: Verdict) -> String {
+    match verdict {
+        Verdict::Allow => style.good("allow"),
+        Verdict::Deny => style.bad("deny"),
+    }
+}
+
+/// What a confidence rests on.
+fn meaning(confidence: Confidence) -> &'static str {
+    match confidence {
+        Confidence::Unknown => "nothing is known beyond the machine",
+        Confidence::Socket => "the socket is known, its process is not",
+        Confidence::Table => "found through the guest's socket and descriptor tables",
+        Confidence::Descriptor => "reached from the very descriptor that carried the frame",
+    }
+}
+
+/// The word that stands for a value on the wire.
+pub(super) fn word(value: &impl Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(word)) => word,
+        _ => "?".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use api::admin::UnknownReason;
+
+    use super::super::flow::tests::storefront;
+    use super::*;
+
+    fn rule(rule: &str, mode: Mode, matched: bool, why: &str) -> ExplainedRule {
+        ExplainedRule { rule: rule.into(), action: Verdict::Allow, mode, matched, why: why.into() }
+    }
+
+    fn allowed() -> Explanation {
+        Explanation {
+            flow: Some(storefront()),
+            hypothetical: false,
+            rules: vec![
+                rule("acme/storefront-to-api", Mode::Enforce, true, "source VM acme/web is selected"),
+                rule("acme/no-root", Mode::Audit, false, "source process is uid 33, not uid 0"),
+            ],
+            verdict: Verdict::Allow,
+            decided_by: "acme/storefront-to-api".into(),
+            generation: 3,
+        }
+    }
+
+    #[test]
+    fn allowed_flow_reads_as_a_story() {
+        assert_eq!(
+            explanation(&allowed(), Style::default()),
+            "\
+allow  tcp acme/web 10.0.0.11:40112 -> acme/api 10.0.0.12:8080
+seen 1s ago, 12 packets, established
+
+source       acme/web
+  process    /usr/bin/storefront (storefront, pid 812, uid 33, unit storefront.service)
+  confidence descriptor: reached from the very descriptor that carried the frame
+destination  acme/api
+  process    not asked for: no rule that could apply needs it
+
+rules
+  match     acme/storefront-to-api (allow)
+            source VM acme/web is selected
+  no match  acme/no-root (allow, audit only)
+            source process is uid 33, not uid 0
+
+verdict      allow by acme/storefront-to-api at generation 3
+"
+        );
+    }
+
+    #[test]
+    fn unknown_process_and_default_are_said_plainly() {
+        let mut denied = allowed();
+        denied.verdict = Verdict::Deny;
+        denied.decided_by = "acme/default".into();
+        denied.rules.clear();
+        let flow = denied.flow.as_mut().unwrap();
+        flow.generation = 2;
+        flow.source.process = None;
+        flow.source.confidence = Some(Confidence::Socket);
+        flow.source.unknown = Some(UnknownReason::NoOwner);
+        let shown = explanation(&denied, Style::default());
+        for piece in [
+            "judged at generation 2 as allow, by acme/storefront-to-api\n",
+            "  process    unknown: no-owner\n             its socket belongs to uid 33\n",
+            "  confidence socket: the socket is known, its process is not\n",
+            "rules        the tenant has none that could apply\n",
+            "verdict      deny by acme/default at generation 3, because no enforced rule matches\n",
+        ] {
+            assert!(shown.contains(piece), "{piece:?} is not in\n{shown}");
+        }
+    }
+
+    #[test]
+    fn flow_never_seen_is_said_to_be_hypothetical() {
+        let mut story = allowed();
+        story.hypothetical = true;
+        assert!(explanation(&story, Style::default()).contains("not seen like this"));
+        story.flow = None;
+        story.decided_by = "acme/(isolation)".into();
+        let shown = explanation(&story, Style::default());
+        assert!(shown.starts_with("allow  no such flow has been seen"), "{shown}");
+        assert!(shown.contains("tenants never reach each other"), "{shown}");
+    }
+
+    #[test]
+    fn hostile_text_cannot_add_lines() {
+        let mut story = allowed();
+        let lines = explanation(&story, Style::default()).lines().count();
+        let process = story.flow.as_mut().unwrap().source.process.as_mut().unwrap();
+        process.exe = Some("/x\nverdict      allow".into());
+        process.name = "\r\u{1b}[2K".into();
+        story.rules[1].why = "source process is name \n\u{9b}2K".into();
+        let shown = explanation(&story, Style::default());
+        assert_eq!(shown.lines().count(), lines, "{shown}");
+        assert!(!shown.chars().any(|c| c.is_control() && c != '\n'), "{shown:?}");
+    }
+}

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The daemon's health and the policy in force.
+
+use std::collections::BTreeMap;
+
+use api::Diagnostic;
+use api::admin::{PolicyStatus, Status};
+
+use super::{Grid, Style, diagnostics, plain, plural, size, span};
+use crate::text::{visible, visible_sentence};
+
+/// The daemon's health.
+pub(crate) fn status(status: &Status, style: Style) -> String {
+    let poll = &status.poll;
+    let mut shown = facts(&[
+        ("version", visible(&status.version)),
+        ("uptime", span(status.uptime_ms)),
+        ("generation", status.generation.to_string()),
+        ("flows", status.flows.to_string()),
+        (
+            "poll thread",
+            format!(
+                "{}, {} of {} rounds busy, {}",
+                plural(poll.frames, "frame"),
+                poll.busy_rounds,
+                poll.rounds,
+                plural(poll.sleeps, "sleep")
+            ),
+        ),
+    ]);
+    shown.push('\n');
+    shown.push_str(&ports(status, style));
+    if !status.drops.is_empty() {
+        shown.push('\n');
+        shown.push_str(&drops(&status.drops, style));
+    }
+    shown + &refused(&status.policy_errors, style)
+}
+
+fn ports(status: &Status, style: Style) -> String {
+    let mut grid =
+        Grid::new(style, &["PORT", "OUT", "OUT BYTES", "IN", "IN BYTES", "DROPPED"], &[1, 2, 3, 4, 5]);
+    for port in &status.ports {
+        grid.row(vec![
+            plain(&port.nic),
+            plain(port.outbound_frames),
+            plain(size(port.outbound_bytes)),
+            plain(port.inbound_frames),
+            plain(size(port.inbound_bytes)),
+            plain(port.dropped_frames),
+        ]);
+    }
+    grid.finish("no ports")
+}
+
+fn drops(drops: &BTreeMap<String, u64>, style: Style) -> String {
+    let mut grid = Grid::new(style, &["DROPPED BECAUSE", "FRAMES"], &[1]);
+    for (reason, count) in drops {
+        grid.row(vec![plain(reason), plain(count)]);
+    }
+    grid.finish("")
+}
+
+/// What policy is in force.
+pub(crate) fn policy_status(status: &PolicyStatus, style: Style) -> String {
+    let resources: Vec<String> =
+        status.resources.iter().map(|(kind, count)| format!("{count} {}", visible(kind))).collect();
+    let mut shown = facts(&[
+        ("generation", status.generation.to_string()),
+        ("in force for", span(status.age_ms)),
+        ("read from", visible(&status.source)),
+        ("resources", resources.join(", ")),
+    ]);
+    for warning in &status.warnings {
+        shown.push_str(&format!("{}: {}\n", style.notice("warning"), visible_sentence(warning)));
+    }
+    shown + &refused(&status.errors, style)
+}
+
+/// Why the last load was refused, if it was.
+fn refused(errors: &[Diagnostic], style: Style) -> String {
+    if errors.is_empty() {
+        return String::new();
+    }
+    let headline = style.bad("the last load was refused; the policy before it stays in force");
+    format!("\n{headline}\n{}", diagnostics(errors, style))
+}
+
+/// Labels and values, one per line.
+fn facts(facts: &[(&str, String)]) -> String {
+    facts.iter().fold(String::new(), |shown, (label, value)| {
+        let line = format!("{label:<14}{value}");
+        shown + line.trim_end() + "\n"
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use api::admin::{PollStats, PortStatus};
+
+    use super::*;
+
+    #[test]
+    fn healthy_daemon_fits_on_a_screen() {
+        let healthy = Status {
+            version: "0.1.0".into(),
+            generation: 2,
+            uptime_ms: 61_000,
+            flows: 7,
+            ports: vec![PortStatus {
+                nic: "acme/web/net0".into(),
+                outbound_frames: 10,
+                outbound_bytes: 1024,
+                inbound_frames: 9,
+                inbound_bytes: 900,
+                dropped_frames: 1,
+            }],
+            drops: BTreeMap::from([("spoofed-mac".into(), 1)]),
+            poll: PollStats { rounds: 100, busy_rounds: 20, sleeps: 1, frames: 19 },
+            policy_errors: vec![],
+        };
+        assert_eq!(
+            status(&healthy, Style::default()),
+            "\
+version       0.1.0
+uptime        1m 1s
+generation    2
+flows         7
+poll thread   19 frames, 20 of 100 rounds busy, 1 sleep
+
+PORT           OUT  OUT BYTES  IN  IN BYTES  DROPPED
+acme/web/net0   10    1.0 KiB   9     900 B        1
+
+DROPPED BECAUSE  FRAMES
+spoofed-mac           1
+"
+        );
+    }
+
+    #[test]
+    fn refused_load_is_shown_with_its_places() {
+        let error = Diagnostic {
+            file: "p.yaml".into(),
+            line: 2,
+            column: 3,
+            field: "kind".into(),
+            reason: "`X` is not known here".into(),
+            help: String::new(),
+        };
+        let shown =
+            policy_status(&PolicyStatus { errors: vec![error], ..PolicyStatus::default() }, Style::default());
+        assert!(shown.contains("stays in force\np.yaml:2:3: kind: `X` is not known here\n"), "{shown}");
+    }
+}
