@@ -14,7 +14,7 @@ use crate::lookup::Hashing;
 use crate::memory::{Gva, PhysicalMemory};
 use crate::owner::Memo;
 use crate::paging::Linear;
-use crate::reader::Reader;
+use crate::reader::{OWNER_READS_MAX, Reader, VIEW_READS_MAX};
 use crate::socket::Socket;
 use crate::vring::Rings;
 
@@ -61,6 +61,21 @@ enum Virtqueues {
     Unknown(Btf),
 }
 
+impl Virtqueues {
+    /// How virtqueues look, asking the modules if the kernel itself does not tell.
+    fn learn(&mut self, core: &Core) -> Result<Option<&Vring>, Fault> {
+        if let Self::Unknown(btf) = self
+            && let Some(vring) = core.vring_of_module(btf)?
+        {
+            *self = Self::Known(vring);
+        }
+        Ok(match self {
+            Self::Known(vring) => Some(vring),
+            Self::Unknown(_) => None,
+        })
+    }
+}
+
 impl Guest {
     /// Finds the kernel that runs in `memory` and what is needed to read it.
     ///
@@ -72,7 +87,7 @@ impl Guest {
         let found = attach::find(memory)?;
         let types = Structures::of(&found.btf);
         let layout = Layout::resolve(&types)?;
-        let vring = Vring::resolve(&types);
+        let vring = Vring::resolve(&types).ok();
         let anchors = Anchors {
             init_task: found.symbols.require("init_task")?,
             net_namespaces: found.symbols.require("net_namespace_list")?,
@@ -84,10 +99,13 @@ impl Guest {
             return Err(AttachError::Unexpected("idle task"));
         }
         core.find_direct_map().map_err(|_| AttachError::Unexpected("task list"))?;
+        let mut virtqueues = vring.map_or(Virtqueues::Unknown(found.btf), Virtqueues::Known);
+        // A module that is not there yet is looked for again when a frame is asked about.
+        let _ = virtqueues.learn(&core);
         Ok(Self {
             core,
             kernel: found.kernel,
-            virtqueues: vring.map_or_else(|_| Virtqueues::Unknown(found.btf), Virtqueues::Known),
+            virtqueues,
             memo: Memo::default(),
             hashing: Hashing::default(),
             rings: Rings::default(),
@@ -105,7 +123,8 @@ impl Guest {
     /// # Errors
     /// [`ViewError`] when the guest was reset, or its task list contradicts itself on every try.
     pub fn processes(&self) -> Result<Vec<Process>, ViewError> {
-        self.core.query(|core| core.tasks()?.into_iter().map(|task| core.process(task)).collect())
+        self.core
+            .query(VIEW_READS_MAX, |core| core.tasks()?.into_iter().map(|task| core.process(task)).collect())
     }
 
     /// Every TCP and UDP socket of all network namespaces, with the descriptors that refer to it.
@@ -113,7 +132,7 @@ impl Guest {
     /// # Errors
     /// [`ViewError`] when the guest was reset, or its tables contradict themselves on every try.
     pub fn sockets(&self) -> Result<Vec<Socket>, ViewError> {
-        self.core.query(Core::sockets)
+        self.core.query(VIEW_READS_MAX, Core::sockets)
     }
 
     /// Who sent a frame that the guest has put into a transmit ring and that has not been returned to it.
@@ -126,12 +145,7 @@ impl Guest {
     pub fn frame_owner(&mut self, tx_desc_ring: u64, head: u16) -> Attribution {
         let Self { core, virtqueues, memo, rings, .. } = self;
         core.attribute(|core| {
-            if let Virtqueues::Unknown(btf) = virtqueues
-                && let Some(vring) = core.vring_of_module(btf)?
-            {
-                *virtqueues = Virtqueues::Known(vring);
-            }
-            let Virtqueues::Known(vring) = virtqueues else { return Ok(None) };
+            let Some(vring) = virtqueues.learn(core)? else { return Ok(None) };
             let sock = core.sock_of_descriptor(vring, rings, tx_desc_ring, head)?;
             sock.map(|sock| core.owner(memo, sock, Confidence::Descriptor)).transpose()
         })
@@ -172,12 +186,13 @@ impl Guest {
 }
 
 impl Core {
-    /// Asks `question` with a fresh budget, again when the guest changed meanwhile.
+    /// Asks `question` with a budget for all tries, again when the guest changed meanwhile.
     pub(crate) fn query<T>(
         &self,
+        reads_max: u32,
         mut question: impl FnMut(&Self) -> Result<T, Fault>,
     ) -> Result<T, ViewError> {
-        self.reader.start_query();
+        self.reader.start_query(reads_max);
         if !self.idle_task_is_there() {
             return Err(ViewError::Gone);
         }
@@ -193,7 +208,7 @@ impl Core {
 
     /// Asks who is behind a socket; `None` means that there is no socket.
     fn attribute(&self, question: impl FnMut(&Self) -> Result<Option<Attribution>, Fault>) -> Attribution {
-        match self.query(question) {
+        match self.query(OWNER_READS_MAX, question) {
             Ok(Some(attribution)) => attribution,
             Ok(None) => Attribution::unknown(UnknownReason::NoSocket),
             Err(error) => Attribution::unknown(error.into()),

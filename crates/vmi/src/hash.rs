@@ -131,3 +131,48 @@ fn words(address: Ipv6Addr) -> [u32; 4] {
         ])
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lookup3_agrees_with_another_implementation() {
+        assert_eq!(jhash_3words(0, 0, 0, 0), 0x1b68_e557);
+        assert_eq!(jhash_3words(1, 2, 3, 4), 0x8103_143f);
+        assert_eq!(jhash_3words(u32::MAX, 1 << 31, 0x1234_5678, 0xdead_beef), 0x47e5_cb81);
+        assert_eq!(jhash_4words([0; 4], 0), 0xbaf9_078c);
+        assert_eq!(jhash_4words([1, 2, 3, 4], 5), 0x7355_8c35);
+        assert_eq!(jhash_4words([u32::MAX, 1 << 31, u32::MAX >> 1, 0x1234_5678], 0xcafe_babe), 0x0503_eb09);
+    }
+
+    #[test]
+    fn hashes_of_live_sockets_are_reproduced() {
+        let debian_6_1 = Secrets { v4: 0xc0f1_6f2a, v6: 0x59bd_acde, v6_address: 0xec3d_8201 };
+        let debian_6_12 = Secrets { v4: 0xcf5b_2550, v6: 0x03b7_59b6, v6_address: 0x2ae2_ee08 };
+        for (secrets, mix, local, remote, hash) in [
+            (debian_6_1, 0xa449_ac09, "127.0.0.1:8081", "127.0.0.1:43420", 0xf897_f055),
+            (debian_6_1, 0xa449_ac09, "10.0.0.11:51504", "10.0.0.12:7001", 0x6e2c_18fc),
+            (debian_6_1, 0xa449_ac09, "[::1]:33362", "[::1]:8082", 0x6135_aaf8),
+            (debian_6_12, 0xa40c_fac5, "127.0.0.1:8083", "127.0.0.1:39778", 0x333c_78c2),
+            (debian_6_12, 0xa40c_fac5, "[::1]:8082", "[::1]:53402", 0x25de_2c18),
+        ] {
+            let found = Form::PortsInside.hash(local.parse().unwrap(), remote.parse().unwrap(), secrets, mix);
+            assert_eq!(found, Some(hash), "{local} {remote}");
+        }
+    }
+
+    #[test]
+    fn newer_form_adds_the_local_port() {
+        let secrets = Secrets { v4: 1, v6: 2, v6_address: 3 };
+        for (local, next, remote) in
+            [("10.0.0.1:1", "10.0.0.1:2", "10.0.0.2:3"), ("[fd00::1]:1", "[fd00::1]:2", "[fd00::2]:3")]
+        {
+            let hash = |local: &str| {
+                let form = Form::LocalPortAdded;
+                form.hash(local.parse().unwrap(), remote.parse().unwrap(), secrets, 4).unwrap()
+            };
+            assert_eq!(hash(next), hash(local).wrapping_add(1));
+        }
+    }
+}

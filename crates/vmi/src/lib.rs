@@ -32,6 +32,8 @@ mod scan;
 mod socket;
 mod table;
 mod task;
+#[cfg(test)]
+mod tests;
 mod vring;
 
 pub use attach::Kernel;

@@ -164,8 +164,8 @@ impl Core {
             for thread in self.threads(task)? {
                 creds.insert(self.cred(thread)?, task);
             }
-            if creds.len() > REMEMBERED_MAX {
-                return Err(Fault::Exhausted);
+            if creds.len() >= REMEMBERED_MAX {
+                break;
             }
         }
         Ok(creds)

@@ -11,8 +11,11 @@ use crate::error::Fault;
 use crate::memory::{Gva, PhysicalMemory};
 use crate::paging::{Linear, PageTables, Translation};
 
-/// Reads of one query at most: some 100 ms. Listing 30,000 processes takes about a million.
-const READS_PER_QUERY_MAX: u32 = 4_000_000;
+/// Reads that a view of the whole guest may take: some 100 ms. Listing 30,000 processes takes a million.
+pub(crate) const VIEW_READS_MAX: u32 = 4_000_000;
+/// Reads that finding one owner may take: some 10 ms. Walking all descriptor tables of 1,000 processes takes
+/// ten thousand.
+pub(crate) const OWNER_READS_MAX: u32 = 500_000;
 /// A bulk read spends one read for every so many bytes.
 const BYTES_PER_READ: usize = 256;
 
@@ -29,7 +32,7 @@ pub(crate) struct Reader {
 
 impl Reader {
     pub(crate) fn new(memory: Arc<dyn PhysicalMemory>, tables: PageTables, image: Linear) -> Self {
-        let reads_left = Cell::new(READS_PER_QUERY_MAX);
+        let reads_left = Cell::new(VIEW_READS_MAX);
         Self { memory, tables, image, direct: Linear::default(), reads_left }
     }
 
@@ -38,9 +41,9 @@ impl Reader {
         self.direct = direct;
     }
 
-    /// Starts a query: its budget is whole again.
-    pub(crate) fn start_query(&self) {
-        self.reads_left.set(READS_PER_QUERY_MAX);
+    /// Starts a query that may take `reads_max` reads.
+    pub(crate) fn start_query(&self, reads_max: u32) {
+        self.reads_left.set(reads_max);
     }
 
     pub(crate) fn memory(&self) -> &dyn PhysicalMemory {

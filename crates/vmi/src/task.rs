@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Processes: the kernel's list of thread groups, and what is told of each.
 
-use std::collections::HashSet;
-
 use model::Process;
 
 use crate::error::Fault;
@@ -41,13 +39,17 @@ impl Core {
     /// When the list does not come back to its head within `len_max` entries, or meets itself before.
     pub(crate) fn list(&self, head: Gva, len_max: usize) -> Result<Vec<Gva>, Fault> {
         let mut entries = Vec::new();
-        let mut seen = HashSet::new();
+        // Brent's cycle detection: a loop beside the head meets the mark again.
+        let mut mark = head;
         let mut entry = self.reader.pointer(head)?;
         while entry != head {
-            if entries.len() == len_max || !seen.insert(entry) {
+            if entries.len() == len_max || entry == mark {
                 return Err(Fault::Inconsistent);
             }
             entries.push(entry);
+            if entries.len().is_power_of_two() {
+                mark = entry;
+            }
             entry = self.reader.pointer(entry)?;
         }
         Ok(entries)

@@ -1,0 +1,546 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A kernel made up in memory: types, symbols in each known order, page tables of both depths, and a few
+//! processes and sockets, laid out by its own types. Its structures share nothing with a real kernel's but
+//! names.
+//!
+//! ```text
+//! pid 1 init   /sbin/init            cgroup /
+//! pid 7 shop   /data/usr/bin/shop    cgroup /system.slice/shop.service, uid 1001
+//!   fd 3  TCP 10.0.0.1:80 listening       fd 4  TCP 10.0.0.1:1234 -> 10.0.0.2:80
+//!   fd 5  UDP 10.0.0.1:53                 fd 6  TCP [fd00::1]:1235 -> [fd00::2]:80
+//! ```
+
+use crate::btf::fixture::BtfBuilder;
+use crate::btf::{Btf, Structures};
+use crate::hash::{Form, Secrets};
+use crate::kallsyms::START_KERNEL_MAP;
+use crate::layout::{Layout, Vring};
+use crate::memory::Gva;
+use crate::memory::fixture::Ram;
+
+use super::symbols::{self, SymbolOrder};
+
+const RAM_BYTES: usize = 4 << 20;
+const IMAGE_GVA: u64 = START_KERNEL_MAP + 0x100_0000;
+const IMAGE_GPA: u64 = 2 << 20;
+const DIRECT_GVA: u64 = 0xffff_8881_0000_0000 & !((1 << 30) - 1);
+const HEAP_GPA: u64 = 0x1_0000;
+pub(super) const SECRETS: Secrets = Secrets { v4: 0x1234_5678, v6: 0x9abc_def0, v6_address: 0x0fed_cba9 };
+const MIX: u32 = 0x5555_0001;
+/// As many sockets the tables can take; small, so that chains are long.
+const BUCKETS: u32 = 4;
+
+/// Structures: members of 8 bytes, of `/16` bytes, or of the type after the colon.
+const STRUCTURES: &[(&str, &[&str])] = &[
+    ("kuid_t", &["val"]),
+    ("cred", &["usage", "euid:kuid_t"]),
+    (
+        "task_struct",
+        &[
+            "state",
+            "tasks/16",
+            "tgid",
+            "comm/16",
+            "mm",
+            "files",
+            "real_parent",
+            "signal",
+            "cred",
+            "real_cred",
+            "cgroups",
+            "start_boottime",
+            "thread_node/16",
+        ],
+    ),
+    ("signal_struct", &["live", "thread_head/16"]),
+    ("mm_struct", &["pgd", "exe_file"]),
+    ("css_set", &["refcount", "dfl_cgrp"]),
+    ("cgroup", &["flags", "kn"]),
+    ("kernfs_node", &["count", "parent", "name"]),
+    ("path", &["mnt", "dentry"]),
+    ("file", &["f_op", "private_data", "f_cred", "f_path:path"]),
+    ("qstr", &["len", "name"]),
+    ("dentry", &["d_flags", "d_parent", "d_name:qstr"]),
+    ("vfsmount", &["mnt_root"]),
+    ("mount", &["mnt_parent", "mnt_mountpoint", "mnt:vfsmount"]),
+    ("files_struct", &["count", "fdt"]),
+    ("fdtable", &["max_fds", "fd"]),
+    ("socket", &["state", "file", "sk"]),
+    ("inode", &["i_mode", "i_ino"]),
+    ("socket_alloc", &["socket:socket", "vfs_inode:inode"]),
+    (
+        "sock_common",
+        &[
+            "skc_daddr",
+            "skc_rcv_saddr",
+            "skc_dport",
+            "skc_num",
+            "skc_family",
+            "skc_state",
+            "skc_ipv6only",
+            "skc_net",
+            "skc_hash",
+            "skc_flags",
+            "skc_listener",
+            "skc_v6_daddr/16",
+            "skc_v6_rcv_saddr/16",
+            "skc_node/16",
+        ],
+    ),
+    ("sock_cgroup_data", &["cgroup"]),
+    ("sock", &["__sk_common:sock_common", "sk_socket", "sk_uid", "sk_cgrp_data:sock_cgroup_data"]),
+    ("death_row", &["hashinfo"]),
+    ("netns_ipv4", &["tcp_death_row:death_row", "udp_table"]),
+    ("ns_common", &["inum"]),
+    ("net", &["list/16", "hash_mix", "ns:ns_common", "dev_base_head/16", "ipv4:netns_ipv4"]),
+    ("inet_hashinfo", &["ehash", "ehash_mask", "lhash2", "lhash2_mask"]),
+    ("inet_ehash_bucket", &["chain"]),
+    ("inet_listen_hashbucket", &["lock", "nulls_head"]),
+    ("udp_table", &["hash", "mask"]),
+    ("udp_hslot", &["head", "count"]),
+    ("device", &["parent"]),
+    ("net_device", &["dev_list/16", "dev:device"]),
+    ("sk_buff", &["next", "dev", "sk"]),
+    ("virtio_device", &["index", "dev:device", "vqs/16"]),
+    ("virtqueue", &["list/16"]),
+    ("vring", &["num", "desc"]),
+    ("split", &["vring:vring", "desc_state"]),
+    ("vring_virtqueue", &["vq:virtqueue", "split:split"]),
+    ("vring_desc_state_split", &["data", "indir_desc"]),
+];
+
+fn types() -> Vec<u8> {
+    let mut builder = BtfBuilder::new();
+    let mut known: Vec<(&str, u32, u32)> = Vec::new();
+    let int = builder.raw("int", 1 << 24, 4, &[32]);
+    for &(name, members) in STRUCTURES {
+        let mut offset = 0;
+        let mut placed = Vec::new();
+        for &member in members {
+            let (member, id, size) = match (member.split_once(':'), member.split_once('/')) {
+                (Some((member, of)), _) => {
+                    let &(_, id, size) = known.iter().find(|(name, ..)| *name == of).unwrap();
+                    (member, id, size)
+                }
+                (_, Some((member, size))) => (member, int, size.parse().unwrap()),
+                _ => (member, int, 8),
+            };
+            placed.push((member, id, offset));
+            offset += size;
+        }
+        known.push((name, builder.structure(name, offset, &placed), offset));
+    }
+    builder.build()
+}
+
+/// Places of interest, to be damaged.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Places {
+    pub(super) init_task: Gva,
+    pub(super) init: Gva,
+    pub(super) shop: Gva,
+    pub(super) shop_dentry: Gva,
+    pub(super) shop_kernfs: Gva,
+    pub(super) shop_fdt: Gva,
+    pub(super) init_files: Gva,
+    pub(super) hashinfo: Gva,
+    pub(super) connection: Gva,
+    pub(super) connection_file: Gva,
+    pub(super) listener: Gva,
+    pub(super) net: Gva,
+    pub(super) device: Gva,
+    pub(super) skb: Gva,
+    pub(super) symbols_gpa: u64,
+    pub(super) types_gpa: u64,
+    pub(super) ring_gpa: u64,
+}
+
+/// The kernel, and how to write to it.
+#[derive(Clone)]
+pub(super) struct Kernel {
+    pub(super) ram: Ram,
+    pub(super) layout: Layout,
+    pub(super) at: Places,
+    vring: Vring,
+    heap: u64,
+    image: u64,
+    symbols: Vec<(String, u64)>,
+}
+
+impl Kernel {
+    pub(super) fn new(levels: u8, order: SymbolOrder) -> Self {
+        let types = types();
+        let btf = Btf::parse(&types).unwrap();
+        let structures = Structures::of(&btf);
+        let mut kernel = Self {
+            ram: Ram(vec![0; RAM_BYTES]),
+            layout: Layout::resolve(&structures).unwrap(),
+            vring: Vring::resolve(&structures).unwrap(),
+            at: Places::default(),
+            heap: HEAP_GPA,
+            image: IMAGE_GPA,
+            symbols: Vec::new(),
+        };
+        kernel.symbol("_text", 0x1000);
+        let banner = kernel.symbol("linux_banner", 0x100);
+        kernel.write(banner, b"Linux version 0.0-made-up (nobody@nowhere) #1\n\0");
+        kernel.page_tables(levels);
+        kernel.at.types_gpa = kernel.image;
+        let start = kernel.symbol("__start_BTF", types.len() as u64);
+        kernel.write(start, &types);
+        kernel.symbols.push(("__stop_BTF".into(), start.0 + types.len() as u64));
+        kernel.image = kernel.image.next_multiple_of(16);
+        for (name, value) in [
+            ("inet_ehash_secret.5", SECRETS.v4),
+            ("inet6_ehash_secret.4", SECRETS.v6),
+            ("ipv6_hash_secret.3", SECRETS.v6_address),
+        ] {
+            let place = kernel.symbol(name, 16);
+            kernel.write(place, &value.to_le_bytes());
+        }
+        kernel.symbol("socket_file_ops", 64);
+        kernel.network();
+        kernel.processes();
+        kernel.symbol_table(order);
+        kernel
+    }
+
+    /// Reserves `len` bytes of the image for a symbol.
+    fn symbol(&mut self, name: &str, len: u64) -> Gva {
+        let gva = IMAGE_GVA + (self.image - IMAGE_GPA);
+        self.symbols.push((name.to_owned(), gva));
+        self.image = (self.image + len).next_multiple_of(4);
+        Gva(gva)
+    }
+
+    fn find(&self, name: &str) -> Gva {
+        Gva(self.symbols.iter().find(|(symbol, _)| symbol == name).unwrap().1)
+    }
+
+    fn alloc(&mut self, len: u64) -> Gva {
+        let gva = Gva(DIRECT_GVA + self.heap);
+        self.heap = (self.heap + len).next_multiple_of(64);
+        assert!(self.heap < IMAGE_GPA);
+        gva
+    }
+
+    pub(super) fn write(&mut self, gva: Gva, bytes: &[u8]) {
+        let base = if gva.0 >= IMAGE_GVA { IMAGE_GVA - IMAGE_GPA } else { DIRECT_GVA };
+        let at = usize::try_from(gva.0 - base).unwrap();
+        self.ram.0[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    pub(super) fn put(&mut self, gva: Gva, offset: u32, value: u64) {
+        self.write(gva.at(offset), &value.to_le_bytes());
+    }
+
+    fn text(&mut self, text: &str) -> Gva {
+        let gva = self.alloc(64);
+        self.write(gva, text.as_bytes());
+        gva
+    }
+
+    /// Links a circular list.
+    fn circle(&mut self, nodes: &[Gva]) {
+        for (index, &node) in nodes.iter().enumerate() {
+            let next = nodes[(index + 1) % nodes.len()];
+            self.put(node, 0, next.0);
+            self.put(next, 8, node.0);
+        }
+    }
+
+    fn page_tables(&mut self, levels: u8) {
+        const PRESENT: u64 = 1;
+        const LARGE: u64 = 1 << 7;
+        self.image = self.image.next_multiple_of(4096);
+        let root_gpa = self.image;
+        self.symbol("init_top_pgt", 0x8000);
+        let mut next = root_gpa + 0x1000;
+        let mut table = || {
+            next += 0x1000;
+            next - 0x1000
+        };
+        let index = |gva: u64, level: u32| (gva >> (12 + 9 * (level - 1)) & 511) * 8;
+        let mut entries = Vec::new();
+        let mut top = root_gpa;
+        if levels == 5 {
+            // Both halves share the last entry of the top table.
+            let lower = table();
+            for gva in [IMAGE_GVA, DIRECT_GVA] {
+                assert!(gva >> 48 == 0xffff);
+                entries.push((top + index(gva, 5), lower | PRESENT));
+            }
+            top = lower;
+        }
+        let (image_upper, image_middle, direct_upper) = (table(), table(), table());
+        entries.push((top + index(IMAGE_GVA, 4), image_upper | PRESENT));
+        entries.push((image_upper + index(IMAGE_GVA, 3), image_middle | PRESENT));
+        entries.push((image_middle + index(IMAGE_GVA, 2), IMAGE_GPA | PRESENT | LARGE));
+        entries.push((top + index(DIRECT_GVA, 4), direct_upper | PRESENT));
+        entries.push((direct_upper + index(DIRECT_GVA, 3), PRESENT | LARGE));
+        for (gpa, entry) in entries {
+            self.write(Gva(IMAGE_GVA + (gpa - IMAGE_GPA)), &entry.to_le_bytes());
+        }
+    }
+
+    fn network(&mut self) {
+        let net_layout = self.layout.net.clone();
+        let net = self.alloc(512);
+        let head = self.symbol("net_namespace_list", 16);
+        self.circle(&[head, net.at(net_layout.list)]);
+        self.put(net, net_layout.hash_mix, MIX.into());
+        self.put(net, net_layout.inode, 4_026_531_840);
+        let info = self.alloc(128);
+        self.put(net, net_layout.hashinfo, info.0);
+        let buckets = self.alloc(u64::from(BUCKETS) * 8);
+        for bucket in 0..BUCKETS {
+            self.put(buckets, bucket * 8, u64::from(bucket) << 1 | 1);
+        }
+        let listeners = self.alloc(u64::from(BUCKETS) * 16);
+        for bucket in 0..BUCKETS {
+            self.put(listeners, bucket * 16 + 8, 1);
+        }
+        let layout = self.layout.hashinfo.clone();
+        for (offset, value) in [
+            (layout.ehash, buckets.0),
+            (layout.ehash_mask, u64::from(BUCKETS - 1)),
+            (layout.lhash2, listeners.0),
+            (layout.lhash2_mask, u64::from(BUCKETS - 1)),
+        ] {
+            self.put(info, offset, value);
+        }
+        let udp = self.alloc(64);
+        let slots = self.alloc(u64::from(BUCKETS) * 16);
+        self.put(udp, self.layout.udp_table.hash, slots.0);
+        self.put(udp, self.layout.udp_table.mask, u64::from(BUCKETS - 1));
+        self.put(net, self.layout.net_udp_table.unwrap(), udp.0);
+        (self.at.net, self.at.hashinfo) = (net, info);
+        self.device(net);
+    }
+
+    /// A virtio network device with a transmit ring of four descriptors; the first has a frame.
+    fn device(&mut self, net: Gva) {
+        let devices = self.layout.devices.clone().unwrap();
+        let vring = self.vring.clone();
+        let (device, virtio, queue) = (self.alloc(128), self.alloc(128), self.alloc(128));
+        self.circle(&[net.at(self.layout.net.devices), device.at(devices.net_device.list)]);
+        self.put(device, devices.net_device.parent, virtio.at(vring.device.dev).0);
+        let link = queue.at(vring.vring.vq).at(vring.virtqueue.list);
+        self.circle(&[virtio.at(vring.device.queues), link]);
+        let (ring, states, skb) = (self.alloc(64), self.alloc(64), self.alloc(64));
+        self.put(queue, vring.vring.count, 4);
+        self.put(queue, vring.vring.desc, ring.0);
+        self.put(queue, vring.vring.desc_state, states.0);
+        self.put(states, vring.state.data, skb.0 | 1);
+        self.put(skb, devices.skb.dev, device.0);
+        (self.at.device, self.at.skb, self.at.ring_gpa) = (device, skb, ring.0 - DIRECT_GVA);
+    }
+
+    fn processes(&mut self) {
+        let layout = self.layout.clone();
+        let init_task = self.symbol("init_task", 512);
+        self.at.init_task = init_task;
+        self.write(init_task.at(layout.task.comm), b"swapper/0\0");
+        let mounts = self.mounts();
+        let root = self.kernfs(None, "");
+        let slice = self.kernfs(Some(root), "system.slice");
+        let unit = self.kernfs(Some(slice), "shop.service");
+        self.at.shop_kernfs = unit;
+        let init_exe = self.file_at(mounts.0, mounts.1, &["sbin", "init"]);
+        let shop_exe = self.file_at(mounts.2, mounts.3, &["usr", "bin", "shop"]);
+        let init = self.task(init_task, 1, b"init\0", 0, root, init_exe);
+        let shop = self.task(init, 7, b"shop\0", 1001, unit, shop_exe);
+        (self.at.init, self.at.shop) = (init, shop);
+        let links = [init_task, init, shop].map(|task| task.at(layout.task.tasks));
+        self.circle(&links);
+        let cred = Gva(self.read(shop.at(layout.task.cred)));
+        let listener = self.sock("10.0.0.1:80", "0.0.0.0:0", 10, unit);
+        let connection = self.sock("10.0.0.1:1234", "10.0.0.2:80", 1, unit);
+        let udp = self.sock("10.0.0.1:53", "0.0.0.0:0", 7, unit);
+        let v6 = self.sock("[fd00::1]:1235", "[fd00::2]:80", 2, unit);
+        (self.at.listener, self.at.connection) = (listener, connection);
+        let files: Vec<Gva> = [listener, connection, udp, v6]
+            .into_iter()
+            .zip(500..)
+            .map(|(s, i)| self.open(s, cred, i))
+            .collect();
+        self.at.connection_file = files[1];
+        self.at.shop_fdt = self.fd_table(shop, &files);
+        self.fd_table(init, &[]);
+        self.at.init_files = Gva(self.read(init.at(layout.task.files)));
+        let skb_sk = self.layout.devices.clone().unwrap().skb.sk;
+        self.put(self.at.skb, skb_sk, connection.0);
+        self.enter(listener, connection, udp, v6);
+    }
+
+    pub(super) fn read(&self, gva: Gva) -> u64 {
+        let base = if gva.0 >= IMAGE_GVA { IMAGE_GVA - IMAGE_GPA } else { DIRECT_GVA };
+        let at = usize::try_from(gva.0 - base).unwrap();
+        u64::from_le_bytes(*self.ram.0[at..].first_chunk().unwrap())
+    }
+
+    /// Root mount and its root, and a mount at `/data` and its root.
+    fn mounts(&mut self) -> (Gva, Gva, Gva, Gva) {
+        let layout = self.layout.mount.clone();
+        let (root_mount, root) = (self.alloc(64), self.dentry(None, "/"));
+        let point = self.dentry(Some(root), "data");
+        let (mount, mounted) = (self.alloc(64), self.dentry(None, "/"));
+        for (mount, parent, point, root) in
+            [(root_mount, root_mount, root, root), (mount, root_mount, point, mounted)]
+        {
+            self.put(mount, layout.parent, parent.0);
+            self.put(mount, layout.mountpoint, point.0);
+            self.put(mount, layout.mnt_root, root.0);
+        }
+        (root_mount, root, mount, mounted)
+    }
+
+    fn dentry(&mut self, parent: Option<Gva>, name: &str) -> Gva {
+        let (dentry, text) = (self.alloc(64), self.text(name));
+        let layout = self.layout.dentry.clone();
+        self.put(dentry, layout.parent, parent.unwrap_or(dentry).0);
+        self.put(dentry, layout.name, text.0);
+        self.put(dentry, layout.name_len, name.len() as u64);
+        dentry
+    }
+
+    fn file_at(&mut self, mount: Gva, root: Gva, names: &[&str]) -> Gva {
+        let dentry = names.iter().fold(root, |parent, name| self.dentry(Some(parent), name));
+        self.at.shop_dentry = dentry;
+        let file = self.alloc(64);
+        self.put(file, self.layout.file.dentry, dentry.0);
+        self.put(file, self.layout.file.mnt, mount.at(self.layout.mount.mnt).0);
+        file
+    }
+
+    fn kernfs(&mut self, parent: Option<Gva>, name: &str) -> Gva {
+        let (node, text) = (self.alloc(64), self.text(name));
+        self.put(node, self.layout.kernfs_node.parent, parent.unwrap_or_default().0);
+        self.put(node, self.layout.kernfs_node.name, text.0);
+        node
+    }
+
+    fn cgroup(&mut self, node: Gva) -> Gva {
+        let cgroup = self.alloc(64);
+        self.put(cgroup, self.layout.cgroup.kn, node.0);
+        cgroup
+    }
+
+    fn task(&mut self, parent: Gva, pid: u64, comm: &[u8], uid: u64, group: Gva, exe: Gva) -> Gva {
+        let layout = self.layout.clone();
+        let (task, signal, mm) = (self.alloc(256), self.alloc(64), self.alloc(64));
+        let (cred, css_set, cgroup) = (self.alloc(64), self.alloc(64), self.cgroup(group));
+        self.put(cred, layout.cred.euid, uid);
+        self.put(css_set, layout.css_set.dfl_cgrp, cgroup.0);
+        self.put(mm, layout.mm.exe_file, exe.0);
+        self.circle(&[signal.at(layout.signal.thread_head), task.at(layout.task.thread_node)]);
+        for (offset, value) in [
+            (layout.task.tgid, pid),
+            (layout.task.mm, mm.0),
+            (layout.task.real_parent, parent.0),
+            (layout.task.signal, signal.0),
+            (layout.task.cred, cred.0),
+            (layout.task.real_cred, cred.0),
+            (layout.task.cgroups, css_set.0),
+            (layout.task.start_time, pid * 1_000_000),
+        ] {
+            self.put(task, offset, value);
+        }
+        self.write(task.at(layout.task.comm), comm);
+        task
+    }
+
+    /// Gives a process a table of eight descriptors, `files` from number 3 on; returns its `fdtable`.
+    fn fd_table(&mut self, task: Gva, files: &[Gva]) -> Gva {
+        let (table, fdt, array) = (self.alloc(64), self.alloc(64), self.alloc(64));
+        self.put(task, self.layout.task.files, table.0);
+        self.put(table, self.layout.files.fdt, fdt.0);
+        self.put(fdt, self.layout.fdtable.max_fds, 8);
+        self.put(fdt, self.layout.fdtable.fd, array.0);
+        for (file, fd) in files.iter().zip(3..) {
+            self.put(array, fd * 8, file.0);
+        }
+        fdt
+    }
+
+    fn sock(&mut self, local: &str, remote: &str, state: u64, group: Gva) -> Gva {
+        let (local, remote): (std::net::SocketAddr, std::net::SocketAddr) =
+            (local.parse().unwrap(), remote.parse().unwrap());
+        let layout = self.layout.sock.clone();
+        let (sock, cgroup) = (self.alloc(256), self.cgroup(group));
+        let octets = |end: std::net::SocketAddr| match end.ip() {
+            std::net::IpAddr::V4(v4) => v4.octets().to_vec(),
+            std::net::IpAddr::V6(v6) => v6.octets().to_vec(),
+        };
+        let (own, other) = match local {
+            std::net::SocketAddr::V4(_) => (layout.rcv_saddr, layout.daddr),
+            std::net::SocketAddr::V6(_) => (layout.v6_rcv_saddr, layout.v6_daddr),
+        };
+        let hash = Form::PortsInside.hash(local, remote, SECRETS, MIX).unwrap();
+        for (offset, value) in [
+            (layout.num, u64::from(local.port())),
+            (layout.dport, u64::from(remote.port().swap_bytes())),
+            (layout.family, if local.is_ipv4() { 2 } else { 10 }),
+            (layout.state, state),
+            (layout.net, self.at.net.0),
+            (layout.hash, hash.into()),
+            (layout.uid, 1001),
+            (layout.cgroup, cgroup.0),
+        ] {
+            self.put(sock, offset, value);
+        }
+        self.write(sock.at(own), &octets(local));
+        self.write(sock.at(other), &octets(remote));
+        sock
+    }
+
+    /// Makes a socket an open file with `cred` and inode `inode`.
+    fn open(&mut self, sock: Gva, cred: Gva, inode: u64) -> Gva {
+        let layout = self.layout.clone();
+        let (alloc, file) = (self.alloc(128), self.alloc(64));
+        let socket = alloc.at(layout.socket_alloc.socket);
+        self.put(alloc, layout.socket_alloc.inode + layout.inode.number, inode);
+        self.put(socket, layout.socket.sk, sock.0);
+        self.put(socket, layout.socket.file, file.0);
+        self.put(sock, layout.sock.socket, socket.0);
+        self.put(file, layout.file.f_op, self.find("socket_file_ops").0);
+        self.put(file, layout.file.private_data, socket.0);
+        self.put(file, layout.file.f_cred, cred.0);
+        file
+    }
+
+    /// Enters sockets into their tables, at the head of their chains.
+    fn enter(&mut self, listener: Gva, connection: Gva, udp: Gva, v6: Gva) {
+        let node = self.layout.sock.node;
+        let ehash = Gva(self.read(self.at.hashinfo.at(self.layout.hashinfo.ehash)));
+        let mut heads =
+            vec![(listener, Gva(self.read(self.at.hashinfo.at(self.layout.hashinfo.lhash2))).at(8))];
+        for sock in [connection, v6] {
+            let hash = self.read(sock.at(self.layout.sock.hash)) as u32;
+            heads.push((sock, ehash.at((hash & (BUCKETS - 1)) * 8)));
+        }
+        let table = Gva(self.read(self.at.net.at(self.layout.net_udp_table.unwrap())));
+        let slots = Gva(self.read(table.at(self.layout.udp_table.hash)));
+        heads.push((udp, slots.at((53_u32.wrapping_add(MIX) & (BUCKETS - 1)) * 16)));
+        for (sock, head) in heads {
+            let first = self.read(head);
+            self.put(sock, node, first);
+            self.put(head, 0, sock.at(node).0);
+        }
+    }
+
+    /// Adds fillers and writes the table of all symbols.
+    fn symbol_table(&mut self, order: SymbolOrder) {
+        let phys_base = self.symbol("phys_base", 8);
+        self.write(phys_base, &(START_KERNEL_MAP.wrapping_sub(IMAGE_GVA - IMAGE_GPA)).to_le_bytes());
+        self.symbols.push(("_end".into(), IMAGE_GVA + (RAM_BYTES as u64 - IMAGE_GPA)));
+        for filler in 0..2100 {
+            self.symbols.push((format!("filler_{filler:04}"), IMAGE_GVA + filler));
+        }
+        self.image = self.image.next_multiple_of(8);
+        let gva = IMAGE_GVA + (self.image - IMAGE_GPA);
+        let (bytes, count_at) = symbols::encode(order, &self.symbols, gva);
+        self.at.symbols_gpa = self.image + count_at;
+        self.write(Gva(gva), &bytes);
+    }
+}
