@@ -1,2 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Tests.
+//! A guest's driver and a VMM, both of a few lines, and what the port must do with them.
+
+mod driver;
+mod faults;
+mod frames;
