@@ -121,7 +121,12 @@ impl Shared {
     pub(crate) fn note_error(&self, error: SessionError) {
         let mut status = lock(&self.status);
         let cause = std::error::Error::source(&error).map(ToString::to_string);
-        tracing::warn!(port = %self.name, %error, cause, "vhost-user");
+        // Waiting for a VMM that does not listen yet is what connecting ports do.
+        if matches!(error, SessionError::Connect(_)) {
+            tracing::debug!(port = %self.name, %error, cause, "vhost-user");
+        } else {
+            tracing::warn!(port = %self.name, %error, cause, "vhost-user");
+        }
         status.last_error = Some(Arc::new(error));
     }
 

@@ -6,14 +6,14 @@
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::net::{RecvFlags, recv};
 use vhost::vhost_user::{
     BackendReqHandler, Error as ProtocolError, Result as ProtocolResult, VhostUserBackendReqHandlerMut,
 };
 
-use crate::session::Session;
+use crate::session::{Session, SessionError};
 
 /// Message header: request, flags, size of the body; 32 bits each, in the host's order.
 const HEADER_BYTES: usize = 12;
@@ -42,8 +42,21 @@ impl Conversation {
         &self.stream
     }
 
-    /// Reads and answers one message; waits for the rest of one that came in part.
-    pub(crate) fn answer(&mut self) -> ProtocolResult<()> {
+    /// Reads and answers one message; waits for the rest of one that came in part. `false` when the VMM has left.
+    pub(crate) fn answer(&mut self) -> Result<bool, SessionError> {
+        match self.answer_one() {
+            Ok(()) => Ok(true),
+            Err(ProtocolError::Disconnected) => Ok(false),
+            Err(error) => Err(self.session().take_refusal().unwrap_or(SessionError::Protocol(error))),
+        }
+    }
+
+    fn session(&self) -> MutexGuard<'_, Session> {
+        // Nobody else has it; the `vhost` crate wants it shared all the same.
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn answer_one(&mut self) -> ProtocolResult<()> {
         match self.peek().map_err(ProtocolError::SocketError)? {
             Some([SET_VRING_ENABLE, flags, size]) if size as usize == ENABLE_BODY_BYTES => {
                 self.set_enable(flags)
@@ -77,12 +90,12 @@ impl Conversation {
             1 => true,
             _ => return Err(ProtocolError::InvalidParam),
         };
-        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut session = self.session();
         let done = session.set_vring_enable(ring, enable);
         if flags & NEED_REPLY != 0 && session.replies() {
             let words = [SET_VRING_ENABLE, VERSION | REPLY, 8, u32::from(done.is_err()), 0];
             let reply: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-            self.stream.write_all(&reply).map_err(ProtocolError::SocketError)?;
+            (&self.stream).write_all(&reply).map_err(ProtocolError::SocketError)?;
         }
         done
     }

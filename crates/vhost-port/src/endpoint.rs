@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use platform::{EventFd, Poller, Trigger};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use vhost::vhost_user::Error as ProtocolError;
 
 use crate::control::{OpenError, Shared};
 use crate::conversation::Conversation;
@@ -20,7 +19,7 @@ use crate::features::Features;
 use crate::link::{Command, Link};
 use crate::session::{Session, SessionError};
 
-/// Shortest and longest pause before trying again: after a failed connect, or a session that ended early.
+/// Shortest and longest pause before trying again: after a failed connect, or accept, or a session of ours that ended early.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// A session that lasted this long was a good one: no pause.
@@ -139,7 +138,8 @@ pub(crate) fn run(source: &Source, offered: Features, link: &Arc<Link>, shared: 
             Ok(Some(stream)) => {
                 let began = Instant::now();
                 serve(stream, source, &mut waiter, offered, link, shared);
-                if began.elapsed() >= SESSION_GOOD {
+                // Whoever connects to us sets the pace.
+                if matches!(source, Source::Listen(_)) || began.elapsed() >= SESSION_GOOD {
                     pause = PAUSE_MIN;
                     continue;
                 }
@@ -213,16 +213,19 @@ fn serve(
             let _ = waiter.poller.remove(conversation.stream());
             ended
         });
+    let failed = ended.is_err();
+    if let Err(error) = ended {
+        shared.note_error(error);
+    }
     // `shared` has a handle of the connection: it closes only after this, and whoever sees it closed finds its memory
     // unused.
-    let told = link.send(Command::Disconnect);
-    shared.disconnected();
-    if !shared.is_closing() {
-        match ended.and(told.map(|_| ()).map_err(SessionError::from)) {
-            Ok(()) => {}
-            Err(error) => shared.note_error(error),
-        }
+    if let Err(stalled) = link.send(Command::Disconnect)
+        && !failed
+        && !shared.is_closing()
+    {
+        shared.note_error(stalled.into());
     }
+    shared.disconnected();
 }
 
 /// Answers messages until the VMM leaves or errs, or the port is closed.
@@ -234,11 +237,11 @@ fn converse(
     loop {
         match waiter.wait(None).map_err(SessionError::Accept)? {
             Wake::Closing => return Ok(()),
-            Wake::Connection => match conversation.answer() {
-                Ok(()) => {}
-                Err(ProtocolError::Disconnected) => return Ok(()),
-                Err(error) => return Err(SessionError::Protocol(error)),
-            },
+            Wake::Connection => {
+                if !conversation.answer()? {
+                    return Ok(());
+                }
+            }
             Wake::Listener => refuse_another(source),
             Wake::Nothing => {}
         }

@@ -24,7 +24,7 @@ use vhost::vhost_user::{
 use crate::control::Shared;
 use crate::fault::RingFault;
 use crate::features::Features;
-use crate::link::{Command, Link, RECEIVE, RINGS, Stalled, Start, TRANSMIT};
+use crate::link::{Command, Link, RECEIVE, RINGS, Stalled, Start, TRANSMIT, UsedIndices};
 use crate::memory::{GuestMemory, MapError, RegionRequest};
 use crate::ring::{LayoutError, RING_SIZE_MAX, Ring, RingAddresses};
 
@@ -94,6 +94,7 @@ pub(crate) struct Session {
     rings: [RingSetup; RINGS],
     running: bool,
     replies: bool,
+    refusal: Option<SessionError>,
 }
 
 impl Session {
@@ -107,6 +108,7 @@ impl Session {
             rings: Default::default(),
             running: false,
             replies: false,
+            refusal: None,
         }
     }
 
@@ -115,10 +117,20 @@ impl Session {
         self.replies
     }
 
-    /// Notes why a message fails; the connection ends with it.
-    fn refuse(&self, error: SessionError) -> ProtocolError {
-        self.shared.note_error(error);
+    /// Why the message that just failed was refused, if it was this session that did.
+    pub(crate) fn take_refusal(&mut self) -> Option<SessionError> {
+        self.refusal.take()
+    }
+
+    /// Fails a message; the connection ends with it.
+    fn refuse(&mut self, error: impl Into<SessionError>) -> ProtocolError {
+        self.refusal = Some(error.into());
         ProtocolError::InvalidParam
+    }
+
+    /// Has the poll thread do something.
+    fn tell(&mut self, command: Command) -> ProtocolResult<UsedIndices> {
+        self.link.send(command).map_err(|stalled| self.refuse(stalled))
     }
 
     fn ring(&mut self, index: u32) -> ProtocolResult<&mut RingSetup> {
@@ -132,7 +144,7 @@ impl Session {
         }
         self.running = false;
         self.shared.update(|status| status.running = false);
-        let used = self.link.send(Command::Stop).map_err(|stalled| self.refuse(stalled.into()))?;
+        let used = self.tell(Command::Stop)?;
         for (ring, used) in self.rings.iter_mut().zip(used) {
             ring.used = used;
         }
@@ -157,7 +169,7 @@ impl Session {
                 return Ok(());
             }
         };
-        self.link.send(Command::Start(Box::new(start))).map_err(|stalled| self.refuse(stalled.into()))?;
+        self.tell(Command::Start(Box::new(start)))?;
         self.running = true;
         self.shared.update(|status| {
             status.running = true;
@@ -347,8 +359,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         let call = fd.map(nonblocking).transpose()?;
         if self.running {
             let copy = call.as_ref().and_then(|call| call.try_clone().ok());
-            let command = Command::SetCall { ring: index.into(), call: copy };
-            self.link.send(command).map_err(|stalled| self.refuse(stalled.into()))?;
+            self.tell(Command::SetCall { ring: index.into(), call: copy })?;
         }
         self.ring(index.into())?.call = call;
         Ok(())

@@ -156,6 +156,14 @@ impl Guest {
         self.offer(false, index);
     }
 
+    /// Asks for a call when the next chain is given back.
+    pub(super) fn want_call(&self, transmit: bool) {
+        let ring = if transmit { &self.transmit } else { &self.receive };
+        let window = self.window(ring.addresses.available, 6 + 2 * usize::from(ring.addresses.size));
+        window.write_u16(window.len() - 2, ring.seen);
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+    }
+
     /// Chains given back since the last call: first descriptor and bytes written.
     pub(super) fn collect(&mut self, transmit: bool) -> Vec<(u32, u32)> {
         let memory = Arc::clone(&self.memory);

@@ -246,8 +246,8 @@ fn offloads_reach_only_guests_that_offered_to_finish_them() {
     };
     let all = [Features::GUEST_CSUM, Features::GUEST_TSO4, Features::GUEST_TSO6];
     for (flags, kind, needed) in [(0, 0, None), (1, 0, Some(0)), (0, 1, Some(1)), (0, 4, Some(2))] {
-        for missing in 0..all.len() {
-            let mut guest = Guest::new(8, without(linux(), all[missing]));
+        for (missing, feature) in all.into_iter().enumerate() {
+            let mut guest = Guest::new(8, without(linux(), feature));
             let mut bench = Bench::serving(&guest);
             guest.post(0, 2048);
             let expected = if needed == Some(missing) { Err(SendError::Offload) } else { Ok(()) };

@@ -4,3 +4,6 @@
 mod driver;
 mod faults;
 mod frames;
+mod frontend;
+mod handshake;
+mod memory;
