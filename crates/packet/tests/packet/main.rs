@@ -1,0 +1,6 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Frames in, values out, against hand-made bytes and an independent parser.
+
+mod emitting;
+mod malformed;
+mod oracle;
