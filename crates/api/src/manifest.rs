@@ -121,7 +121,10 @@ fn assemble(
             }
             match document {
                 Ok(node) => resources.read(&Field::root(report, &source.file, node)),
-                Err(malformed) => report.note(&place, malformed.reason.clone(), String::new()),
+                Err(malformed) => {
+                    report.note(&place, malformed.reason.clone(), String::new());
+                    resources.miss();
+                }
             }
         }
     }

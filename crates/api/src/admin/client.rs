@@ -175,3 +175,146 @@ impl Iterator for Watch {
         error.map(Err)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::{BufRead, Write};
+    use std::os::unix::net::UnixListener;
+    use std::thread::{self, JoinHandle};
+
+    use super::super::{Status, Verdict};
+    use super::*;
+
+    /// A daemon that reads one line and answers with fixed bytes, then closes.
+    struct Daemon {
+        directory: PathBuf,
+        thread: Option<JoinHandle<String>>,
+    }
+
+    impl Daemon {
+        fn new(name: &str, answer: Vec<u8>) -> Self {
+            let directory =
+                std::env::temp_dir().join(format!("meshvisor-admin-{}-{name}", std::process::id()));
+            fs::create_dir_all(&directory).unwrap();
+            let listener = UnixListener::bind(directory.join("admin.sock")).unwrap();
+            let thread = thread::spawn(move || {
+                let (stream, _) = listener.accept().unwrap();
+                let mut stream = BufReader::new(stream);
+                let mut asked = String::new();
+                stream.read_line(&mut asked).unwrap();
+                // The client may close early, as it does on an endless line.
+                let _ = stream.get_mut().write_all(&answer);
+                asked
+            });
+            Self { directory, thread: Some(thread) }
+        }
+
+        fn client(&self) -> Client {
+            Client::connect(&self.directory.join("admin.sock")).unwrap()
+        }
+
+        fn asked(mut self) -> String {
+            self.thread.take().expect("asked once").join().unwrap()
+        }
+    }
+
+    impl Drop for Daemon {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.directory);
+        }
+    }
+
+    fn line(response: &Response) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        wire::write(&mut bytes, response).unwrap();
+        bytes
+    }
+
+    fn flow(id: u64) -> Flow {
+        let party = |vm: &model::VmRef| super::super::Party::new(Some(vm), [10, 0, 0, 1].into(), 80, None);
+        Flow {
+            id,
+            protocol: "tcp".into(),
+            source: party(&"acme/web".parse().unwrap()),
+            destination: party(&"acme/api".parse().unwrap()),
+            verdict: Verdict::Allow,
+            decided_by: "acme/default".into(),
+            matched: vec![],
+            audited: vec![],
+            generation: 1,
+            state: "new".into(),
+            packets: 1,
+            bytes: 60,
+            first_seen_ms: 0,
+            last_seen_ms: 0,
+            reason: None,
+        }
+    }
+
+    #[test]
+    fn answer_comes_back_typed() {
+        let status = Status { version: "1.2.3".into(), ..Status::default() };
+        let daemon = Daemon::new("answer", line(&Response::Status(Box::new(status.clone()))));
+        let answer = daemon.client().call(&Request::Status).unwrap();
+        assert_eq!(answer, Response::Status(Box::new(status)));
+        assert_eq!(daemon.asked(), "{\"request\":\"status\"}\n");
+    }
+
+    #[test]
+    fn refusal_keeps_its_help() {
+        let refusal = Refusal { reason: "no such machine".into(), help: "see vm list".into() };
+        let daemon = Daemon::new("refusal", line(&Response::Error(refusal)));
+        let error = daemon.client().call(&Request::VmProcesses { vm: "a/b".into() }).unwrap_err();
+        assert_eq!(
+            (error.to_string().as_str(), error.help().as_deref()),
+            ("no such machine", Some("see vm list"))
+        );
+    }
+
+    #[test]
+    fn broken_answers_are_told_apart() {
+        type Expected = fn(&ClientError) -> bool;
+        let cases: [(&str, Vec<u8>, Expected); 4] = [
+            ("closed", vec![], |error| matches!(error, ClientError::Closed)),
+            ("half", b"{\"response\"".to_vec(), |error| matches!(error, ClientError::Closed)),
+            ("strange", b"{\"response\":\"tea\"}\n".to_vec(), |error| {
+                matches!(error, ClientError::Wire(WireError::Malformed(_))) && error.help().is_some()
+            }),
+            ("endless", vec![b' '; LINE_BYTES_MAX + 1], |error| {
+                matches!(error, ClientError::Wire(WireError::TooLong { .. }))
+            }),
+        ];
+        for (name, bytes, expected) in cases {
+            let daemon = Daemon::new(name, bytes);
+            let error = daemon.client().call(&Request::Status).unwrap_err();
+            assert!(expected(&error), "{name}: {error:?}");
+        }
+    }
+
+    #[test]
+    fn watch_yields_flows_until_the_daemon_closes() {
+        let flows = [flow(1), flow(2)];
+        let bytes = flows.iter().flat_map(|flow| line(&Response::Flow(Box::new(flow.clone())))).collect();
+        let daemon = Daemon::new("watch", bytes);
+        let watch = daemon.client().watch(Some("acme/web".into())).unwrap();
+        assert_eq!(watch.map(Result::unwrap).collect::<Vec<_>>(), flows);
+        assert_eq!(daemon.asked(), "{\"request\":\"flow-watch\",\"vm\":\"acme/web\"}\n");
+    }
+
+    #[test]
+    fn watch_ends_after_an_error() {
+        let daemon = Daemon::new("watch-error", line(&Response::Vms(vec![])));
+        let mut watch = daemon.client().watch(None).unwrap();
+        assert!(matches!(watch.next(), Some(Err(ClientError::Unexpected { .. }))));
+        assert!(watch.next().is_none());
+    }
+
+    #[test]
+    fn absent_daemon_and_wrong_path_are_told_apart() {
+        let error = Client::connect(Path::new("/nonexistent/admin.sock")).unwrap_err();
+        assert!(matches!(error, ClientError::NotRunning { .. }) && error.help().is_some());
+        let long = "x".repeat(200);
+        assert!(matches!(Client::connect(Path::new(&long)), Err(ClientError::Connect { .. })));
+    }
+}

@@ -43,6 +43,8 @@ const ACTIONS: [(&str, Action); 2] = [("Allow", Action::Allow), ("Deny", Action:
 #[derive(Debug)]
 pub(super) struct Resources<'a> {
     registry: Registry<'a>,
+    /// Whether every document could be read.
+    complete: bool,
     report: &'a Report,
     tenants: Vec<Tenant>,
     vms: Vec<Vm>,
@@ -66,7 +68,7 @@ impl Metadata {
 impl<'a> Resources<'a> {
     pub(super) fn new(report: &'a Report) -> Self {
         let (tenants, vms, policies) = (Vec::new(), Vec::new(), PolicySet::default());
-        Self { registry: Registry::new(report), report, tenants, vms, policies }
+        Self { registry: Registry::new(report), complete: true, report, tenants, vms, policies }
     }
 
     /// Reads one document; what is wrong with it is in the report.
@@ -74,9 +76,17 @@ impl<'a> Resources<'a> {
         let _ = self.read_document(document);
     }
 
+    /// Notes that a document could not be read, so that names it may define are not known.
+    pub(super) fn miss(&mut self) {
+        self.complete = false;
+    }
+
     /// Checks the resources against each other.
     pub(super) fn finish(self) -> Option<(Inventory, PolicySet)> {
-        self.registry.resolve();
+        // Of a name that leads nowhere one cannot say so while a document is missing.
+        if self.complete {
+            self.registry.resolve();
+        }
         if !self.report.is_empty() {
             return None;
         }

@@ -127,6 +127,10 @@ fn syntax_errors_carry_their_place_and_hide_nothing_before_them() {
     let diagnostics = load_text(&text).unwrap_err();
     assert_eq!((diagnostics[0].line, diagnostics[0].field.as_str()), (3, "metadata.name"));
     assert!(diagnostics.len() >= 2 && diagnostics[1].line >= 5, "{diagnostics:#?}");
+    let cut = format!("{HEADER}kind: VirtualMachine\nmetadata: {{name: web, tenant: acme}}\nspec: [\n");
+    let whole = BASE.trim_end_matches(HEADER).split_once("---\n").unwrap().1;
+    let diagnostics = load_text(&format!("{whole}{cut}")).unwrap_err();
+    assert_eq!(diagnostics.len(), 1, "a tenant may be in the unreadable part: {diagnostics:#?}");
     for text in ["a: &a [*a]\n", "a: 'x", "{", "? [complex]\n: key\n", "a: *missing\n"] {
         let diagnostics = load_text(text).expect_err(text);
         assert!(diagnostics[0].line >= 1, "{text:?} {diagnostics:?}");
