@@ -11,7 +11,7 @@ const SYSTEM_SOCKET: &str = "/run/meshvisor/admin.sock";
 
 const EXAMPLES: &str = "\
 Examples:
-  meshctl vm list                                    all machines, their cards, how far introspection is
+  meshctl vm list                                    all machines with their network cards
   meshctl vm ps acme/web                             processes of a machine, read from its memory
   meshctl why acme/web 10.0.0.12:8080                why this flow is allowed or denied
   meshctl why acme/web api --exe /usr/bin/curl       would curl be let through to the service `api`?
