@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Finding a kernel in raw RAM, with nothing known about it beforehand.
 //!
-//! One pass over resident memory collects where type information (BTF) and symbol tables (kallsyms) may lie.
-//! Anything in the guest can put such bytes into memory, so none is believed alone: a pair counts only if
-//! 1. the type information has exactly the length that the symbols `__start_BTF` and `__stop_BTF` tell,
-//! 2. the offset between virtual and physical addresses, which follows from where it lies, leads to page
-//!    tables (`init_top_pgt`) of four or five levels,
+//! One pass over resident memory collects where symbol tables (kallsyms) may lie. Anything in the guest can put
+//! such bytes into memory, so none is believed alone. Its symbols count only if
+//! 1. type information (BTF) of just the length between `__start_BTF` and `__stop_BTF` lies somewhere in RAM; a
+//!    kernel image is loaded and mapped at multiples of 2 MiB, so there is one place for it in every 2 MiB,
+//! 2. the offset between virtual and physical addresses that follows leads to page tables (`init_top_pgt`) of
+//!    four or five levels,
 //! 3. these map the kernel's banner to just where that offset says, and a banner is there.
 //!
-//! Physical notes such as VMCOREINFO, CPU registers and debug files are deliberately not used.
+//! Two tables that pass and say different things are an imitation and its original: neither is believed.
+//! Notes such as VMCOREINFO, CPU registers and debug files are deliberately not used.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,8 +23,8 @@ use crate::paging::{Linear, PageTables, Translation};
 use crate::reader::Reader;
 use crate::scan;
 
-/// Symbol tables decoded at most: a guest has one, unless it wants to be looked at for long.
-const TABLES_MAX: usize = 8;
+/// A kernel image lies at a multiple of this, physically and virtually (`CONFIG_PHYSICAL_ALIGN`).
+const IMAGE_ALIGNMENT: u64 = 2 << 20;
 /// Start of the text in `linux_banner`.
 const BANNER: &[u8] = b"Linux version ";
 /// Longest banner taken.
@@ -48,7 +50,7 @@ pub struct Kernel {
 }
 
 /// Addresses of the symbols that the library uses.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Symbols {
     by_name: HashMap<&'static str, Gva>,
 }
@@ -126,53 +128,57 @@ pub(crate) struct Found {
 
 /// Finds the kernel that runs in `memory`.
 pub(crate) fn find(memory: Arc<dyn PhysicalMemory>) -> Result<Found, AttachError> {
-    let [types, digits] = scan::find(&*memory, [btf::SIGNATURE, kallsyms::SIGNATURE]);
-    let types: Vec<Types> = types.into_iter().filter_map(|gpa| Types::at(&*memory, gpa)).collect();
-    if types.is_empty() {
-        return Err(AttachError::NoTypes);
-    }
-    let mut tables = 0;
-    for table in digits.into_iter().filter_map(|gpa| Table::at(&*memory, gpa)).take(TABLES_MAX) {
-        tables += 1;
+    let hits = scan::find(&*memory, kallsyms::SIGNATURE);
+    let mut problem = AttachError::NoSymbols;
+    let mut agreed: Option<(Place, Symbols, usize)> = None;
+    for table in kallsyms::tables(&*memory, &hits) {
         let Some(symbols) = Symbols::of(&*memory, &table) else { continue };
-        for types in &types {
-            if let Some(place) = Place::of(&*memory, types, &symbols) {
-                return place.enter(memory, types, symbols, &table);
+        match Place::of(&*memory, &symbols) {
+            Ok(_) if agreed.as_ref().is_some_and(|(_, others, _)| *others != symbols) => {
+                return Err(AttachError::Ambiguous);
             }
+            Ok(place) => agreed = Some((place, symbols, table.len())),
+            Err(error) => problem = error,
         }
     }
-    Err(if tables == 0 { AttachError::NoSymbols } else { AttachError::NoKernel })
-}
-
-/// Type information that may be a kernel's.
-struct Types {
-    gpa: u64,
-    len_bytes: usize,
-}
-
-impl Types {
-    fn at(memory: &dyn PhysicalMemory, gpa: u64) -> Option<Self> {
-        let mut bytes = [0; btf::HEADER_BYTES];
-        memory.read(gpa, &mut bytes).ok()?;
-        btf::Header::parse(&bytes).map(|header| Self { gpa, len_bytes: header.len_bytes() })
-    }
+    let (place, symbols, symbol_count) = agreed.ok_or(problem)?;
+    place.enter(memory, symbols, symbol_count)
 }
 
 /// Where a kernel lies, agreed upon by its types, symbols and page tables.
 struct Place {
+    types_gpa: u64,
+    types_bytes: usize,
     tables: PageTables,
     image_offset: u64,
     banner: String,
 }
 
 impl Place {
-    fn of(memory: &dyn PhysicalMemory, types: &Types, symbols: &Symbols) -> Option<Self> {
-        let start = symbols.find("__start_BTF")?.0;
-        let len_bytes = symbols.find("__stop_BTF")?.0.checked_sub(start)?;
-        if len_bytes != types.len_bytes as u64 {
-            return None;
+    /// Looks for the types that `symbols` belong to, in the one place of every 2 MiB where they can lie.
+    fn of(memory: &dyn PhysicalMemory, symbols: &Symbols) -> Result<Self, AttachError> {
+        let start = symbols.require("__start_BTF")?.0;
+        let len_bytes = symbols.require("__stop_BTF")?.0.wrapping_sub(start);
+        let phase = start % IMAGE_ALIGNMENT;
+        let mut problem = AttachError::NoTypes;
+        for extent in memory.extents() {
+            let skipped = phase.wrapping_sub(extent.start) % IMAGE_ALIGNMENT;
+            let mut gpa = extent.start.saturating_add(skipped);
+            while gpa < extent.end {
+                if types_bytes(memory, gpa).is_some_and(|found| found as u64 == len_bytes) {
+                    problem = AttachError::NoKernel;
+                    if let Some(place) = Self::with_types(memory, gpa, symbols) {
+                        return Ok(place);
+                    }
+                }
+                gpa = gpa.saturating_add(IMAGE_ALIGNMENT);
+            }
         }
-        let image_offset = start.wrapping_sub(types.gpa);
+        Err(problem)
+    }
+
+    fn with_types(memory: &dyn PhysicalMemory, types_gpa: u64, symbols: &Symbols) -> Option<Self> {
+        let image_offset = symbols.find("__start_BTF")?.0.wrapping_sub(types_gpa);
         let banner = symbols.find("linux_banner")?;
         let banner_gpa = banner.0.wrapping_sub(image_offset);
         let mut bytes = [0; BANNER.len()];
@@ -185,18 +191,18 @@ impl Place {
             let found = tables.translate(memory, banner);
             matches!(found, Ok(Translation { gpa, .. }) if gpa == banner_gpa)
         })?;
-        Some(Self { tables, image_offset, banner: read_banner(memory, banner_gpa) })
+        let banner = read_banner(memory, banner_gpa);
+        Some(Self { types_gpa, types_bytes: types_bytes(memory, types_gpa)?, tables, image_offset, banner })
     }
 
     fn enter(
         self,
         memory: Arc<dyn PhysicalMemory>,
-        types: &Types,
         symbols: Symbols,
-        table: &Table,
+        symbol_count: usize,
     ) -> Result<Found, AttachError> {
-        let mut bytes = vec![0; types.len_bytes];
-        memory.read(types.gpa, &mut bytes).map_err(|_| AttachError::NoTypes)?;
+        let mut bytes = vec![0; self.types_bytes];
+        memory.read(self.types_gpa, &mut bytes).map_err(|_| AttachError::NoTypes)?;
         let btf = Btf::parse(&bytes)?;
         let start = symbols.find("_text").or(symbols.find("_stext"));
         let end = symbols.find("_end").or(symbols.find("__bss_stop"));
@@ -207,12 +213,19 @@ impl Place {
             banner: self.banner,
             paging_levels: self.tables.levels,
             image_offset: self.image_offset,
-            types_bytes: types.len_bytes,
+            types_bytes: self.types_bytes,
             types: btf.type_count() - 1,
-            symbols: table.len(),
+            symbols: symbol_count,
         };
         Ok(Found { reader: Reader::new(memory, self.tables, image), symbols, btf, kernel })
     }
+}
+
+/// Length of the type information that begins at `gpa`, if any does.
+fn types_bytes(memory: &dyn PhysicalMemory, gpa: u64) -> Option<usize> {
+    let mut bytes = [0; btf::HEADER_BYTES];
+    memory.read(gpa, &mut bytes).ok()?;
+    btf::Header::parse(&bytes).map(|header| header.len_bytes())
 }
 
 fn read_banner(memory: &dyn PhysicalMemory, gpa: u64) -> String {

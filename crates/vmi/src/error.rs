@@ -6,15 +6,18 @@ use model::UnknownReason;
 /// Why a guest's kernel was not found in its RAM.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AttachError {
-    /// No type information: no kernel yet, one built without BTF, or encrypted memory.
-    #[error("no kernel type information (BTF) in guest memory")]
-    NoTypes,
-    /// No symbol table: no kernel yet, or one whose table has a form not known here.
+    /// No symbol table: no kernel yet, one whose table has a form not known here, or encrypted memory.
     #[error("no kernel symbol table (kallsyms) in guest memory")]
     NoSymbols,
-    /// Types and symbols were found, but none belong to one kernel whose page tables agree.
+    /// Symbols, but no type information that fits them: a kernel built without BTF, or one just unpacked.
+    #[error("no kernel type information (BTF) in guest memory")]
+    NoTypes,
+    /// Symbols and types, but no page tables that fit them.
     #[error("no symbols, types and page tables in guest memory that belong together")]
     NoKernel,
+    /// Several symbol tables fit types and page tables, but contradict each other.
+    #[error("contradicting kernel symbol tables in guest memory")]
+    Ambiguous,
     /// The kernel's symbol table lacks a symbol that is needed.
     #[error("kernel has no symbol `{0}`")]
     MissingSymbol(&'static str),

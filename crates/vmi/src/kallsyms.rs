@@ -28,9 +28,11 @@ const DIGIT_TOKEN: usize = b'0' as usize;
 /// Longest token table taken; real ones have about 1,000 bytes.
 const TOKEN_TABLE_BYTES_MAX: usize = 8192;
 /// How far before the token table the names may begin: 190,000 symbols take 3 MB.
-const NAMES_WINDOW_BYTES: usize = 16 << 20;
+const NAMES_WINDOW_BYTES: usize = 8 << 20;
 /// Read at a time, going back from the token table.
 const WINDOW_STEP_BYTES: usize = 1 << 20;
+/// Token tables followed to their names at most. A guest has one, unless it wants to be looked at for long.
+const TABLES_MAX: usize = 32;
 /// Most symbols taken.
 const SYMBOLS_MAX: usize = 1 << 20;
 /// Names between two markers.
@@ -72,10 +74,14 @@ pub(crate) struct Table {
     pub(crate) encoding: Encoding,
 }
 
+/// The symbol tables whose digit tokens lie at one of `hits`.
+pub(crate) fn tables(memory: &dyn PhysicalMemory, hits: &[u64]) -> impl Iterator<Item = Table> {
+    let tokens = hits.iter().filter_map(move |&gpa| Tokens::at(memory, gpa));
+    tokens.take(TABLES_MAX).filter_map(move |tokens| Table::with(memory, tokens))
+}
+
 impl Table {
-    /// The table whose digit tokens lie at `gpa`, if there is one.
-    pub(crate) fn at(memory: &dyn PhysicalMemory, gpa: u64) -> Option<Self> {
-        let tokens = Tokens::at(memory, gpa)?;
+    fn with(memory: &dyn PhysicalMemory, tokens: Tokens) -> Option<Self> {
         let before = Window::before(memory, tokens.gpa);
         let names = Names::before_tokens(&before)?;
         let (offsets_gpa, encoding, offsets) = find_offsets(memory, &before, &names, &tokens)?;

@@ -53,8 +53,8 @@ fn ask_everything(guest: &mut Guest, ring_gpa: u64) {
 
 #[test]
 fn memory_without_a_kernel_is_refused() {
-    assert_eq!(Guest::attach(Arc::new(Ram(Vec::new()))).err(), Some(AttachError::NoTypes));
-    assert_eq!(Guest::attach(Arc::new(Ram(vec![0; 1 << 20]))).err(), Some(AttachError::NoTypes));
+    assert_eq!(Guest::attach(Arc::new(Ram(Vec::new()))).err(), Some(AttachError::NoSymbols));
+    assert_eq!(Guest::attach(Arc::new(Ram(vec![0; 1 << 20]))).err(), Some(AttachError::NoSymbols));
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut noise = || {
         state ^= state << 13;
@@ -63,11 +63,11 @@ fn memory_without_a_kernel_is_refused() {
         state.to_le_bytes()
     };
     let random = (0..1 << 18).flat_map(|_| noise()).collect();
-    assert_eq!(Guest::attach(Arc::new(Ram(random))).err(), Some(AttachError::NoTypes));
+    assert_eq!(Guest::attach(Arc::new(Ram(random))).err(), Some(AttachError::NoSymbols));
 }
 
 #[test]
-fn types_without_symbols_and_symbols_of_another_kernel_are_refused() {
+fn kernel_that_lacks_a_part_is_refused() {
     let mut kernel = kernel();
     let at = usize::try_from(kernel.at.symbols_gpa).unwrap();
     // The count of symbols is a lie.
@@ -79,13 +79,40 @@ fn types_without_symbols_and_symbols_of_another_kernel_are_refused() {
             "{count}"
         );
     }
-    // Types moved by a page: everything that follows from their place is wrong.
-    let mut kernel = super::kernel();
-    let at = usize::try_from(kernel.at.types_gpa).unwrap();
-    let moved = kernel.ram.0[at..at + 64].to_vec();
-    kernel.ram.0[at..at + 64].fill(0);
-    kernel.ram.0[0x1000..0x1040].copy_from_slice(&moved);
-    assert_eq!(Guest::attach(Arc::new(kernel.ram)).err(), Some(AttachError::NoKernel));
+    for (symbol, error) in [
+        ("__start_BTF", AttachError::NoTypes),
+        ("linux_banner", AttachError::NoKernel),
+        ("init_top_pgt", AttachError::NoKernel),
+        ("init_task", AttachError::Unexpected("idle task")),
+    ] {
+        let mut kernel = super::kernel();
+        kernel.clear(symbol, 0x1e0);
+        if symbol == "init_top_pgt" {
+            kernel.clear(symbol, 0x6000);
+        }
+        assert_eq!(Guest::attach(Arc::new(kernel.ram)).err(), Some(error), "{symbol}");
+    }
+}
+
+#[test]
+fn imitated_symbols_are_believed_only_if_they_say_the_same() {
+    for order in SymbolOrder::ALL {
+        let mut kernel = Kernel::new(4, order);
+        kernel.imitate_symbols("filler_0000", order);
+        assert!(Guest::attach(Arc::new(kernel.ram)).is_ok(), "{order:?}");
+        let mut kernel = Kernel::new(4, order);
+        kernel.imitate_symbols("init_task", order);
+        let result = Guest::attach(Arc::new(kernel.ram));
+        assert_eq!(result.err(), Some(AttachError::Ambiguous), "{order:?}");
+    }
+}
+
+#[test]
+fn memory_full_of_signatures_is_read_once() {
+    for signature in [crate::kallsyms::SIGNATURE, crate::btf::SIGNATURE] {
+        let ram = signature.repeat((8 << 20) / signature.len());
+        assert_eq!(Guest::attach(Arc::new(Ram(ram))).err(), Some(AttachError::NoSymbols));
+    }
 }
 
 #[test]

@@ -537,10 +537,30 @@ impl Kernel {
         for filler in 0..2100 {
             self.symbols.push((format!("filler_{filler:04}"), IMAGE_GVA + filler));
         }
+        self.at.symbols_gpa = self.write_symbols(order);
+    }
+
+    /// Writes a table of the symbols; returns where its count lies.
+    fn write_symbols(&mut self, order: SymbolOrder) -> u64 {
         self.image = self.image.next_multiple_of(8);
         let gva = IMAGE_GVA + (self.image - IMAGE_GPA);
         let (bytes, count_at) = symbols::encode(order, &self.symbols, gva);
-        self.at.symbols_gpa = self.image + count_at;
         self.write(Gva(gva), &bytes);
+        let count_gpa = self.image + count_at;
+        self.image += bytes.len() as u64;
+        count_gpa
+    }
+
+    /// Adds a second table that has `name` elsewhere.
+    pub(super) fn imitate_symbols(&mut self, name: &str, order: SymbolOrder) {
+        let symbol = self.symbols.iter_mut().find(|(symbol, _)| symbol == name).unwrap();
+        symbol.1 += 64;
+        self.write_symbols(order);
+    }
+
+    /// Clears what a symbol of the image names, from its start on.
+    pub(super) fn clear(&mut self, name: &str, len: usize) {
+        let place = self.find(name);
+        self.write(place, &vec![0; len]);
     }
 }
