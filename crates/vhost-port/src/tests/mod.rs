@@ -7,3 +7,5 @@ mod frames;
 mod frontend;
 mod handshake;
 mod memory;
+mod oracle;
+mod random;
