@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Where `cargo xtask guests` puts what a guest boots from.
+//! Where cargo and `cargo xtask guests` put what is tested and what a guest boots from.
 
 use std::path::PathBuf;
 
@@ -41,6 +41,17 @@ pub fn initramfs() -> PathBuf {
 /// The folder of all of them: `guests` in cargo's target folder.
 #[must_use]
 pub fn folder() -> PathBuf {
+    target_folder().join("guests")
+}
+
+/// A program of this workspace as it ships (`cargo build --release`).
+#[must_use]
+pub fn shipped(program: &str) -> PathBuf {
+    target_folder().join("release").join(program)
+}
+
+/// Where cargo puts what it builds.
+fn target_folder() -> PathBuf {
     let checkout = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target");
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(checkout, PathBuf::from).join("guests")
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(checkout, PathBuf::from)
 }

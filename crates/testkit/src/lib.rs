@@ -16,3 +16,6 @@ pub mod serial;
 pub mod vm;
 
 mod process;
+mod remains;
+
+pub use remains::abandon;

@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+
+use crate::remains::remains;
 
 /// Lines of a log that a failure report shows.
 const REPORTED_LINES: usize = 25;
@@ -41,7 +43,10 @@ impl Process {
         // Of its own group: a Ctrl-C at the terminal is for us, and we end what we started in order.
         command.process_group(0);
         prepare(&mut command);
+        let mut remains = remains();
         let child = command.spawn().with_context(|| format!("start {}", program.display()))?;
+        remains.processes.insert(child.id());
+        drop(remains);
         Ok(Self { child, log })
     }
 
@@ -52,13 +57,21 @@ impl Process {
 
     /// How it ended, if it has.
     pub(crate) fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
-        self.child.try_wait()
+        let mut remains = remains();
+        let ended = self.child.try_wait()?;
+        if ended.is_some() {
+            remains.processes.remove(&self.child.id());
+        }
+        Ok(ended)
     }
 
     /// Kills it at once and waits until it is gone. Nothing happens if it has ended before.
     pub(crate) fn kill(&mut self) -> io::Result<ExitStatus> {
+        let mut remains = remains();
         self.child.kill()?;
-        self.child.wait()
+        let status = self.child.wait()?;
+        remains.processes.remove(&self.child.id());
+        Ok(status)
     }
 
     /// Asks it to end, waits for that, and kills it when it takes longer than `patience`.
@@ -74,9 +87,9 @@ impl Process {
         let mut polled = [PollFd::new(&descriptor, PollFlags::IN)];
         if poll(&mut polled, Some(&deadline)).context("wait for a child process")? == 0 {
             let status = self.kill()?;
-            anyhow::bail!("process {pid:?} did not end within {patience:?} and was killed ({status})");
+            bail!("process {pid:?} did not end within {patience:?} and was killed ({status})");
         }
-        Ok(self.child.wait()?)
+        self.ended()?.context("a process that has ended has a status")
     }
 
     /// The end of its log.

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use crate::remains::{remains, remove};
+
 /// Names tried before giving up; each taken one is another test of the same process.
 const NAMES_MAX: u32 = 1_000;
 
@@ -30,7 +32,10 @@ impl Scratch {
             let made =
                 std::os::unix::fs::DirBuilderExt::mode(&mut fs::DirBuilder::new(), 0o700).create(&path);
             match made {
-                Ok(()) => return Ok(Self { path }),
+                Ok(()) => {
+                    remains().folders.insert(path.clone());
+                    return Ok(Self { path });
+                }
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error).with_context(|| format!("make {}", path.display())),
             }
@@ -53,8 +58,8 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // Nothing useful can be done about a failure here, and the files hold no secrets.
-        let _ = fs::remove_dir_all(&self.path);
+        remains().folders.remove(&self.path);
+        remove(&self.path);
     }
 }
 

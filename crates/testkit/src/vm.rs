@@ -181,12 +181,25 @@ impl Vm {
         Ok(output.stdout)
     }
 
-    /// Starts a command in the background with its output in the guest's file `/tmp/<name>.log`.
+    /// Starts a command in the background with its output in the guest's file `/tmp/<name>.log`; returns its
+    /// process id in the guest.
     ///
     /// # Errors
     /// When the guest does not answer.
-    pub fn background(&self, name: &str, command: &str) -> Result<()> {
-        self.expect(&format!("rm -f /tmp/{name}.log; {command} >/tmp/{name}.log 2>&1 &")).map(drop)
+    pub fn background(&self, name: &str, command: &str) -> Result<u32> {
+        let pid =
+            self.expect(&format!("rm -f /tmp/{name}.log; {command} >/tmp/{name}.log 2>&1 & echo $!"))?;
+        pid.parse().with_context(|| format!("the guest said {pid:?} instead of a process id"))
+    }
+
+    /// Waits until a background command has ended, and returns what it printed. The answer comes within some
+    /// 10 ms of the end.
+    ///
+    /// # Errors
+    /// When it goes on for longer than `limit`.
+    pub fn await_end(&self, name: &str, pid: u32, limit: Duration) -> Result<String> {
+        let wait = format!("while kill -0 {pid} 2>/dev/null; do usleep 2000; done; cat /tmp/{name}.log");
+        Ok(self.run_within(&wait, limit)?.stdout)
     }
 
     /// Waits until a line of a background command's output starts with `word`, and returns that line.
@@ -212,7 +225,12 @@ impl Vm {
     /// # Errors
     /// When none came within `limit`.
     pub fn lease(&self, limit: Duration) -> Result<String> {
-        let output = self.run_within("await-lease", limit)?;
+        let seconds = limit.as_secs().max(1);
+        let output = self.run_within(&format!("timeout {seconds} await-lease"), limit + COMMAND_LIMIT)?;
+        if !output.success() {
+            let seen = self.run("cat /run/udhcpc.log; ip address; ip route")?.stdout;
+            bail!("{} got no address in {limit:?}: {seen}", self.spec.name);
+        }
         Ok(output.stdout)
     }
 

@@ -25,7 +25,7 @@ const ALLOWED: [Row; 15] = [
     ("vhost-port", &["model", "platform"]),
     ("api", &["model"]),
     ("hostd", &["api", "model", "packet", "platform", "policy", "telemetry", "vhost-port", "vmi", "vswitch"]),
-    ("meshctl", &["api"]),
+    ("meshctl", &["api", "model", "policy"]),
     ("testkit", &["api", "model", "packet"]),
     ("e2e", &["api", "model", "testkit"]),
     ("xtask", &["api", "e2e", "testkit"]),

@@ -1,0 +1,304 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The world of the scenarios: one daemon, four machines of two tenants, and the programs that run in them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use api::admin::{
+    Client, Explanation, Flow, Introspection, IntrospectionState, NicState, PolicyStatus, Process, Request,
+    Response, Status,
+};
+use testkit::accel::Accel;
+use testkit::daemon::Daemon;
+use testkit::guests::{GuestKernel, shipped};
+use testkit::scratch::Scratch;
+use testkit::vm::{BOOT_LIMIT, Cpu, NicSpec, SocketRole, Vm, VmSpec};
+
+/// Time for DHCP: a lost answer is asked for again after a second.
+pub const LEASE_LIMIT: Duration = Duration::from_secs(20);
+/// Time for a program in a guest to start serving.
+pub const START_LIMIT: Duration = Duration::from_secs(20);
+/// Time for the daemon to notice something, such as a changed file.
+pub const NOTICE_LIMIT: Duration = Duration::from_secs(10);
+/// Pause between two questions to the daemon while waiting for it to notice.
+const ASK_AGAIN: Duration = Duration::from_millis(2);
+
+/// Which kernel and processor each machine gets: every kernel, and page tables of four and five levels.
+const MACHINES: [(&str, GuestKernel, Cpu); 4] = [
+    ("acme/web", GuestKernel::V6_1, Cpu::Qemu64),
+    ("acme/api", GuestKernel::V6_12, Cpu::Max),
+    ("acme/db", GuestKernel::V6_1, Cpu::Max),
+    ("globex/web", GuestKernel::V6_12, Cpu::Qemu64),
+];
+
+/// Where the storefront reaches the API.
+pub const API: &str = "10.0.0.12:8080";
+/// Where orders reach the database.
+pub const DB: &str = "10.0.0.13:6379";
+
+/// The running world. Everything goes away with it.
+#[derive(Debug)]
+pub struct Shop {
+    // Machines end before the daemon, and both before their files go.
+    vms: BTreeMap<String, Vm>,
+    /// The daemon under them.
+    pub daemon: Daemon,
+    accel: Accel,
+    scratch: Scratch,
+}
+
+impl Shop {
+    /// Starts the daemon on a copy of `examples/shop`, boots the machines it names, and starts their programs.
+    ///
+    /// # Errors
+    /// When anything does not come up; the error holds the logs that say why.
+    pub fn open(accel: Accel) -> Result<Self> {
+        let scratch = Scratch::new("shop")?;
+        let (manifests, runtime) = (scratch.join("manifests"), scratch.join("run"));
+        copy_example(&manifests)?;
+        fs::create_dir(&runtime).context("make the runtime folder")?;
+        let daemon = Daemon::start(&shipped("meshvisor-hostd"), &manifests, &runtime)?;
+        let mut shop = Self { vms: BTreeMap::new(), daemon, accel, scratch };
+        // All start at once; they are waited for one after the other.
+        for (id, ..) in MACHINES {
+            shop.start(id)?;
+        }
+        for (id, kernel, cpu) in MACHINES {
+            let started = Instant::now();
+            shop.await_machine(id)?;
+            let levels = if cpu == Cpu::Max { "five" } else { "four" };
+            let more = started.elapsed().as_secs_f64();
+            println!("   {id} is up: Linux {}, page tables of {levels} levels (+{more:.1} s)", kernel.line());
+        }
+        shop.start_programs()?;
+        Ok(shop)
+    }
+
+    /// Starts one of the machines by its name, and does not wait for it.
+    ///
+    /// # Errors
+    /// When QEMU does not start.
+    pub fn start(&mut self, id: &str) -> Result<()> {
+        let machine = MACHINES.into_iter().find(|(name, ..)| *name == id);
+        let (_, kernel, cpu) = machine.with_context(|| format!("no machine is called {id}"))?;
+        let loaded = api::manifest::load(&[self.manifests()]);
+        let manifests = loaded.map_err(|diagnostics| anyhow::anyhow!("{diagnostics:?}"))?;
+        let mut all = manifests.inventory().vms();
+        let (_, vm) = all.find(|(_, vm)| vm.id.to_string() == id).context("it is not in the manifests")?;
+        let nic = vm.nics.first().context("it has no network card")?;
+        let role = match nic.socket_mode {
+            model::SocketMode::Listen => SocketRole::Connects,
+            model::SocketMode::Connect => SocketRole::Listens,
+        };
+        let nic = NicSpec { mac: nic.mac, socket: self.runtime().join(&nic.socket), role };
+        let name = id.replace('/', "-");
+        let spec = VmSpec { kernel, cpu, nic: Some(nic), ..VmSpec::new(&name, self.accel) };
+        let vm = Vm::start(spec, self.scratch.path())?;
+        self.vms.insert(id.to_owned(), vm);
+        Ok(())
+    }
+
+    /// Waits until a machine's shell answers, its card runs and its kernel is understood.
+    ///
+    /// # Errors
+    /// When that takes too long.
+    pub fn await_machine(&mut self, id: &str) -> Result<()> {
+        let daemon = self.daemon.report();
+        self.vms.get_mut(id).context("it was started")?.ready(BOOT_LIMIT).context(daemon)?;
+        self.vm(id).lease(LEASE_LIMIT).with_context(|| format!("{id} got no address\n{}", self.reports()))?;
+        let understood = self.until(NOTICE_LIMIT, || {
+            let vm = self.machine(id)?;
+            let running = vm.nics.iter().all(|nic| nic.state == NicState::Running);
+            Ok((running && vm.introspection.state == IntrospectionState::Attached).then_some(()))
+        });
+        understood.with_context(|| format!("{id} is not understood: {:?}", self.machine(id)))
+    }
+
+    /// Ends one machine as a power cut would.
+    ///
+    /// # Errors
+    /// When it was not running.
+    pub fn cut_power(&mut self, id: &str) -> Result<()> {
+        self.vms.remove(id).with_context(|| format!("{id} is not running"))?.kill()
+    }
+
+    /// Starts what the shop consists of: the API's server and the database.
+    fn start_programs(&self) -> Result<()> {
+        let (api, db) = (self.vm("acme/api"), self.vm("acme/db"));
+        api.background("orders", "in-service orders orders /usr/bin/orders serve 8080")?;
+        db.background(
+            "redis",
+            "in-service redis redis /usr/bin/redis-server --port 6379 --save '' --protected-mode no",
+        )?;
+        api.await_line("orders", "serving", START_LIMIT)?;
+        db.await_line("redis", ".*Ready to accept connections", START_LIMIT).map(drop)
+    }
+
+    /// A running machine.
+    ///
+    /// # Panics
+    /// When there is none of that name: a mistake in a scenario.
+    #[must_use]
+    pub fn vm(&self, id: &str) -> &Vm {
+        self.vms.get(id).unwrap_or_else(|| panic!("no machine {id} is running"))
+    }
+
+    /// Names of the running machines.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.vms.keys().map(String::as_str)
+    }
+
+    /// What the daemon says of a machine.
+    ///
+    /// # Errors
+    /// When it knows none of that name.
+    pub fn machine(&self, id: &str) -> Result<api::admin::Vm> {
+        let Response::Vms(vms) = self.ask(&Request::VmList)? else { bail!("not a list of machines") };
+        let found = vms.into_iter().find(|vm| format!("{}/{}", vm.tenant, vm.name) == id);
+        found.with_context(|| format!("the daemon knows no {id}"))
+    }
+
+    /// What introspection says of a machine.
+    ///
+    /// # Errors
+    /// As [`Shop::machine`].
+    pub fn introspection(&self, id: &str) -> Result<Introspection> {
+        Ok(self.machine(id)?.introspection)
+    }
+
+    /// A machine's processes as its RAM shows them.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn processes(&self, id: &str) -> Result<Vec<Process>> {
+        match self.ask(&Request::VmProcesses { vm: id.into() })? {
+            Response::Processes(processes) => Ok(processes),
+            other => bail!("not a list of processes: {other:?}"),
+        }
+    }
+
+    /// Flows with a machine at one end.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub fn flows(&self, id: &str) -> Result<Vec<Flow>> {
+        match self.ask(&Request::FlowList { vm: Some(id.into()) })? {
+            Response::Flows(flows) => Ok(flows),
+            other => bail!("not a list of flows: {other:?}"),
+        }
+    }
+
+    /// Why a program's connections from a machine are allowed or denied.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub fn why(&self, from: &str, to: &str, exe: &str) -> Result<Explanation> {
+        let (from, to, protocol) = (from.to_owned(), to.to_owned(), "tcp".to_owned());
+        match self.ask(&Request::Why { from, to, protocol, exe: Some(exe.to_owned()) })? {
+            Response::Explanation(explanation) => Ok(*explanation),
+            other => bail!("not an explanation: {other:?}"),
+        }
+    }
+
+    /// The daemon's health.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub fn status(&self) -> Result<Status> {
+        match self.ask(&Request::Status)? {
+            Response::Status(status) => Ok(*status),
+            other => bail!("not a status: {other:?}"),
+        }
+    }
+
+    /// What policy is in force.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub fn policy(&self) -> Result<PolicyStatus> {
+        match self.ask(&Request::PolicyStatus)? {
+            Response::PolicyStatus(status) => Ok(*status),
+            other => bail!("not a policy status: {other:?}"),
+        }
+    }
+
+    fn ask(&self, request: &Request) -> Result<Response> {
+        let mut client = Client::connect(&self.daemon.admin_socket())?;
+        client.call(request).with_context(|| format!("ask {request:?}"))
+    }
+
+    /// Asks again until there is an answer.
+    ///
+    /// # Errors
+    /// When there is none within `limit`.
+    pub fn until<T>(&self, limit: Duration, mut question: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(answer) = question()? {
+                return Ok(answer);
+            }
+            if Instant::now() > deadline {
+                bail!("not within {limit:?}");
+            }
+            std::thread::park_timeout(ASK_AGAIN);
+        }
+    }
+
+    /// Replaces text in one of the manifests, in one step as an editor does. Returns when the daemon may see it.
+    ///
+    /// # Errors
+    /// When the text is not there exactly once.
+    pub fn edit(&self, file: &str, from: &str, to: &str) -> Result<Instant> {
+        let text = fs::read_to_string(self.manifests().join(file)).with_context(|| format!("read {file}"))?;
+        if text.matches(from).count() != 1 {
+            bail!("{file} does not contain `{from}` exactly once");
+        }
+        self.write(file, &text.replacen(from, to, 1))
+    }
+
+    /// Writes a manifest, in one step as an editor does. Returns when the daemon may see it.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn write(&self, file: &str, text: &str) -> Result<Instant> {
+        let (path, partial) = (self.manifests().join(file), self.manifests().join(format!(".{file}.new")));
+        fs::write(&partial, text).with_context(|| format!("write {file}"))?;
+        let visible = Instant::now();
+        fs::rename(&partial, &path).with_context(|| format!("replace {file}"))?;
+        Ok(visible)
+    }
+
+    /// The daemon's copy of the example.
+    #[must_use]
+    pub fn manifests(&self) -> PathBuf {
+        self.scratch.join("manifests")
+    }
+
+    /// The daemon's sockets.
+    #[must_use]
+    pub fn runtime(&self) -> PathBuf {
+        self.scratch.join("run")
+    }
+
+    /// For a failure report: the ends of all logs.
+    #[must_use]
+    pub fn reports(&self) -> String {
+        let mut reports: Vec<String> = self.vms.values().map(Vm::report).collect();
+        reports.push(self.daemon.report());
+        reports.join("\n")
+    }
+}
+
+/// Copies the example, so that scenarios can edit it.
+fn copy_example(into: &Path) -> Result<()> {
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/shop");
+    fs::create_dir(into).context("make the manifests folder")?;
+    for entry in fs::read_dir(&example).with_context(|| format!("list {}", example.display()))? {
+        let entry = entry?;
+        fs::copy(entry.path(), into.join(entry.file_name())).context("copy the example")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The shop's story in eight chapters: what the demo tells, and what must hold first of all.
+
+mod addresses;
+mod edits;
+mod identity;
+mod processes;
+mod restart;
+mod why;
+
+use crate::Chapter;
+
+/// The chapters in their order.
+pub const STORY: [Chapter; 8] = [
+    Chapter {
+        title: "Four machines of two tenants, no agent in any; each got its address from the switch",
+        name: "addresses_come_from_the_switch",
+        run: addresses::run,
+    },
+    Chapter {
+        title: "Each machine's processes, read from its RAM, are what the machine itself shows",
+        name: "processes_in_ram_equal_the_guests_own",
+        run: processes::run,
+    },
+    Chapter {
+        title: "In acme/web, /usr/bin/storefront may call the API; another program there may not",
+        name: "a_process_is_refused_on_its_first_syn",
+        run: identity::storefront_and_intruder,
+    },
+    Chapter {
+        title: "In acme/api, only /usr/bin/orders may reach the database, a real Redis in acme/db",
+        name: "only_orders_reach_the_database",
+        run: identity::orders_and_database,
+    },
+    Chapter {
+        title: "globex reaches nothing of acme, although it shares an address with it",
+        name: "tenants_never_meet",
+        run: identity::tenants,
+    },
+    Chapter {
+        title: "A rule is edited while connections are open",
+        name: "an_edit_resets_what_it_denies_within_100_ms",
+        run: edits::run,
+    },
+    Chapter {
+        title: "`meshctl why` explains an allowed and a denied flow",
+        name: "why_explains_both_verdicts",
+        run: why::run,
+    },
+    Chapter {
+        title: "The daemon is killed under traffic and started again",
+        name: "connections_outlive_the_daemon",
+        run: restart::run,
+    },
+];

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Processes from RAM against the guest's own `ps` and `/proc`.
+//!
+//! Processes come and go while one looks, so each side looks twice, in turn: whatever one side saw both times was
+//! there in between, when the other side looked, and must be in what it saw.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{Report, Shop};
+
+/// What both sides tell of a process.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Seen {
+    parent: u32,
+    name: String,
+    exe: Option<String>,
+    uid: u32,
+    cgroup: String,
+}
+
+type Processes = BTreeMap<u32, Seen>;
+
+/// Every machine's list equals its own.
+pub(super) fn run(shop: &mut Shop, report: &mut Report) -> Result<()> {
+    let names: Vec<String> = shop.names().map(str::to_owned).collect();
+    for id in &names {
+        let before = shop.introspection(id)?.resident_bytes;
+        let outcome = compare(shop, id);
+        report.check(format!("{id}: names, parents, executables, users and units are equal"), outcome);
+        if id == "acme/web" {
+            let after = shop.introspection(id)?.resident_bytes;
+            // The guest itself goes on and may touch a page of its own; reading all of it would show in MiB.
+            let grown = after.zip(before).map(|(after, before)| after.saturating_sub(before));
+            let grown = grown.context("the daemon says how much RAM is resident")?;
+            let seen = format!("{} KiB more", grown >> 10);
+            report.claim(format!("{id}: reading its RAM made none of it resident"), grown < 4 << 20, seen);
+        }
+    }
+    Ok(())
+}
+
+fn compare(shop: &Shop, id: &str) -> Result<String> {
+    let guest_before = from_guest(shop, id)?;
+    let ram_before = from_ram(shop, id)?;
+    let guest_after = from_guest(shop, id)?;
+    let ram_after = from_ram(shop, id)?;
+    let in_guest = both(&guest_before, &guest_after);
+    let in_ram = both(&ram_before, &ram_after);
+    let missed = difference(&in_guest, &ram_before);
+    let invented = difference(&in_ram, &guest_after);
+    if !missed.is_empty() || !invented.is_empty() {
+        bail!("not in RAM or different there: {missed:?}; not in the guest or different there: {invented:?}");
+    }
+    Ok(format!("{} processes", in_guest.len()))
+}
+
+/// What was the same both times.
+fn both(one: &Processes, other: &Processes) -> Processes {
+    let stayed = one.iter().filter(|(pid, seen)| other.get(pid).is_some_and(|again| same(again, seen)));
+    stayed.map(|(pid, seen)| (*pid, seen.clone())).collect()
+}
+
+/// What of `ours` is absent from `theirs`, or different there, with what they have instead.
+fn difference<'a>(ours: &'a Processes, theirs: &'a Processes) -> Vec<(u32, &'a Seen, Option<&'a Seen>)> {
+    let differs = |(pid, seen): (&u32, &'a Seen)| match theirs.get(pid) {
+        Some(other) if same(seen, other) => None,
+        other => Some((*pid, seen, other)),
+    };
+    ours.iter().filter_map(differs).collect()
+}
+
+/// Equal, but for what the guest appends to the names of kernel workers: the queue they last worked for.
+fn same(one: &Seen, other: &Seen) -> bool {
+    let plain = |seen: &Seen| Seen { name: plain_name(&seen.name), ..seen.clone() };
+    plain(one) == plain(other)
+}
+
+/// `kworker/0:1-events` and `kworker/0:1+events` are `kworker/0:1`; names end after 15 bytes.
+fn plain_name(name: &str) -> String {
+    let named = name.starts_with("kworker/") && !name.starts_with("kworker/R-");
+    if named { name.split(['-', '+']).next().unwrap_or(name).to_owned() } else { name.to_owned() }
+}
+
+fn from_ram(shop: &Shop, id: &str) -> Result<Processes> {
+    let processes = shop.processes(id)?.into_iter().map(|process| {
+        let seen = Seen {
+            parent: process.parent_pid,
+            name: process.name,
+            exe: process.exe,
+            uid: process.uid.unwrap_or(u32::MAX),
+            cgroup: process.cgroup.unwrap_or_default(),
+        };
+        (process.pid, seen)
+    });
+    Ok(processes.collect())
+}
+
+/// Asks the guest's own tools; whoever is not in all their answers came or went meanwhile.
+fn from_guest(shop: &Shop, id: &str) -> Result<Processes> {
+    let vm = shop.vm(id);
+    let names = vm.expect("ps -o pid,ppid,comm")?;
+    let files = vm.run("cd /proc; stat -c '%n %u' [0-9]*; grep -H . [0-9]*/cgroup; ls -l [0-9]*/exe")?.stdout;
+    let (mut uids, mut cgroups, mut exes) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    for line in files.lines() {
+        if let Some((pid, cgroup)) = line.split_once("/cgroup:0::") {
+            cgroups.insert(pid.parse::<u32>()?, cgroup.to_owned());
+        } else if let Some((before, exe)) = line.split_once("/exe -> ") {
+            let pid = before.rsplit(' ').next().unwrap_or_default();
+            exes.insert(pid.parse::<u32>()?, exe.to_owned());
+        } else if let Some((pid, uid)) = line.split_once(' ')
+            && let (Ok(pid), Ok(uid)) = (pid.parse::<u32>(), uid.parse::<u32>())
+        {
+            uids.insert(pid, uid);
+        }
+    }
+    let mut processes = Processes::new();
+    for line in names.lines().skip(1) {
+        let mut words = line.split_whitespace();
+        let pid: u32 = words.next().context("a line of ps starts with a number")?.parse()?;
+        let parent = words.next().context("a line of ps has a parent")?.parse()?;
+        let name = words.collect::<Vec<_>>().join(" ");
+        if let (Some(uid), Some(cgroup)) = (uids.get(&pid), cgroups.get(&pid)) {
+            let exe = exes.get(&pid).cloned();
+            processes.insert(pid, Seen { parent, name, exe, uid: *uid, cgroup: cgroup.clone() });
+        }
+    }
+    if !processes.contains_key(&1) {
+        bail!("the guest does not show its first process: {names}");
+    }
+    Ok(processes)
+}

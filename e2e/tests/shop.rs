@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Runs the story and every scenario in one world, since booting it is what costs time.
+//!
+//! `cargo test -p e2e --test shop [NAME]...` runs those whose names contain one of the words. Needs the guests
+//! (`cargo xtask guests`) and the shipped programs (`cargo build --release -p hostd -p meshctl`).
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use e2e::scenarios::SCENARIOS;
+use e2e::story::STORY;
+use e2e::{Report, Shop};
+use testkit::accel;
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let report = run(&words).unwrap_or_else(|error| {
+        println!("{error:#}");
+        Report { passed: 0, failed: 1 }
+    });
+    let verdict = if report.failed == 0 { "ok" } else { "FAILED" };
+    // In the words of other test programs, so that they can be counted alike.
+    println!("\ntest result: {verdict}. {} passed; {} failed; 0 ignored", report.passed, report.failed);
+    if report.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn run(words: &[String]) -> Result<Report> {
+    let choice = accel::choose()?;
+    println!("{}", choice.reason);
+    let mut shop = Shop::open(choice.accel)?;
+    let mut report = Report::default();
+    let chosen = STORY.iter().chain(&SCENARIOS).enumerate().filter(|(_, chapter)| {
+        words.is_empty() || words.iter().any(|word| chapter.name.contains(word.as_str()))
+    });
+    for (index, chapter) in chosen {
+        let failed = report.failed;
+        report.chapter(index + 1, chapter, &mut shop);
+        if report.failed > failed {
+            println!("{}", shop.reports());
+        }
+    }
+    Ok(report)
+}
