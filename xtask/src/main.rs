@@ -7,6 +7,7 @@
 //! Deliberately absent: anything the shipped programs need; they never depend on this crate.
 #![forbid(unsafe_code)]
 
+mod demo;
 mod guests;
 mod packages;
 mod progress;
@@ -29,6 +30,15 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Show the mesh on four real virtual machines, checking every line of the story.
+    Demo {
+        /// Tear everything down afterwards instead of staying up.
+        #[arg(long)]
+        once: bool,
+        /// Only list missing packages, and fail if there are any.
+        #[arg(long)]
+        no_install: bool,
+    },
     /// Make the guest kernels and image that demo and tests boot.
     Guests {
         /// Only list missing packages, and fail if there are any.
@@ -71,6 +81,7 @@ fn main() -> ExitCode {
 
 fn perform(task: Task) -> Result<()> {
     match task {
+        Task::Demo { once, no_install } => demo::run(once, no_install),
         Task::Guests { no_install, renew } => {
             packages::require(&[packages::QEMU], !no_install)?;
             guests::build(renew)?;
