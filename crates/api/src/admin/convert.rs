@@ -3,13 +3,22 @@
 
 use std::net::IpAddr;
 
-use super::message::{Confidence, Nic, NicState, Party, Process, UnknownReason, Verdict};
+use super::message::{Confidence, Mode, Nic, NicState, Party, Process, UnknownReason, Verdict};
 
 impl From<model::Action> for Verdict {
     fn from(action: model::Action) -> Self {
         match action {
             model::Action::Allow => Self::Allow,
             model::Action::Deny => Self::Deny,
+        }
+    }
+}
+
+impl From<model::Mode> for Mode {
+    fn from(mode: model::Mode) -> Self {
+        match mode {
+            model::Mode::Enforce => Self::Enforce,
+            model::Mode::Audit => Self::Audit,
         }
     }
 }

@@ -131,7 +131,7 @@ fn syntax_errors_carry_their_place_and_hide_nothing_before_them() {
     let whole = BASE.trim_end_matches(HEADER).split_once("---\n").unwrap().1;
     let diagnostics = load_text(&format!("{whole}{cut}")).unwrap_err();
     assert_eq!(diagnostics.len(), 1, "a tenant may be in the unreadable part: {diagnostics:#?}");
-    for text in ["a: &a [*a]\n", "a: 'x", "{", "? [complex]\n: key\n", "a: *missing\n"] {
+    for text in ["a: &a [*a]\n", "a: 'x", "{", "? [complex]\n: key\n", "a: *missing\n", "a: !secret b\n"] {
         let diagnostics = load_text(text).expect_err(text);
         assert!(diagnostics[0].line >= 1, "{text:?} {diagnostics:?}");
     }
@@ -364,6 +364,29 @@ fn diagnostics_name_the_file_of_each_source() {
     let diagnostics = load_sources(&sources).unwrap_err();
     assert!(diagnostics.iter().all(|d| d.file.to_str() == Some("b.yaml")), "{diagnostics:#?}");
     assert!(diagnostics[0].reason.contains("a.yaml:3:18"), "{diagnostics:#?}");
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::test_runner::Config { cases: 500, failure_persistence: None, ..Default::default() })]
+
+    /// Damaged manifests load or are refused with reasons; they never crash or go unexplained.
+    #[test]
+    fn damaged_manifests_are_loaded_or_explained(
+        cuts in proptest::collection::vec((0.0..1.0_f64, 0..12_usize, "[ -~\\n\\t\u{0}\u{e4}]{0,6}"), 1..6),
+    ) {
+        let mut text = format!("{BASE}kind: AccessPolicy\nmetadata: {{name: p, tenant: acme}}\nspec:\n  action: Allow\n  from:\n  - vm: {{name: web}}\n    process: {{exe: /usr/bin/x, uid: 0}}\n");
+        for (place, length, insert) in cuts {
+            let mut characters: Vec<char> = text.chars().collect();
+            let start = (place * characters.len() as f64) as usize;
+            let end = (start + length).min(characters.len());
+            characters.splice(start..end, insert.chars());
+            text = characters.into_iter().collect();
+        }
+        if let Err(diagnostics) = load_text(&text) {
+            proptest::prop_assert!(!diagnostics.is_empty());
+            proptest::prop_assert!(diagnostics.iter().all(|d| !d.reason.is_empty() && !d.reason.contains('\n')));
+        }
+    }
 }
 
 mod files {
