@@ -54,13 +54,21 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     };
     let (a, control_a) = open(a)?;
     let (b, control_b) = open(b)?;
-    Cable { ends: [a, b], controls: [control_a, control_b], batch: Batch::new(), refused: 0 }.carry(&waker)
+    let mut cable = Cable {
+        ends: [a, b],
+        controls: [control_a, control_b],
+        batch: Batch::new(),
+        heads: [[0; HEAD_BYTES]; Batch::FRAMES_MAX],
+        refused: 0,
+    };
+    cable.carry(&waker)
 }
 
 struct Cable {
     ends: [Port; 2],
     controls: [PortControl; 2],
     batch: Batch,
+    heads: [[u8; HEAD_BYTES]; Batch::FRAMES_MAX],
     /// Frames that the other end did not take.
     refused: u64,
 }
@@ -106,17 +114,20 @@ impl Cable {
 
     /// Carries a batch from one end to the other.
     fn cross(&mut self, from: usize) -> usize {
-        let Self { ends: [a, b], batch, refused, .. } = self;
+        let Self { ends: [a, b], batch, heads, refused, .. } = self;
         let (from, to) = if from == 0 { (a, b) } else { (b, a) };
         let Ok(count) = from.receive(batch) else { return 0 };
         if count == 0 {
             return 0;
         }
-        let mut head = [0; HEAD_BYTES];
-        for chain in batch.iter() {
-            let len = chain.copy_out(0, &mut head);
+        // All heads first, as a switch does: their bytes arrive while others are copied.
+        for (chain, head) in batch.iter().zip(heads.iter_mut()) {
+            chain.copy_out(0, head);
+        }
+        for (chain, head) in batch.iter().zip(heads.iter()) {
+            let len = chain.len_bytes().min(HEAD_BYTES);
             let rest = (len < chain.len_bytes()).then_some((chain, len));
-            *refused += u64::from(to.send(&mut head[..len], rest).is_err());
+            *refused += u64::from(to.send(&head[..len], rest).is_err());
         }
         from.complete(count);
         to.flush();

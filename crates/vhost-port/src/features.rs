@@ -5,7 +5,7 @@
 pub const VNET_HEADER_BYTES: usize = 12;
 
 /// Where `num_buffers` is in the header.
-pub(crate) const NUM_BUFFERS: std::ops::Range<usize> = 10..12;
+pub(crate) const NUM_BUFFERS: usize = 10;
 
 /// `flags`: the checksum is partial and the receiver is to complete it.
 const HEADER_NEEDS_CSUM: u8 = 1;

@@ -51,6 +51,36 @@ pub enum LayoutError {
     Place(u64),
 }
 
+/// An index that runs freely modulo 2^16.
+///
+/// It takes 32 bits because compilers like to read a field of 16 bits with its neighbour, and a processor that has just
+/// written one of the two then waits until all stores before are done, those to guest memory included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Index(u32);
+
+impl Index {
+    #[inline(always)]
+    fn new(value: u16) -> Self {
+        Self(value.into())
+    }
+
+    #[inline(always)]
+    fn value(self) -> u16 {
+        self.0 as u16
+    }
+
+    #[inline(always)]
+    fn plus(self, count: u16) -> Self {
+        Self::new(self.value().wrapping_add(count))
+    }
+
+    /// How far this one is ahead of `other`.
+    #[inline(always)]
+    fn ahead_of(self, other: Self) -> u16 {
+        self.value().wrapping_sub(other.value())
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Ring {
     size: u16,
@@ -60,10 +90,10 @@ pub(crate) struct Ring {
     available: Window<'static>,
     used: Window<'static>,
     /// The guest's index as last read.
-    guest_index: u16,
-    next_available: u16,
-    next_used: u16,
-    published: u16,
+    guest_index: Index,
+    next_available: Index,
+    next_used: Index,
+    published: Index,
     call: Option<OwnedFd>,
     /// Holds the mapping of the windows above; dropped after them.
     memory: Arc<GuestMemory>,
@@ -92,7 +122,7 @@ impl Ring {
         let descriptors = part(addresses.descriptors, Table::ENTRY_BYTES, 0, 16)?;
         let available = part(addresses.available, AVAILABLE_ENTRY_BYTES, ENTRIES + 2, 2)?;
         let used = part(addresses.used, USED_ENTRY_BYTES, ENTRIES + 2, 4)?;
-        let done = used.acquire_u16(INDEX);
+        let done = Index::new(used.acquire_u16(INDEX));
         Ok(Self {
             size,
             mask: size - 1,
@@ -124,25 +154,25 @@ impl Ring {
     /// Chains not looked at yet, reading the guest's index only if fewer than `wanted` are known.
     #[inline(always)]
     pub(crate) fn waiting(&mut self, wanted: u16) -> Result<u16, RingFault> {
-        let known = self.guest_index.wrapping_sub(self.next_available);
+        let known = self.guest_index.ahead_of(self.next_available);
         if known >= wanted {
             return Ok(known);
         }
-        let available = self.available.acquire_u16(INDEX);
-        let ahead = available.wrapping_sub(self.next_used);
-        let held = self.next_available.wrapping_sub(self.next_used);
+        let guest_index = Index::new(self.available.acquire_u16(INDEX));
+        let ahead = guest_index.ahead_of(self.next_used);
+        let held = self.next_available.ahead_of(self.next_used);
         if ahead > self.size || ahead < held {
-            let size = self.size;
-            return Err(RingFault::AvailableIndex { available, used: self.next_used, size });
+            let (available, used) = (guest_index.value(), self.next_used.value());
+            return Err(RingFault::AvailableIndex { available, used, size: self.size });
         }
-        self.guest_index = available;
+        self.guest_index = guest_index;
         Ok(ahead - held)
     }
 
     /// The first descriptor of the chain `ahead` of the next one; the caller knows that it waits.
     #[inline(always)]
     pub(crate) fn head(&self, ahead: u16) -> Result<u16, RingFault> {
-        let entry = self.next_available.wrapping_add(ahead) & self.mask;
+        let entry = self.next_available.plus(ahead).value() & self.mask;
         let head = self.available.read_u16(ENTRIES + usize::from(entry) * AVAILABLE_ENTRY_BYTES);
         if head < self.size { Ok(head) } else { Err(RingFault::Head { head, size: self.size }) }
     }
@@ -150,28 +180,28 @@ impl Ring {
     /// Takes `count` waiting chains.
     #[inline(always)]
     pub(crate) fn advance(&mut self, count: u16) {
-        self.next_available = self.next_available.wrapping_add(count);
+        self.next_available = self.next_available.plus(count);
     }
 
     /// Position, below the ring's size, of the oldest chain held; `None` if none is.
     #[inline(always)]
     pub(crate) fn oldest(&self) -> Option<usize> {
-        (self.next_used != self.next_available).then(|| usize::from(self.next_used & self.mask))
+        (self.next_used != self.next_available).then(|| usize::from(self.next_used.value() & self.mask))
     }
 
     /// Position, below the ring's size, of the chain `ahead` of the next one.
     #[inline(always)]
     pub(crate) fn position(&self, ahead: u16) -> usize {
-        usize::from(self.next_available.wrapping_add(ahead) & self.mask)
+        usize::from(self.next_available.plus(ahead).value() & self.mask)
     }
 
     /// Gives a chain back, not yet visibly; `written` bytes of it were filled.
     #[inline(always)]
     pub(crate) fn put(&mut self, head: u16, written: u32) {
-        let entry = ENTRIES + usize::from(self.next_used & self.mask) * USED_ENTRY_BYTES;
+        let entry = ENTRIES + usize::from(self.next_used.value() & self.mask) * USED_ENTRY_BYTES;
         self.used.write_u32(entry, u32::from(head));
         self.used.write_u32(entry + 4, written);
-        self.next_used = self.next_used.wrapping_add(1);
+        self.next_used = self.next_used.plus(1);
     }
 
     /// Makes visible what was given back; notifies the guest if it asked for that.
@@ -182,13 +212,13 @@ impl Ring {
         }
         let before = self.published;
         self.published = self.next_used;
-        self.used.release_u16(INDEX, self.next_used);
+        self.used.release_u16(INDEX, self.next_used.value());
         // The guest writes its wish, then reads our index; we write our index, then read its wish. Without this fence
         // both could read the old value, and nobody would wake (section 2.7.13.4.1).
         fence(Ordering::SeqCst);
         let wanted = if self.event_index {
-            let event = self.available.read_u16(self.available.len() - 2);
-            self.next_used.wrapping_sub(event).wrapping_sub(1) < self.next_used.wrapping_sub(before)
+            let event = Index::new(self.available.read_u16(self.available.len() - 2));
+            self.next_used.ahead_of(event).wrapping_sub(1) < self.next_used.ahead_of(before)
         } else {
             self.available.read_u16(0) & NO_INTERRUPT == 0
         };
@@ -215,7 +245,7 @@ impl Ring {
     /// in which case no notification may come.
     pub(crate) fn arm(&mut self) -> Result<bool, RingFault> {
         if self.event_index {
-            self.used.write_u16(self.used.len() - 2, self.next_available);
+            self.used.write_u16(self.used.len() - 2, self.next_available.value());
         } else {
             self.used.write_u16(0, 0);
         }
@@ -234,7 +264,7 @@ impl Ring {
 
     /// The used index that the guest sees.
     pub(crate) fn used_index(&self) -> u16 {
-        self.published
+        self.published.value()
     }
 
     /// Hints at the parts of the chain `ahead` that [`Ring::head`] and a walk from `head` will read.

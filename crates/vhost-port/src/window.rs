@@ -129,6 +129,18 @@ impl<'m> Window<'m> {
         len
     }
 
+    /// Writes a few bytes at any `offset`; `false`, and nothing written, if they do not fit.
+    #[inline(always)]
+    pub(crate) fn put<const N: usize>(&self, offset: usize, bytes: [u8; N]) -> bool {
+        let rest = self.skip(offset);
+        if rest.len < N {
+            return false;
+        }
+        // SAFETY: the window has `N` bytes there; `bytes` is private memory and cannot overlap a mapping.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), rest.start.as_ptr(), N) };
+        true
+    }
+
     /// Copies the first bytes of `from` here, as many as both have; says how many. The two may overlap: a guest can give
     /// one buffer for both directions.
     #[inline(always)]

@@ -149,9 +149,9 @@ fn a_malformed_receive_buffer_is_given_back_empty_with_those_before_it() {
         write(&guest, guest.receive.addresses.descriptors);
         guest.offer(false, 1);
         guest.post(2, 2048);
-        assert_eq!(bench.port.send(&mut frame(1000, 0), None), Err(SendError::Chain(fault)));
+        assert_eq!(bench.port.send(&frame(1000, 0), None), Err(SendError::Chain(fault)));
         assert_eq!(bench.port.counters().chain_faults[fault as usize], 1);
-        bench.port.send(&mut frame(1000, 0), None).unwrap();
+        bench.port.send(&frame(1000, 0), None).unwrap();
         bench.port.flush();
         assert_eq!(guest.collect(false), [(0, 0), (1, 0), (2, 1000)], "{fault}");
     }
@@ -204,7 +204,7 @@ fn a_head_outside_the_table_stops_the_port_in_both_directions() {
     let mut guest = Guest::new(8, linux());
     let mut bench = Bench::serving(&guest);
     guest.offer(false, 8);
-    assert_eq!(bench.port.send(&mut frame(64, 0), None), Err(SendError::Ring(fault)));
+    assert_eq!(bench.port.send(&frame(64, 0), None), Err(SendError::Ring(fault)));
     assert!(!bench.port.is_running());
     assert!(!bench.port.arm_kicks());
 }

@@ -21,7 +21,7 @@ fn carry(from: &mut Bench, to: &mut Bench, head_bytes: usize) -> usize {
         for chain in batch.iter() {
             let len = chain.copy_out(0, &mut head);
             let rest = (len < chain.len_bytes()).then_some((chain, len));
-            arrived += usize::from(to.port.send(&mut head[..len], rest).is_ok());
+            arrived += usize::from(to.port.send(&head[..len], rest).is_ok());
         }
         from.port.complete(count);
     }
@@ -179,7 +179,7 @@ fn stopping_gives_up_held_frames_and_starting_receives_them_again() {
     assert_eq!(bench.port.receive(&mut batch).unwrap(), 0);
     bench.port.complete(3);
     bench.port.flush();
-    assert_eq!(bench.port.send(&mut frame(64, 0), None), Err(SendError::Stopped));
+    assert_eq!(bench.port.send(&frame(64, 0), None), Err(SendError::Stopped));
     assert_eq!(guest.collect(true), [(0, 0)]);
 
     bench.start(&guest);
@@ -207,13 +207,13 @@ fn a_batch_outlives_its_device() {
 fn a_frame_that_finds_no_room_leaves_the_ring_as_it_was() {
     let mut guest = Guest::new(8, linux());
     let mut bench = Bench::serving(&guest);
-    assert_eq!(bench.port.send(&mut frame(64, 0), None), Err(SendError::NoBuffers));
+    assert_eq!(bench.port.send(&frame(64, 0), None), Err(SendError::NoBuffers));
     guest.post(0, 200);
     guest.post(1, 200);
-    assert_eq!(bench.port.send(&mut frame(500, 0), None), Err(SendError::NoBuffers));
+    assert_eq!(bench.port.send(&frame(500, 0), None), Err(SendError::NoBuffers));
     bench.port.flush();
     assert!(guest.collect(false).is_empty());
-    bench.port.send(&mut frame(400, 0), None).unwrap();
+    bench.port.send(&frame(400, 0), None).unwrap();
     bench.port.flush();
     assert_eq!(guest.collect(false), [(0, 200), (1, 200)]);
 
@@ -221,8 +221,8 @@ fn a_frame_that_finds_no_room_leaves_the_ring_as_it_was() {
     let mut bench = Bench::serving(&plain);
     plain.post(0, 200);
     plain.post(1, 200);
-    assert_eq!(bench.port.send(&mut frame(201, 0), None), Err(SendError::TooSmall));
-    bench.port.send(&mut frame(200, 0), None).unwrap();
+    assert_eq!(bench.port.send(&frame(201, 0), None), Err(SendError::TooSmall));
+    bench.port.send(&frame(200, 0), None).unwrap();
     bench.port.flush();
     assert_eq!(plain.collect(false), [(0, 200)]);
 }
@@ -232,9 +232,9 @@ fn only_frames_are_sent() {
     let mut guest = Guest::new(8, linux());
     let mut bench = Bench::serving(&guest);
     guest.post(0, 2048);
-    assert_eq!(bench.port.send(&mut [], None), Err(SendError::Malformed));
-    assert_eq!(bench.port.send(&mut [0; 11], None), Err(SendError::Malformed));
-    assert_eq!(bench.port.send(&mut vec![0; 70_000], None), Err(SendError::Malformed));
+    assert_eq!(bench.port.send(&[], None), Err(SendError::Malformed));
+    assert_eq!(bench.port.send(&[0; 11], None), Err(SendError::Malformed));
+    assert_eq!(bench.port.send(&vec![0; 70_000], None), Err(SendError::Malformed));
 }
 
 #[test]
@@ -251,14 +251,14 @@ fn offloads_reach_only_guests_that_offered_to_finish_them() {
             let mut bench = Bench::serving(&guest);
             guest.post(0, 2048);
             let expected = if needed == Some(missing) { Err(SendError::Offload) } else { Ok(()) };
-            assert_eq!(bench.port.send(&mut header(flags, kind), None), expected, "{flags} {kind} {missing}");
+            assert_eq!(bench.port.send(&header(flags, kind), None), expected, "{flags} {kind} {missing}");
         }
     }
     for kind in [2, 3, 5, 0x81, 255] {
         let mut guest = Guest::new(8, linux());
         let mut bench = Bench::serving(&guest);
         guest.post(0, 2048);
-        assert_eq!(bench.port.send(&mut header(0, kind), None), Err(SendError::Offload), "{kind}");
+        assert_eq!(bench.port.send(&header(0, kind), None), Err(SendError::Offload), "{kind}");
     }
 }
 
@@ -272,8 +272,8 @@ fn a_guest_may_receive_into_the_buffer_it_sends_from() {
     guest.offer(false, 0);
     let mut batch = Batch::new();
     bench.port.receive(&mut batch).unwrap();
-    let mut head = whole[..64].to_vec();
-    bench.port.send(&mut head, Some((batch.chain(0), 64))).unwrap();
+    let head = whole[..64].to_vec();
+    bench.port.send(&head, Some((batch.chain(0), 64))).unwrap();
     bench.port.flush();
     // What the frame's start overwrote of its own rest is the guest's own doing; the length is right.
     assert_eq!(guest.collect(false), [(0, 1000)]);

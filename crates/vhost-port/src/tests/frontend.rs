@@ -290,7 +290,7 @@ fn carry(from: &mut Port, to: &mut Port, batch: &mut Batch) {
     for chain in batch.iter() {
         let len = chain.copy_out(0, &mut head);
         let rest = (len < chain.len_bytes()).then_some((chain, len));
-        let _ = to.send(&mut head[..len], rest);
+        let _ = to.send(&head[..len], rest);
     }
     from.complete(count);
     from.flush();

@@ -71,14 +71,14 @@ proptest! {
             write(&guest, false, &receive);
             let count = bench.port.receive(&mut batch).unwrap_or(0);
             prop_assert!(count <= usize::from(RING));
-            let mut head = frame(128, 0);
+            let head = frame(128, 0);
             for chain in batch.iter() {
                 prop_assert!(chain.len_bytes() <= 68 * 1024);
-                let mut bytes = frame(12, 0);
-                let _ = other.port.send(&mut bytes, Some((chain, 12)));
+                let bytes = frame(12, 0);
+                let _ = other.port.send(&bytes, Some((chain, 12)));
             }
             for _ in 0..8 {
-                let _ = bench.port.send(&mut head, None);
+                let _ = bench.port.send(&head, None);
             }
             bench.port.complete(completed);
             bench.port.arm_kicks();
