@@ -17,7 +17,7 @@ pub mod wire;
 
 pub use client::{Client, ClientError, Watch};
 pub use message::{
-    Confidence, ExplainedRule, Explanation, Flow, Introspection, IntrospectionState, Mode, Nic, NicState,
-    Party, PolicyStatus, PollStats, PortStatus, Process, Refusal, Request, Response, Socket, SocketOwner,
-    Status, UnknownReason, Verdict, Vm,
+    Confidence, ExplainedRule, Explanation, Flow, Introspection, IntrospectionState, Latency, Mode, Nic,
+    NicState, Party, PolicyStatus, PollStats, PortStatus, Process, Refusal, Request, Response, Socket,
+    SocketOwner, Status, UnknownReason, Verdict, Vm,
 };

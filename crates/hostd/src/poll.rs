@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
+use hdrhistogram::Histogram;
 use model::{Moment, NicRef, Snapshot};
 use platform::{EventFd, Poller, Trigger};
 use vhost_port::{GuestMemory, Port, PortCounters, PortEvent, VNET_HEADER_BYTES};
@@ -35,6 +36,8 @@ const SLEEP_MAX: Duration = Duration::from_millis(100);
 const UPKEEP_BUSY_SLOTS: usize = 64;
 /// Slots looked at before each sleep.
 const UPKEEP_IDLE_SLOTS: usize = 16_384;
+/// Longest wait that is told apart from longer ones.
+pub const WAIT_NS_MAX: u64 = 10_000_000_000;
 /// Flow events waiting for the flow log; more are counted as lost.
 pub const EVENTS_QUEUED_MAX: usize = 65_536;
 
@@ -90,6 +93,8 @@ pub struct Numbers {
     pub late: u64,
     /// Flow events lost because the flow log was behind.
     pub events_lost: u64,
+    /// How long frames waited for an answer, in nanoseconds; to three digits up to [`WAIT_NS_MAX`].
+    pub waits: Option<Histogram<u64>>,
 }
 
 /// Wakes the poll thread.
@@ -185,6 +190,7 @@ pub struct Poll {
     /// The same with its virtio-net header in front, ready for delivery.
     head: Box<[u8; VNET_HEADER_BYTES + HEAD_LEN_BYTES_MAX]>,
     numbers: Numbers,
+    waits: Histogram<u64>,
 }
 
 const WAKE_TOKEN: u64 = u64::MAX;
@@ -198,8 +204,9 @@ impl Poll {
         let poller = Poller::new()?;
         poller.add(&*wiring.wake.0, WAKE_TOKEN, Trigger::Level)?;
         let head = Box::new([0; VNET_HEADER_BYTES + HEAD_LEN_BYTES_MAX]);
+        let waits = Histogram::new_with_max(WAIT_NS_MAX, 3).expect("a valid range");
         let (frame, numbers) = (Box::default(), Numbers::default());
-        Ok(Self { switch, lanes: Vec::new(), wiring, poller, frame, head, numbers })
+        Ok(Self { switch, lanes: Vec::new(), wiring, poller, frame, head, numbers, waits })
     }
 
     /// Runs until the process ends. A panic here is a bug that would leave guests without a network and
@@ -368,6 +375,7 @@ impl Poll {
             switch: self.switch.counters().clone(),
             flows: self.switch.flow_count(),
             ports: self.lanes.iter().flatten().map(counters).collect(),
+            waits: Some(self.waits.clone()),
             ..self.numbers.clone()
         }
     }

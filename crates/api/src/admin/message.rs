@@ -405,6 +405,20 @@ pub struct PortStatus {
     pub dropped_frames: u64,
 }
 
+/// How long something took, over all times since the daemon started, in microseconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Latency {
+    /// How often it happened.
+    pub count: u64,
+    /// Half of the times it took at most this long.
+    pub p50_us: u64,
+    /// In 99 of 100 times it took at most this long.
+    pub p99_us: u64,
+    /// The longest.
+    pub max_us: u64,
+}
+
 /// What the poll thread does with its time.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -443,6 +457,9 @@ pub struct Status {
     /// The poll thread.
     #[serde(default)]
     pub poll: PollStats,
+    /// How long frames waited in their guest's ring for their process to be known.
+    #[serde(default)]
+    pub attribution: Latency,
 }
 
 /// What policy is in force.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use api::admin::{
-    Flow, IntrospectionState, Nic, NicState, PolicyStatus, PollStats, PortStatus, Process, Refusal, Request,
-    Response, Status, Vm,
+    Flow, IntrospectionState, Latency, Nic, NicState, PolicyStatus, PollStats, PortStatus, Process, Refusal,
+    Request, Response, Status, Vm,
 };
 use crossbeam_channel::Receiver;
 use model::{NicRef, VmRef};
@@ -222,6 +222,7 @@ impl Desk {
                 sleeps: numbers.sleeps,
                 frames: numbers.frames,
             },
+            attribution: numbers.waits.as_ref().map_or_else(Latency::default, view::latency),
         })))
     }
 

@@ -3,7 +3,8 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use api::admin::{Flow, Party, Socket, SocketOwner, Verdict};
+use api::admin::{Flow, Latency, Party, Socket, SocketOwner, Verdict};
+use hdrhistogram::Histogram;
 use model::{Moment, VmRef};
 use vhost_port::Features;
 use vswitch::{FlowEnd, FlowRecord, FlowState};
@@ -69,6 +70,17 @@ pub fn socket(socket: &vmi::Socket, name: impl Fn(u32) -> String) -> Socket {
             .iter()
             .map(|owner| SocketOwner { pid: owner.pid, name: name(owner.pid), fd: owner.fd })
             .collect(),
+    }
+}
+
+/// Waits as clients see them; `waits` is in nanoseconds.
+pub fn latency(waits: &Histogram<u64>) -> Latency {
+    let us = |ns: u64| ns.div_ceil(1000);
+    Latency {
+        count: waits.len(),
+        p50_us: us(waits.value_at_quantile(0.5)),
+        p99_us: us(waits.value_at_quantile(0.99)),
+        max_us: us(waits.max()),
     }
 }
 

@@ -31,6 +31,7 @@ pub struct Lane {
 #[derive(Debug)]
 struct Held {
     ticket: u64,
+    since: Moment,
     deadline: Moment,
     outcome: Option<Outcome>,
 }
@@ -117,7 +118,11 @@ impl Poll {
     fn handle(&mut self, lane: &mut Lane, chain: &Chain<'_>, now: Moment) -> Handled {
         let answers = match lane.held.take() {
             None => None,
-            Some(Held { outcome: Some(Outcome::Answers(answers)), .. }) => Some(answers),
+            Some(Held { outcome: Some(Outcome::Answers(answers)), since, .. }) => {
+                let waited = u64::try_from(now.since(since).as_nanos()).unwrap_or(u64::MAX);
+                self.waits.saturating_record(waited);
+                Some(answers)
+            }
             Some(Held { outcome: Some(Outcome::NotReady), .. }) => {
                 self.numbers.not_ready += 1;
                 return Handled::Done;
@@ -179,7 +184,8 @@ impl Poll {
             self.numbers.late += 1;
             return Handled::Done;
         }
-        lane.held = Some(Held { ticket, deadline: now.after(self.wiring.attribution_wait), outcome: None });
+        let deadline = now.after(self.wiring.attribution_wait);
+        lane.held = Some(Held { ticket, since: now, deadline, outcome: None });
         Handled::Held
     }
 }

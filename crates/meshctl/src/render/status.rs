@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use api::Diagnostic;
-use api::admin::{PolicyStatus, Status};
+use api::admin::{Latency, PolicyStatus, Status};
 
 use super::{Grid, Style, diagnostics, plain, plural, size, span};
 use crate::text::{visible, visible_sentence};
@@ -27,6 +27,7 @@ pub(crate) fn status(status: &Status, style: Style) -> String {
                 plural(poll.sleeps, "sleep")
             ),
         ),
+        ("attribution", attribution(&status.attribution)),
     ]);
     shown.push('\n');
     shown.push_str(&ports(status, style));
@@ -35,6 +36,14 @@ pub(crate) fn status(status: &Status, style: Style) -> String {
         shown.push_str(&drops(&status.drops, style));
     }
     shown + &refused(&status.policy_errors, style)
+}
+
+fn attribution(waits: &Latency) -> String {
+    if waits.count == 0 {
+        return "no frame had to wait for its process".into();
+    }
+    let waited = plural(waits.count, "frame");
+    format!("{waited} waited, p50 {} us, p99 {} us, max {} us", waits.p50_us, waits.p99_us, waits.max_us)
 }
 
 fn ports(status: &Status, style: Style) -> String {
@@ -117,6 +126,7 @@ mod tests {
             }],
             drops: BTreeMap::from([("spoofed-mac".into(), 1)]),
             poll: PollStats { rounds: 100, busy_rounds: 20, sleeps: 1, frames: 19 },
+            attribution: Latency { count: 3, p50_us: 20, p99_us: 60, max_us: 61 },
             policy_errors: vec![],
         };
         assert_eq!(
@@ -127,6 +137,7 @@ uptime        1m 1s
 generation    2
 flows         7
 poll thread   19 frames, 20 of 100 rounds busy, 1 sleep
+attribution   3 frames waited, p50 20 us, p99 60 us, max 61 us
 
 PORT           OUT  OUT BYTES  IN  IN BYTES  DROPPED
 acme/web/net0   10    1.0 KiB   9     900 B        1
