@@ -37,12 +37,12 @@ pub struct Arp {
 
 impl Arp {
     pub(crate) fn parse(head: Head<'_>) -> Result<Self, ParseError> {
-        let b: [u8; ARP_LEN_BYTES] = head.read(ETHERNET_LEN_BYTES, Layer::Arp)?;
-        let shape = (be16(&b, 0), be16(&b, 2), b[4], b[5]);
+        let b: &[u8; ARP_LEN_BYTES] = head.read(ETHERNET_LEN_BYTES, Layer::Arp)?;
+        let shape = (be16(b, 0), be16(b, 2), b[4], b[5]);
         if shape != (HARDWARE_ETHERNET, EtherType::Ipv4.number(), 6, 4) {
             return Err(ParseError::Illegal(Layer::Arp));
         }
-        let operation = match be16(&b, 6) {
+        let operation = match be16(b, 6) {
             1 => Operation::Request,
             2 => Operation::Reply,
             _ => return Err(ParseError::Illegal(Layer::Arp)),

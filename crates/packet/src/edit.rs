@@ -8,6 +8,7 @@ use crate::ip::NETWORK_OFFSET;
 use crate::{Addresses, Ip, checksum};
 
 /// Writes the Ethernet destination. A head without an Ethernet header is left alone.
+#[inline]
 pub fn set_destination(head: &mut [u8], mac: MacAddr) {
     if let Some(field) = head.get_mut(..6) {
         field.copy_from_slice(&mac.0);
@@ -15,6 +16,7 @@ pub fn set_destination(head: &mut [u8], mac: MacAddr) {
 }
 
 /// Writes the Ethernet source. A head without an Ethernet header is left alone.
+#[inline]
 pub fn set_source(head: &mut [u8], mac: MacAddr) {
     if let Some(field) = head.get_mut(6..12) {
         field.copy_from_slice(&mac.0);

@@ -58,9 +58,10 @@ pub struct Ethernet {
 
 impl Ethernet {
     /// Reads the header at the start of the frame.
+    #[inline]
     pub(crate) fn parse(head: Head<'_>) -> Result<Self, ParseError> {
-        let bytes: [u8; ETHERNET_LEN_BYTES] = head.read(0, Layer::Ethernet)?;
-        let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, t0, t1] = bytes;
+        let bytes: &[u8; ETHERNET_LEN_BYTES] = head.read(0, Layer::Ethernet)?;
+        let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, t0, t1] = *bytes;
         Ok(Self {
             destination: MacAddr([d0, d1, d2, d3, d4, d5]),
             source: MacAddr([s0, s1, s2, s3, s4, s5]),

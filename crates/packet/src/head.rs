@@ -81,6 +81,7 @@ pub struct Head<'a> {
 impl<'a> Head<'a> {
     /// The head of a frame of `total_len_bytes`; bytes beyond that are not part of it.
     #[must_use]
+    #[inline]
     pub fn new(bytes: &'a [u8], total_len_bytes: usize) -> Self {
         Self { bytes: &bytes[..bytes.len().min(total_len_bytes)], total_len_bytes }
     }
@@ -105,6 +106,7 @@ impl<'a> Head<'a> {
 
     /// The same head, of a frame that ends at `end` at the latest.
     #[must_use]
+    #[inline]
     pub(crate) fn until(self, end: usize) -> Self {
         Self::new(self.bytes, self.total_len_bytes.min(end))
     }
@@ -113,7 +115,8 @@ impl<'a> Head<'a> {
     ///
     /// # Errors
     /// `NeedMore` when the frame has them but the head does not, `Truncated` when the frame has not.
-    pub(crate) fn read<const N: usize>(&self, at: usize, layer: Layer) -> Result<[u8; N], ParseError> {
+    #[inline]
+    pub(crate) fn read<const N: usize>(&self, at: usize, layer: Layer) -> Result<&'a [u8; N], ParseError> {
         let end = at.checked_add(N).ok_or(ParseError::Truncated(layer))?;
         match self.bytes.get(at..end).and_then(|slice| slice.try_into().ok()) {
             Some(array) => Ok(array),
@@ -138,11 +141,13 @@ impl<'a> Head<'a> {
 }
 
 /// The big-endian number in the two bytes at `at` of an array.
+#[inline]
 pub(crate) fn be16(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
 }
 
 /// The big-endian number in the four bytes at `at` of an array.
+#[inline]
 pub(crate) fn be32(bytes: &[u8], at: usize) -> u32 {
     u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }

@@ -42,7 +42,7 @@ pub enum Meaning {
 
 impl Icmp {
     pub(crate) fn parse(head: Head<'_>, at: usize) -> Result<Self, ParseError> {
-        let b: [u8; ICMP_LEN_BYTES] = head.read(at, Layer::Icmp)?;
+        let b: &[u8; ICMP_LEN_BYTES] = head.read(at, Layer::Icmp)?;
         Ok(Self { kind: b[0], code: b[1], rest: [b[4], b[5], b[6], b[7]] })
     }
 
@@ -88,11 +88,11 @@ impl Quoted {
         if inner.fragment.is_some_and(|piece| piece.offset_bytes != 0) {
             return Err(ParseError::Illegal(Layer::Icmp));
         }
-        let b: [u8; 8] = head.read(inner.transport_offset, Layer::Icmp)?;
+        let b: &[u8; 8] = head.read(inner.transport_offset, Layer::Icmp)?;
         Ok(Self {
             addresses: inner.addresses,
             protocol: inner.protocol,
-            ports: [be16(&b, 0), be16(&b, 2)],
+            ports: [be16(b, 0), be16(b, 2)],
             rest: [b[4], b[5], b[6], b[7]],
         })
     }

@@ -100,17 +100,19 @@ pub struct Ip {
 impl Ip {
     /// Length of all above IP, in bytes.
     #[must_use]
+    #[inline]
     pub fn payload_len_bytes(&self) -> usize {
         self.end - self.transport_offset
     }
 
+    #[inline]
     pub(crate) fn parse_v4(head: Head<'_>, at: usize, strict: bool) -> Result<Self, ParseError> {
-        let b: [u8; IPV4_LEN_BYTES] = head.read(at, Layer::Ipv4)?;
+        let b: &[u8; IPV4_LEN_BYTES] = head.read(at, Layer::Ipv4)?;
         if b[0] >> 4 != 4 {
             return Err(ParseError::Version(Layer::Ipv4));
         }
         let header_len = usize::from(b[0] & 0x0f) * 4;
-        let total_len = usize::from(be16(&b, 2));
+        let total_len = usize::from(be16(b, 2));
         if header_len < IPV4_LEN_BYTES || (strict && total_len < header_len) {
             return Err(ParseError::HeaderLength(Layer::Ipv4));
         }
@@ -121,16 +123,16 @@ impl Ip {
         if at + header_len > end {
             return Err(ParseError::Truncated(Layer::Ipv4));
         }
-        let bits = be16(&b, 6);
+        let bits = be16(b, 6);
         let piece = Fragment {
-            id: be16(&b, 4).into(),
+            id: be16(b, 4).into(),
             offset_bytes: u32::from(bits & 0x1fff) * 8,
             more: bits & 0x2000 != 0,
         };
         Ok(Self {
             addresses: Addresses::V4 {
-                source: Ipv4Addr::new(b[12], b[13], b[14], b[15]),
-                destination: Ipv4Addr::new(b[16], b[17], b[18], b[19]),
+                source: Ipv4Addr::from_bits(be32(b, 12)),
+                destination: Ipv4Addr::from_bits(be32(b, 16)),
             },
             protocol: b[9].into(),
             ttl: b[8],
@@ -141,13 +143,13 @@ impl Ip {
         })
     }
 
+    #[inline]
     pub(crate) fn parse_v6(head: Head<'_>, at: usize, strict: bool) -> Result<Self, ParseError> {
-        let b: [u8; IPV6_LEN_BYTES] = head.read(at, Layer::Ipv6)?;
+        let b: &[u8; IPV6_LEN_BYTES] = head.read(at, Layer::Ipv6)?;
         if b[0] >> 4 != 6 {
             return Err(ParseError::Version(Layer::Ipv6));
         }
-        let end =
-            if strict { at + IPV6_LEN_BYTES + usize::from(be16(&b, 4)) } else { head.total_len_bytes() };
+        let end = if strict { at + IPV6_LEN_BYTES + usize::from(be16(b, 4)) } else { head.total_len_bytes() };
         if end > head.total_len_bytes() {
             return Err(ParseError::Overlong(Layer::Ipv6));
         }
@@ -171,6 +173,7 @@ impl Ip {
     }
 
     /// Parses the packet at `at` with its transport header.
+    #[inline]
     pub(crate) fn with_transport(mut self, head: Head<'_>) -> Result<Self, ParseError> {
         if self.fragment.is_none_or(|piece| piece.offset_bytes == 0) {
             self.transport = Transport::parse(head.until(self.end), &self)?;
@@ -192,7 +195,7 @@ impl Chain {
         for _ in 0..EXTENSION_HEADERS_MAX {
             match chain.protocol {
                 HOP_BY_HOP | DESTINATION_OPTIONS => {
-                    let [next, len]: [u8; 2] = head.read(chain.at, Layer::Ipv6)?;
+                    let &[next, len] = head.read(chain.at, Layer::Ipv6)?;
                     chain.at += 8 + usize::from(len) * 8;
                     chain.protocol = next;
                     if chain.at > head.total_len_bytes() {
@@ -200,10 +203,10 @@ impl Chain {
                     }
                 }
                 FRAGMENT if chain.fragment.is_none() => {
-                    let b: [u8; 8] = head.read(chain.at, Layer::Ipv6)?;
-                    let bits = be16(&b, 2);
+                    let b: &[u8; 8] = head.read(chain.at, Layer::Ipv6)?;
+                    let bits = be16(b, 2);
                     let piece = Fragment {
-                        id: be32(&b, 4),
+                        id: be32(b, 4),
                         offset_bytes: u32::from(bits & 0xfff8),
                         more: bits & 1 != 0,
                     };

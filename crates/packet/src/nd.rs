@@ -39,8 +39,8 @@ impl Solicitation {
     /// # Errors
     /// When the message is too short or not legal by RFC 4861 section 7.1.1.
     pub fn parse(head: Head<'_>, ip: &Ip) -> Result<Self, ParseError> {
-        let target: [u8; 16] = head.until(ip.end).read(ip.transport_offset + ICMP_LEN_BYTES, Layer::Icmp)?;
-        let target = Ipv6Addr::from(target);
+        let target: &[u8; 16] = head.until(ip.end).read(ip.transport_offset + ICMP_LEN_BYTES, Layer::Icmp)?;
+        let target = Ipv6Addr::from(*target);
         if ip.ttl != HOP_LIMIT || target.is_multicast() {
             return Err(ParseError::Illegal(Layer::Icmp));
         }

@@ -30,6 +30,7 @@ impl Packet {
     ///
     /// # Errors
     /// `NeedMore` when the head is shorter than the headers; anything else means the frame is malformed.
+    #[inline]
     pub fn parse(head: Head<'_>) -> Result<Self, ParseError> {
         let ethernet = Ethernet::parse(head)?;
         let network = match ethernet.ether_type {

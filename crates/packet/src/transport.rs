@@ -27,6 +27,7 @@ pub enum Transport {
 
 impl Transport {
     /// Reads the header at `ip.transport_offset`; `head` must end where the packet ends.
+    #[inline]
     pub(crate) fn parse(head: Head<'_>, ip: &Ip) -> Result<Self, ParseError> {
         match (ip.protocol, ip.addresses) {
             (Protocol::Tcp, _) => Tcp::parse(head, ip).map(Self::Tcp),
@@ -107,8 +108,9 @@ pub struct Tcp {
 }
 
 impl Tcp {
+    #[inline]
     fn parse(head: Head<'_>, ip: &Ip) -> Result<Self, ParseError> {
-        let b: [u8; TCP_LEN_BYTES] = head.read(ip.transport_offset, Layer::Tcp)?;
+        let b: &[u8; TCP_LEN_BYTES] = head.read(ip.transport_offset, Layer::Tcp)?;
         let header_len = usize::from(b[12] >> 4) * 4;
         if header_len < TCP_LEN_BYTES {
             return Err(ParseError::HeaderLength(Layer::Tcp));
@@ -116,18 +118,19 @@ impl Tcp {
         let payload_len_bytes =
             ip.payload_len_bytes().checked_sub(header_len).ok_or(ParseError::Truncated(Layer::Tcp))?;
         Ok(Self {
-            source_port: be16(&b, 0),
-            destination_port: be16(&b, 2),
-            sequence: be32(&b, 4),
-            acknowledgment: be32(&b, 8),
+            source_port: be16(b, 0),
+            destination_port: be16(b, 2),
+            sequence: be32(b, 4),
+            acknowledgment: be32(b, 8),
             flags: TcpFlags(b[13]),
-            window: be16(&b, 14),
+            window: be16(b, 14),
             payload_len_bytes,
         })
     }
 
     /// The sequence number after this segment: data, SYN and FIN count.
     #[must_use]
+    #[inline]
     pub fn sequence_end(&self) -> u32 {
         // An IP packet has at most 2^16 bytes, so the cast loses nothing.
         let data = self.payload_len_bytes as u32;
@@ -151,9 +154,10 @@ pub struct Udp {
 }
 
 impl Udp {
+    #[inline]
     fn parse(head: Head<'_>, ip: &Ip) -> Result<Self, ParseError> {
-        let b: [u8; UDP_LEN_BYTES] = head.read(ip.transport_offset, Layer::Udp)?;
-        let len = usize::from(be16(&b, 4));
+        let b: &[u8; UDP_LEN_BYTES] = head.read(ip.transport_offset, Layer::Udp)?;
+        let len = usize::from(be16(b, 4));
         if len < UDP_LEN_BYTES {
             return Err(ParseError::HeaderLength(Layer::Udp));
         }
@@ -162,8 +166,8 @@ impl Udp {
             return Err(ParseError::Overlong(Layer::Udp));
         }
         Ok(Self {
-            source_port: be16(&b, 0),
-            destination_port: be16(&b, 2),
+            source_port: be16(b, 0),
+            destination_port: be16(b, 2),
             payload_offset: ip.transport_offset + UDP_LEN_BYTES,
             payload_len_bytes: len.min(ip.payload_len_bytes()) - UDP_LEN_BYTES,
         })

@@ -115,6 +115,7 @@ impl VnetHeader {
     ///
     /// # Errors
     /// When the header contradicts the frame.
+    #[inline]
     pub fn forwarded(&self, total_len_bytes: usize, ip: Option<&Ip>) -> Result<Self, OffloadError> {
         let mut out = Self::default();
         if self.needs_checksum() {

@@ -18,16 +18,16 @@ const ECHO_REQUEST: u16 = 1;
 const ECHO_REPLY: u16 = 2;
 
 /// One direction of a flow: where its frames come in, and their tuple before any rewriting.
+///
+/// Five words, so that keys are made, hashed and compared in registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub(crate) struct FlowKey {
-    source: [u8; 16],
-    destination: [u8; 16],
-    source_port: u16,
-    destination_port: u16,
-    ingress: u16,
-    protocol: u8,
-    family: u8,
+    /// High and low half of the address as a number; an IPv4 address has only a low half.
+    source: [u64; 2],
+    destination: [u64; 2],
+    /// From the highest bits: source port, destination port, ingress (16 each), protocol, family (8 each).
+    rest: u64,
 }
 
 impl FlowKey {
@@ -67,64 +67,75 @@ impl FlowKey {
     #[inline]
     fn new(ingress: PortId, addresses: Addresses, protocol: Protocol, ports: (u16, u16)) -> Self {
         let (source, destination, family) = match addresses {
-            Addresses::V4 { source, destination } => (wide(source), wide(destination), FAMILY_V4),
-            Addresses::V6 { source, destination } => (source.octets(), destination.octets(), FAMILY_V6),
+            Addresses::V4 { source, destination } => {
+                ([0, source.to_bits().into()], [0, destination.to_bits().into()], FAMILY_V4)
+            }
+            Addresses::V6 { source, destination } => {
+                (halves(source.to_bits()), halves(destination.to_bits()), FAMILY_V6)
+            }
         };
-        Self {
-            source,
-            destination,
-            source_port: ports.0,
-            destination_port: ports.1,
-            ingress: ingress.0,
-            protocol: protocol.number(),
-            family,
-        }
+        Self { source, destination, rest: rest(ports, ingress, protocol.number(), family) }
+    }
+
+    /// The words that make up the key.
+    #[inline]
+    pub(crate) fn words(&self) -> [u64; 5] {
+        let ([a, b], [c, d]) = (self.source, self.destination);
+        [a, b, c, d, self.rest]
     }
 
     /// The key of the answers, which come in at `ingress`.
     pub(crate) fn mirrored(&self, ingress: PortId) -> Self {
-        let ports = match (self.protocol(), self.destination_port) {
-            (Protocol::Icmp | Protocol::Icmpv6, ECHO_REQUEST) => (self.source_port, ECHO_REPLY),
-            (Protocol::Icmp | Protocol::Icmpv6, _) => (self.source_port, ECHO_REQUEST),
-            _ => (self.destination_port, self.source_port),
+        let (source_port, destination_port) = self.raw_ports();
+        let ports = match (self.protocol(), destination_port) {
+            (Protocol::Icmp | Protocol::Icmpv6, ECHO_REQUEST) => (source_port, ECHO_REPLY),
+            (Protocol::Icmp | Protocol::Icmpv6, _) => (source_port, ECHO_REQUEST),
+            _ => (destination_port, source_port),
         };
         Self {
             source: self.destination,
             destination: self.source,
-            source_port: ports.0,
-            destination_port: ports.1,
-            ingress: ingress.0,
-            ..*self
+            rest: rest(ports, ingress, self.protocol().number(), self.family()),
         }
     }
 
     /// Where frames of this direction come in.
     #[inline]
     pub(crate) fn ingress(&self) -> PortId {
-        PortId(self.ingress)
+        PortId((self.rest >> 16) as u16)
     }
 
     pub(crate) fn protocol(&self) -> Protocol {
-        self.protocol.into()
+        ((self.rest >> 8) as u8).into()
+    }
+
+    fn family(&self) -> u8 {
+        self.rest as u8
+    }
+
+    /// Both ports as they stand in the key.
+    fn raw_ports(&self) -> (u16, u16) {
+        ((self.rest >> 48) as u16, (self.rest >> 32) as u16)
     }
 
     /// Both addresses, as in a packet.
     pub(crate) fn addresses(&self) -> Addresses {
-        if self.family == FAMILY_V4 {
-            Addresses::V4 { source: narrow(self.source), destination: narrow(self.destination) }
+        if self.family() == FAMILY_V4 {
+            let address = |[_, low]: [u64; 2]| Ipv4Addr::from_bits(low as u32);
+            Addresses::V4 { source: address(self.source), destination: address(self.destination) }
         } else {
-            Addresses::V6 {
-                source: Ipv6Addr::from(self.source),
-                destination: Ipv6Addr::from(self.destination),
-            }
+            let address =
+                |[high, low]: [u64; 2]| Ipv6Addr::from_bits(u128::from(high) << 64 | u128::from(low));
+            Addresses::V6 { source: address(self.source), destination: address(self.destination) }
         }
     }
 
     /// The sender's and the receiver's port, as they stand in a packet.
     pub(crate) fn ports(&self) -> (u16, u16) {
+        let (source_port, destination_port) = self.raw_ports();
         match self.protocol() {
-            Protocol::Icmp | Protocol::Icmpv6 => (self.source_port, self.source_port),
-            _ => (self.source_port, self.destination_port),
+            Protocol::Icmp | Protocol::Icmpv6 => (source_port, source_port),
+            _ => (source_port, destination_port),
         }
     }
 
@@ -147,21 +158,27 @@ impl FlowKey {
 
     /// Whether the fields that name a kind hold values that [`FlowKey::of`] can give.
     pub(crate) fn is_legal(&self) -> bool {
-        matches!(self.family, FAMILY_V4 | FAMILY_V6)
+        matches!(self.family(), FAMILY_V4 | FAMILY_V6)
     }
 
     /// Whether this is an answer by itself, which can never open a flow.
     pub(crate) fn is_echo_reply(&self) -> bool {
-        matches!(self.protocol(), Protocol::Icmp | Protocol::Icmpv6) && self.destination_port == ECHO_REPLY
+        matches!(self.protocol(), Protocol::Icmp | Protocol::Icmpv6) && self.raw_ports().1 == ECHO_REPLY
     }
 }
 
-/// An IPv4 address in the room of an IPv6 address.
+/// Packs what is not an address.
 #[inline]
-fn wide(address: Ipv4Addr) -> [u8; 16] {
-    address.to_ipv6_mapped().octets()
+fn rest(ports: (u16, u16), ingress: PortId, protocol: u8, family: u8) -> u64 {
+    u64::from(ports.0) << 48
+        | u64::from(ports.1) << 32
+        | u64::from(ingress.0) << 16
+        | u64::from(protocol) << 8
+        | u64::from(family)
 }
 
-fn narrow([.., a, b, c, d]: [u8; 16]) -> Ipv4Addr {
-    Ipv4Addr::new(a, b, c, d)
+/// The high and the low half of a number.
+#[inline]
+fn halves(number: u128) -> [u64; 2] {
+    [(number >> 64) as u64, number as u64]
 }

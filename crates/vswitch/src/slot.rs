@@ -40,7 +40,7 @@ const INITIATOR: u8 = 0x80;
 impl FlowSlot {
     /// A slot that holds nothing.
     pub const FREE: Self = Self {
-        key: zerocopy::transmute!([0_u8; 40]),
+        key: zerocopy::transmute!([0_u64; 5]),
         partner: 0,
         check: 0,
         sequence_end: 0,

@@ -15,12 +15,17 @@ use crate::table::millisecond;
 use crate::{FlowChange, FlowSlots, FlowState, PortId, Switch};
 
 impl<S: FlowSlots> Switch<S> {
-    /// Looks at up to `flows_max` flows, going on where the last call stopped: ends those that have been
+    /// Looks at up to `flows_max` flows, going on where the last call stopped, or at all if there are no
+    /// more: ends those that have been
     /// idle for too long and judges those again that an older snapshot judged, unless an end must be
     /// attributed first; those wait for their next frame.
     pub fn tick(&mut self, now: Moment, flows_max: usize) {
         self.now = now;
-        for _ in 0..flows_max.min(self.table.len()) {
+        let flows = self.table.len();
+        if flows_max >= flows {
+            self.cursor = 0;
+        }
+        for _ in 0..flows_max.min(flows) {
             if self.cursor >= self.table.len() {
                 self.cursor = 0;
             }

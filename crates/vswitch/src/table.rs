@@ -15,7 +15,6 @@ use std::hash::Hasher as _;
 use foldhash::SharedSeed;
 use foldhash::fast::FoldHasher;
 use model::{Moment, Protocol};
-use zerocopy::IntoBytes as _;
 
 use crate::flow::Flow;
 use crate::key::FlowKey;
@@ -155,16 +154,24 @@ impl<S: FlowSlots> FlowTable<S> {
         discarded
     }
 
+    /// A hasher that has taken in a key.
+    #[inline]
+    fn hasher(&self, seed: u64, key: &FlowKey) -> FoldHasher<'_> {
+        let mut hasher = FoldHasher::with_seed(seed, &self.shared);
+        let [a, b, c, d, e] = key.words();
+        hasher.write_u128(u128::from(a) << 64 | u128::from(b));
+        hasher.write_u128(u128::from(c) << 64 | u128::from(d));
+        hasher.write_u64(e);
+        hasher
+    }
+
     #[inline]
     fn hash(&self, key: &FlowKey) -> u64 {
-        let mut hasher = FoldHasher::with_seed(self.seed, &self.shared);
-        hasher.write(key.as_bytes());
-        hasher.finish()
+        self.hasher(self.seed, key).finish()
     }
 
     fn check(&self, slot: &FlowSlot) -> u32 {
-        let mut hasher = FoldHasher::with_seed(!self.seed, &self.shared);
-        hasher.write(slot.key.as_bytes());
+        let mut hasher = self.hasher(!self.seed, &slot.key);
         hasher.write_u64(slot.place());
         (hasher.finish() >> 32) as u32
     }
@@ -186,7 +193,7 @@ impl<S: FlowSlots> FlowTable<S> {
     pub(crate) fn find(&self, key: &FlowKey) -> Option<u32> {
         let slots = self.slots.as_ref();
         let mut window = self.window(key, self.reach + 1);
-        Some(window.find(|index| slots[*index].key == *key && !slots[*index].is_free())? as u32)
+        Some(window.find(|index| slots[*index].key.words() == key.words() && !slots[*index].is_free())? as u32)
     }
 
     #[inline]

@@ -104,6 +104,27 @@ fn a_sweep_stays_within_its_budget_and_gets_round() {
 }
 
 #[test]
+fn a_sweep_with_room_for_all_looks_at_all_wherever_the_last_one_stopped() {
+    for stopped in 0..10 {
+        let mut memory = memory(1024);
+        let mut world = World::new(&mut memory, allow());
+        for port in 0..10 {
+            world.forwards(WEB, &udp(WEB, API, (port, 50 + port)), API);
+        }
+        world.switch.tick(world.now, stopped);
+        let even = (50..60).filter(|port| port % 2 == 0);
+        let rules = even.fold(allow(), |rules, port| {
+            rules.but(Rule { to_port: Some(port), ..Rule::default() }, model::Action::Deny)
+        });
+        world.install(rules);
+        world.switch.tick(world.now, 10);
+        let left: Vec<_> = world.switch.flows().collect();
+        assert_eq!(left.len(), 5);
+        assert!(left.iter().all(|flow| flow.generation == model::Generation(2)));
+    }
+}
+
+#[test]
 fn queues_are_bounded_and_losses_counted() {
     let mut memory = memory(64);
     let mut world = World::new(&mut memory, allow());
