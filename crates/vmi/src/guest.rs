@@ -87,7 +87,10 @@ impl Guest {
         let found = attach::find(memory)?;
         let types = Structures::of(&found.btf);
         let layout = Layout::resolve(&types)?;
-        let vring = Vring::resolve(&types).ok();
+        let mut vring = Vring::resolve(&types).ok();
+        if vring.is_none() && found.symbols.find("btf_modules").is_none() {
+            vring = Vring::without_module_types(&types).ok();
+        }
         let anchors = Anchors {
             init_task: found.symbols.require("init_task")?,
             net_namespaces: found.symbols.require("net_namespace_list")?,

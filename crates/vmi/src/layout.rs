@@ -296,4 +296,19 @@ impl Vring {
             state_bytes: types.size("vring_desc_state_split")?,
         })
     }
+
+    /// The virtqueue of kernels that have no types for modules (before 5.11) and virtio as modules: all that
+    /// cannot be resolved is as 5.10 has it. A ring is used only if its address is found in its place.
+    ///
+    /// # Errors
+    /// When they do not even describe a virtio device.
+    pub(crate) fn without_module_types(types: &Structures<'_>) -> Result<Self, TypesError> {
+        Ok(Self {
+            device: VirtioDevice::resolve(types)?,
+            virtqueue: Virtqueue::resolve(types)?,
+            vring: VringVirtqueue { vq: 0, count: 80, desc: 88, desc_state: 120 },
+            state: DescState { data: 0 },
+            state_bytes: 16,
+        })
+    }
 }
