@@ -295,18 +295,31 @@ pub(crate) mod fixture {
         pub(crate) types: Vec<u8>,
         pub(crate) strings: Vec<u8>,
         next: TypeId,
+        /// Length of the strings of the kernel that a module's go on from.
+        strings_before: u32,
     }
 
     impl BtfBuilder {
         pub(crate) fn new() -> Self {
-            Self { types: Vec::new(), strings: vec![0], next: 1 }
+            Self { types: Vec::new(), strings: vec![0], next: 1, strings_before: 0 }
+        }
+
+        /// A builder for a module: its types and strings go on where this one's end.
+        pub(crate) fn module(&self) -> Self {
+            let strings_before = self.strings.len() as u32;
+            Self { types: Vec::new(), strings: Vec::new(), next: self.next, strings_before }
+        }
+
+        /// Number of the next type, and offset of the next string.
+        pub(crate) fn next(&self) -> (u64, u64) {
+            (self.next.into(), u64::from(self.strings_before) + self.strings.len() as u64)
         }
 
         pub(crate) fn string(&mut self, text: &str) -> u32 {
             if text.is_empty() {
                 return 0;
             }
-            let at = self.strings.len() as u32;
+            let at = self.strings_before + self.strings.len() as u32;
             self.strings.extend_from_slice(text.as_bytes());
             self.strings.push(0);
             at
@@ -403,11 +416,10 @@ mod tests {
     fn module_types_go_on_where_the_kernels_end() {
         let base = sample();
         let btf = Btf::parse(&base.build()).unwrap();
-        let mut module = BtfBuilder::new();
-        module.strings = b"m\0dev\0".to_vec();
-        let name_base = base.strings.len() as u32;
-        let record = [name_base, info(KIND_STRUCT, 1), 8, name_base + 2, 9, 0];
-        module.types = record.iter().flat_map(|value| value.to_le_bytes()).collect();
+        assert_eq!((btf.type_count() as u64, btf.strings_bytes() as u64), base.next());
+        let named = 9;
+        let mut module = base.module();
+        module.structure("m", 8, &[("dev", named, 0)]);
         let whole = btf.with_module(&module.build()).unwrap();
         assert_eq!(Structures::of(&whole).offset("m", "dev.z"), Ok(4));
         assert!(Structures::of(&btf).size("m").is_err());

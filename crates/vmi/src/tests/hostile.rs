@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use model::{Protocol, UnknownReason};
 use proptest::prelude::*;
 
-use super::kernel::Kernel;
+use super::kernel::{Kernel, Virtio};
 use super::symbols::SymbolOrder;
 use super::{attach, connection, end, kernel};
 use crate::memory::Gva;
@@ -206,6 +206,25 @@ fn forged_virtqueues_and_devices_have_no_socket() {
     kernel.put(kernel.at.device, devices.net_device.parent, 0xdead_0000_0000);
     let owner = attach(&kernel.ram).frame_owner(0x5000, 0);
     assert_eq!(owner.process, None);
+}
+
+#[test]
+fn module_types_that_do_not_follow_the_kernels_are_not_used() {
+    let kernel = Kernel::with_virtio(4, SymbolOrder::OffsetsFirst, Virtio::Module);
+    let layout = kernel.layout.modules.clone().unwrap().btf;
+    for (offset, values) in [
+        (layout.start_id, [0, 1, u64::MAX]),
+        (layout.start_str_off, [0, 1, u64::MAX]),
+        (layout.data_size, [0, 30, u64::MAX]),
+        (layout.data, [0, 0xdead, u64::MAX]),
+    ] {
+        for value in values {
+            let mut kernel = kernel.clone();
+            kernel.put(kernel.at.module_types, offset, value);
+            let owner = attach(&kernel.ram).frame_owner(kernel.at.ring_gpa, 0);
+            assert_eq!(owner.process, None, "{offset} {value}");
+        }
+    }
 }
 
 #[test]

@@ -104,16 +104,38 @@ const STRUCTURES: &[(&str, &[&str])] = &[
     ("virtio_device", &["index", "dev:device", "vqs/16"]),
     ("virtqueue", &["list/16"]),
     ("vring", &["num", "desc"]),
+    ("btf_module", &["list/16", "btf"]),
+    ("btf", &["data", "data_size", "start_id", "start_str_off", "name/16"]),
+];
+
+/// Those that a module may have for itself.
+const RING_STRUCTURES: &[(&str, &[&str])] = &[
     ("split", &["vring:vring", "desc_state"]),
     ("vring_virtqueue", &["vq:virtqueue", "split:split"]),
     ("vring_desc_state_split", &["data", "indir_desc"]),
 ];
 
-fn types() -> Vec<u8> {
-    let mut builder = BtfBuilder::new();
-    let mut known: Vec<(&str, u32, u32)> = Vec::new();
-    let int = builder.raw("int", 1 << 24, 4, &[32]);
-    for &(name, members) in STRUCTURES {
+/// How a kernel describes its virtqueues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Virtio {
+    /// Itself.
+    BuiltIn,
+    /// By types of a module.
+    Module,
+    /// Not at all, as 5.10.
+    Untyped,
+}
+
+impl Virtio {
+    pub(super) const ALL: [Self; 3] = [Self::BuiltIn, Self::Module, Self::Untyped];
+}
+
+/// Types declared so far: name, number, size in bytes.
+type Known<'a> = Vec<(&'a str, u32, u32)>;
+
+fn declare<'a>(builder: &mut BtfBuilder, known: &mut Known<'a>, structures: &[(&'a str, &[&str])]) {
+    const INT: u32 = 1;
+    for &(name, members) in structures {
         let mut offset = 0;
         let mut placed = Vec::new();
         for &member in members {
@@ -122,15 +144,29 @@ fn types() -> Vec<u8> {
                     let &(_, id, size) = known.iter().find(|(name, ..)| *name == of).unwrap();
                     (member, id, size)
                 }
-                (_, Some((member, size))) => (member, int, size.parse().unwrap()),
-                _ => (member, int, 8),
+                (_, Some((member, size))) => (member, INT, size.parse().unwrap()),
+                _ => (member, INT, 8),
             };
             placed.push((member, id, offset));
             offset += size;
         }
         known.push((name, builder.structure(name, offset, &placed), offset));
     }
-    builder.build()
+}
+
+/// The kernel's types, and the module's that go on from them.
+fn types(virtio: Virtio) -> (BtfBuilder, BtfBuilder) {
+    let (mut builder, mut known) = (BtfBuilder::new(), Known::new());
+    builder.raw("int", 1 << 24, 4, &[32]);
+    declare(&mut builder, &mut known, STRUCTURES);
+    if virtio == Virtio::BuiltIn {
+        declare(&mut builder, &mut known, RING_STRUCTURES);
+    }
+    let mut module = builder.module();
+    if virtio == Virtio::Module {
+        declare(&mut module, &mut known, RING_STRUCTURES);
+    }
+    (builder, module)
 }
 
 /// Places of interest, to be damaged.
@@ -150,6 +186,7 @@ pub(super) struct Places {
     pub(super) net: Gva,
     pub(super) device: Gva,
     pub(super) skb: Gva,
+    pub(super) module_types: Gva,
     pub(super) symbols_gpa: u64,
     pub(super) types_gpa: u64,
     pub(super) ring_gpa: u64,
@@ -169,13 +206,19 @@ pub(super) struct Kernel {
 
 impl Kernel {
     pub(super) fn new(levels: u8, order: SymbolOrder) -> Self {
-        let types = types();
-        let btf = Btf::parse(&types).unwrap();
-        let structures = Structures::of(&btf);
+        Self::with_virtio(levels, order, Virtio::BuiltIn)
+    }
+
+    pub(super) fn with_virtio(levels: u8, order: SymbolOrder, virtio: Virtio) -> Self {
+        let (types, module) = types(virtio);
+        let btf = Btf::parse(&types.build()).unwrap();
+        let whole = btf.with_module(&module.build()).unwrap_or(btf);
+        let structures = Structures::of(&whole);
+        let vring = Vring::resolve(&structures);
         let mut kernel = Self {
             ram: Ram(vec![0; RAM_BYTES]),
             layout: Layout::resolve(&structures).unwrap(),
-            vring: Vring::resolve(&structures).unwrap(),
+            vring: vring.unwrap_or_else(|_| Vring::without_module_types(&structures).unwrap()),
             at: Places::default(),
             heap: HEAP_GPA,
             image: IMAGE_GPA,
@@ -186,10 +229,14 @@ impl Kernel {
         kernel.write(banner, b"Linux version 0.0-made-up (nobody@nowhere) #1\n\0");
         kernel.page_tables(levels);
         kernel.at.types_gpa = kernel.image;
-        let start = kernel.symbol("__start_BTF", types.len() as u64);
-        kernel.write(start, &types);
-        kernel.symbols.push(("__stop_BTF".into(), start.0 + types.len() as u64));
+        let bytes = types.build();
+        let start = kernel.symbol("__start_BTF", bytes.len() as u64);
+        kernel.write(start, &bytes);
+        kernel.symbols.push(("__stop_BTF".into(), start.0 + bytes.len() as u64));
         kernel.image = kernel.image.next_multiple_of(16);
+        if virtio == Virtio::Module {
+            kernel.module_types(types.next(), &module.build());
+        }
         for (name, value) in [
             ("inet_ehash_secret.5", SECRETS.v4),
             ("inet6_ehash_secret.4", SECRETS.v6),
@@ -283,6 +330,29 @@ impl Kernel {
         }
     }
 
+    /// A module without types of interest, and the one that describes virtqueues.
+    fn module_types(&mut self, (start_id, start_str_off): (u64, u64), bytes: &[u8]) {
+        let layout = self.layout.modules.clone().unwrap();
+        let mut nodes = vec![self.symbol("btf_modules", 16)];
+        for name in ["other", "virtio_ring"] {
+            let (module, btf, data) = (self.alloc(64), self.alloc(128), self.alloc(bytes.len() as u64));
+            self.write(data, bytes);
+            self.write(btf.at(layout.btf.name), name.as_bytes());
+            for (offset, value) in [
+                (layout.btf.data, data.0),
+                (layout.btf.data_size, bytes.len() as u64),
+                (layout.btf.start_id, start_id),
+                (layout.btf.start_str_off, start_str_off),
+            ] {
+                self.put(btf, offset, value);
+            }
+            self.put(module, layout.module.btf, btf.0);
+            self.at.module_types = btf;
+            nodes.push(module.at(layout.module.list));
+        }
+        self.circle(&nodes);
+    }
+
     fn network(&mut self) {
         let net_layout = self.layout.net.clone();
         let net = self.alloc(512);
@@ -322,7 +392,7 @@ impl Kernel {
     fn device(&mut self, net: Gva) {
         let devices = self.layout.devices.clone().unwrap();
         let vring = self.vring.clone();
-        let (device, virtio, queue) = (self.alloc(128), self.alloc(128), self.alloc(128));
+        let (device, virtio, queue) = (self.alloc(128), self.alloc(128), self.alloc(256));
         self.circle(&[net.at(self.layout.net.devices), device.at(devices.net_device.list)]);
         self.put(device, devices.net_device.parent, virtio.at(vring.device.dev).0);
         let link = queue.at(vring.vring.vq).at(vring.virtqueue.list);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use model::{Confidence, Process, Protocol, UnknownReason};
 
-use super::kernel::Kernel;
+use super::kernel::{Kernel, Virtio};
 use super::symbols::SymbolOrder;
 use super::{attach, connection, end, kernel};
 use crate::{Guest, Owner, SocketState};
@@ -112,15 +112,22 @@ fn listeners_and_datagram_sockets_are_found_by_their_own_end() {
 
 #[test]
 fn frame_leads_through_its_descriptor_to_the_process() {
-    let kernel = kernel();
-    let mut guest = attach(&kernel.ram);
-    for _ in 0..2 {
-        let owner = guest.frame_owner(kernel.at.ring_gpa, 0);
-        assert_eq!((owner.process, owner.confidence), (Some(shop()), Confidence::Descriptor));
-        assert_eq!(owner.socket_cgroup.as_deref(), Some("/system.slice/shop.service"));
-    }
-    for (ring, head) in [(kernel.at.ring_gpa, 1), (kernel.at.ring_gpa, 4), (kernel.at.ring_gpa + 16, 0)] {
-        assert_eq!(guest.frame_owner(ring, head).unknown, Some(UnknownReason::NoSocket), "{head}");
+    for virtio in Virtio::ALL {
+        let kernel = Kernel::with_virtio(4, SymbolOrder::OffsetsLast, virtio);
+        let mut guest = attach(&kernel.ram);
+        for _ in 0..2 {
+            let owner = guest.frame_owner(kernel.at.ring_gpa, 0);
+            assert_eq!(
+                (owner.process, owner.confidence),
+                (Some(shop()), Confidence::Descriptor),
+                "{virtio:?}"
+            );
+            assert_eq!(owner.socket_cgroup.as_deref(), Some("/system.slice/shop.service"));
+        }
+        let ring = kernel.at.ring_gpa;
+        for (ring, head) in [(ring, 1), (ring, 4), (ring, u16::MAX), (ring + 16, 0)] {
+            assert_eq!(guest.frame_owner(ring, head).unknown, Some(UnknownReason::NoSocket), "{head}");
+        }
     }
 }
 
