@@ -70,3 +70,63 @@ impl FlowLog {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use model::{FiveTuple, Generation, Moment, Protocol};
+    use vswitch::{FlowChange, FlowEnd, FlowState, PortId};
+
+    use super::*;
+
+    fn event(source_port: u16) -> FlowEvent {
+        let end = |port| FlowEnd {
+            port: PortId(port),
+            nic: None,
+            attribution: None,
+            sent_frames: 0,
+            sent_bytes: 0,
+        };
+        let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let record = FlowRecord {
+            tuple: FiveTuple {
+                source: address,
+                destination: address,
+                source_port,
+                destination_port: 80,
+                protocol: Protocol::Tcp,
+            },
+            initiator: end(0),
+            responder: end(1),
+            state: FlowState::SynSent,
+            judgement: None,
+            generation: Generation(1),
+            opened: Moment(0),
+            last_seen: Moment(0),
+        };
+        FlowEvent { at: Moment(0), change: FlowChange::Opened, record }
+    }
+
+    #[test]
+    fn only_the_newest_events_are_remembered() {
+        let log = FlowLog::default();
+        for number in 0..=RECENT_MAX {
+            log.note(event(number as u16));
+        }
+        assert!(log.newest(|record| record.tuple.source_port == 0).is_none());
+        assert_eq!(log.newest(|_| true).unwrap().record.tuple.source_port, RECENT_MAX as u16);
+    }
+
+    #[test]
+    fn slow_watcher_loses_events_and_gone_watcher_is_forgotten() {
+        let log = FlowLog::default();
+        let slow = log.watch();
+        drop(log.watch());
+        for number in 0..=WATCHER_QUEUED_MAX {
+            log.note(event(number as u16));
+        }
+        assert_eq!(slow.len(), WATCHER_QUEUED_MAX);
+        assert_eq!(log.lock().watchers.len(), 1);
+    }
+}

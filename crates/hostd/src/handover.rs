@@ -143,3 +143,71 @@ fn read_notes(path: &Path) -> Option<Notes> {
     let small = numbers.iter().all(|number| usize::from(**number) < PORTS_MAX);
     (distinct && small).then_some(notes)
 }
+
+#[cfg(test)]
+mod tests {
+    use testkit::scratch::Scratch;
+
+    use super::*;
+
+    const CAPACITY: usize = 1024;
+
+    fn card(text: &str) -> NicRef {
+        let (vm, nic) = text.rsplit_once('/').unwrap();
+        NicRef { vm: vm.parse().unwrap(), nic: nic.parse().unwrap() }
+    }
+
+    #[test]
+    fn successor_finds_numbers_key_and_table() {
+        let dir = Scratch::new("handover").unwrap();
+        let (mut first, _) = HandOver::take(dir.path(), CAPACITY, 7).unwrap();
+        let web = first.port(&card("acme/web/net0"), &[]).unwrap();
+        let api = first.port(&card("acme/api/net0"), &[web]).unwrap();
+        assert_ne!(web, api);
+        drop(first);
+
+        let (mut second, memory) = HandOver::take(dir.path(), CAPACITY, 8).unwrap();
+        assert_eq!(second.hash_seed(), 7);
+        assert_eq!(memory.as_ref().len(), CAPACITY);
+        assert_eq!(second.port(&card("acme/api/net0"), &[]).unwrap(), api);
+    }
+
+    #[test]
+    fn two_daemons_cannot_share_a_table() {
+        let dir = Scratch::new("handover").unwrap();
+        let _first = HandOver::take(dir.path(), CAPACITY, 7).unwrap();
+        let error = HandOver::take(dir.path(), CAPACITY, 8).unwrap_err();
+        assert!(matches!(error, HandOverError::Table(TableError::InUse { .. })), "{error}");
+    }
+
+    #[test]
+    fn damaged_or_other_notes_start_anew() {
+        for notes in [
+            "",
+            "{",
+            r#"{"hash_seed":7,"flow_capacity":1024,"ports":{"a/b/c":1,"a/b/d":1}}"#,
+            r#"{"hash_seed":7,"flow_capacity":1024,"ports":{"a/b/c":5000}}"#,
+            r#"{"hash_seed":7,"flow_capacity":2048,"ports":{}}"#,
+        ] {
+            let dir = Scratch::new("handover").unwrap();
+            drop(HandOver::take(dir.path(), CAPACITY, 1).unwrap());
+            std::fs::write(dir.join("ports.json"), notes).unwrap();
+            let (fresh, _) = HandOver::take(dir.path(), CAPACITY, 9).unwrap();
+            assert_eq!(fresh.hash_seed(), 9, "{notes}");
+        }
+    }
+
+    #[test]
+    fn numbers_of_cards_that_left_are_used_again_when_all_others_are_taken() {
+        let dir = Scratch::new("handover").unwrap();
+        let (mut hand_over, _) = HandOver::take(dir.path(), CAPACITY, 7).unwrap();
+        hand_over.notes.ports = (0..PORTS_MAX).map(|n| (format!("old/vm-{n}/net0"), n as u16)).collect();
+        let in_use: Vec<PortId> = (1..PORTS_MAX as u16).map(PortId).collect();
+        assert_eq!(hand_over.port(&card("new/vm/net0"), &in_use).unwrap(), PortId(0));
+        assert!(!hand_over.notes.ports.contains_key("old/vm-0/net0"));
+
+        let all: Vec<PortId> = (0..PORTS_MAX as u16).map(PortId).collect();
+        let error = hand_over.port(&card("new/other/net0"), &all).unwrap_err();
+        assert!(matches!(error, HandOverError::TooManyPorts));
+    }
+}

@@ -151,3 +151,71 @@ fn settle(changes: &Receiver<()>, settled: &Sender<()>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use testkit::scratch::Scratch;
+
+    use super::*;
+
+    const ONE_VM: &str = "\
+apiVersion: meshvisor.dev/v1alpha1
+kind: Tenant
+metadata: {name: acme}
+---
+apiVersion: meshvisor.dev/v1alpha1
+kind: VirtualMachine
+metadata: {name: web, tenant: acme}
+spec:
+  nics:
+  - {name: net0, socket: web.sock, mac: '02:00:00:00:00:01', addresses: [10.0.0.1/24]}
+";
+
+    fn mesh(yaml: &str) -> (Scratch, Result<Mesh, LoadError>) {
+        let dir = Scratch::new("mesh").unwrap();
+        std::fs::write(dir.join("mesh.yaml"), yaml).unwrap();
+        let mesh = Mesh::load(dir.path().to_owned());
+        (dir, mesh)
+    }
+
+    #[test]
+    fn bad_file_is_refused_with_its_place_and_the_last_good_state_stays() {
+        let (dir, mesh) = mesh(ONE_VM);
+        let mesh = mesh.unwrap();
+        let good = mesh.published();
+        std::fs::write(dir.join("mesh.yaml"), ONE_VM.replace("10.0.0.1/24", "10.0.0.300/24")).unwrap();
+        assert!(!mesh.reload());
+
+        let after = mesh.published();
+        assert!(Arc::ptr_eq(&after.snapshot, &good.snapshot), "the snapshot changed");
+        let refused = &after.refused[0];
+        assert_eq!((refused.line, refused.field.as_str()), (10, "spec.nics[0].addresses[0]"));
+
+        std::fs::write(dir.join("mesh.yaml"), ONE_VM).unwrap();
+        assert!(mesh.reload());
+        let mended = mesh.published();
+        assert_eq!(mended.snapshot.generation, good.snapshot.generation.next());
+        assert!(mended.refused.is_empty());
+    }
+
+    #[test]
+    fn daemon_does_not_start_on_resources_with_mistakes_and_says_where() {
+        let (_dir, mesh) = mesh("apiVersion: meshvisor.dev/v1alpha1\nkind: Tenent\nmetadata: {name: acme}\n");
+        let text = mesh.unwrap_err().to_string();
+        assert!(text.contains("mesh.yaml:2:7: kind: "), "{text}");
+    }
+
+    #[test]
+    fn burst_of_changes_is_one_reload() {
+        let dir = Scratch::new("watch").unwrap();
+        let (_watcher, reloads) = watch(dir.path()).unwrap();
+        for number in 0..20 {
+            std::fs::write(dir.join(format!("{number}.yaml")), "x").unwrap();
+        }
+        let wait = std::time::Duration::from_secs(5);
+        assert!(reloads.recv_timeout(wait).is_ok(), "no reload");
+        // What remains of the burst may settle once more, but not often.
+        let more = std::iter::from_fn(|| reloads.recv_timeout(SETTLE_MAX + SETTLE).ok()).take(20).count();
+        assert!(more <= 1, "{more} more reloads");
+    }
+}

@@ -78,7 +78,7 @@ impl Lane {
         let mut bytes = Vec::with_capacity(VNET_HEADER_BYTES + frame.len());
         bytes.extend_from_slice(&VnetHeader::default().to_bytes());
         bytes.extend_from_slice(frame);
-        self.port.send(&mut bytes, None)
+        self.port.send(&bytes, None)
     }
 }
 
