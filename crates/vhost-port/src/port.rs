@@ -24,6 +24,10 @@ pub struct Port {
     inbox: Receiver<Envelope>,
     device: Option<Device>,
     kick: Option<OwnedFd>,
+    /// The device of `kick` has stopped; the caller has until the next `service` to let go of it.
+    kick_retired: bool,
+    /// The device has stopped by a fault, which is yet to be told as an event.
+    faulted: bool,
     used: UsedIndices,
     counters: PortCounters,
     shared: Arc<Shared>,
@@ -43,7 +47,7 @@ pub enum PortEvent {
         /// What VMM and driver agreed to.
         features: Features,
     },
-    /// The driver is gone, or the VMM is about to change something. The batch received last is void.
+    /// The driver is gone or broke a ring, or the VMM is about to change something. The batch received last is void.
     Stopped,
     /// As `Stopped`, and the VMM is gone. Comes also when frames did not flow.
     Disconnected,
@@ -68,12 +72,30 @@ pub struct PortCounters {
 
 impl Port {
     pub(crate) fn new(inbox: Receiver<Envelope>, shared: Arc<Shared>) -> Self {
-        Self { inbox, device: None, kick: None, used: [0; RINGS], counters: PortCounters::default(), shared }
+        Self {
+            inbox,
+            device: None,
+            kick: None,
+            kick_retired: false,
+            faulted: false,
+            used: [0; RINGS],
+            counters: PortCounters::default(),
+            shared,
+        }
     }
 
     /// Does what the VMM asked for since the last call; returns the first change that the caller must know. Call between
     /// two batches, until there is none. Costs next to nothing when there is none.
     pub fn service(&mut self) -> Option<PortEvent> {
+        if self.kick_retired {
+            self.kick = None;
+            self.kick_retired = false;
+        }
+        if self.faulted {
+            self.faulted = false;
+            self.kick_retired = true;
+            return Some(PortEvent::Stopped);
+        }
         while let Ok(Envelope { command, done }) = self.inbox.try_recv() {
             let event = self.apply(command);
             // A sender that gave up waiting is no concern here.
@@ -93,6 +115,7 @@ impl Port {
                 // Whoever served these rings before may have died before it notified.
                 rings.iter().for_each(Ring::call);
                 self.kick = kick;
+                self.kick_retired = false;
                 self.device = Some(Device::new(rings, features));
                 let [receive, transmit] = addresses;
                 Some(PortEvent::Started { memory, transmit, receive, features })
@@ -114,8 +137,8 @@ impl Port {
 
     /// Lets go of the rings; tells whether there were any.
     fn stop(&mut self) -> bool {
-        self.kick = None;
         let Some(mut device) = self.device.take() else { return false };
+        self.kick_retired = true;
         device.flush();
         self.used[RECEIVE] = device.receive.used_index();
         self.used[TRANSMIT] = device.transmit.used_index();
@@ -125,6 +148,8 @@ impl Port {
     fn ring_fault(&mut self, fault: RingFault) {
         self.counters.ring_faults += 1;
         self.stop();
+        self.kick_retired = false;
+        self.faulted = true;
         self.shared.note_error(SessionError::Ring(fault));
     }
 
@@ -235,8 +260,11 @@ impl Port {
     }
 
     /// What the guest's kicks arrive on, an event descriptor as a rule: wait with [`platform::Trigger::Edge`] and do not
-    /// read it. Changes with [`PortEvent::Started`]. `None` if the device is not running or its VMM wants it
-    /// polled; then nothing tells of frames.
+    /// read it. `None` if the VMM wants the ring polled; then nothing tells of frames.
+    ///
+    /// There is a new one with [`PortEvent::Started`]. After [`PortEvent::Stopped`] and [`PortEvent::Disconnected`] the old
+    /// one, if any, is still here until the next [`Port::service`]: take it out of the poller then, because the VMM
+    /// has it, too, and so closing ours does not.
     #[must_use]
     pub fn kick_fd(&self) -> Option<BorrowedFd<'_>> {
         self.kick.as_ref().map(AsFd::as_fd)

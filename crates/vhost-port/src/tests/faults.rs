@@ -5,6 +5,7 @@ use super::driver::{BUFFERS, Bench, Guest, INDIRECT, MEMORY_BYTES, NEXT, WRITE, 
 use crate::chain::Batch;
 use crate::fault::{ChainFault, RingFault, SendError};
 use crate::features::Features;
+use crate::port::PortEvent;
 
 /// Ring and scratch table addresses of a guest with rings of eight.
 const TABLE: u64 = BUFFERS + 0x20_0000;
@@ -167,6 +168,8 @@ fn an_available_index_that_jumps_or_runs_backwards_stops_the_port() {
         assert_eq!(bench.port.receive(&mut Batch::new()), Err(fault));
         assert!(!bench.port.is_running());
         assert_eq!(bench.port.receive(&mut Batch::new()), Ok(0));
+        assert!(matches!(bench.port.service(), Some(PortEvent::Stopped)));
+        assert!(bench.port.service().is_none());
 
         bench.start(&{
             guest.begin_at(0);

@@ -342,6 +342,29 @@ fn kicks_are_wanted_between_arming_and_suppressing_only() {
 }
 
 #[test]
+fn the_kick_descriptor_outlives_its_device_until_the_next_service() {
+    let mut guest = Guest::new(8, linux());
+    for fault in [false, true] {
+        let mut bench = Bench::new();
+        let mut start = guest.start();
+        start.kick = Some(rustix::io::dup(&guest.transmit.call).unwrap());
+        bench.command(Command::Start(Box::new(start)));
+        assert!(bench.port.kick_fd().is_some());
+        if fault {
+            guest.offer(true, 8);
+            assert!(bench.port.receive(&mut Batch::new()).is_err());
+            assert!(bench.port.kick_fd().is_some());
+            assert!(matches!(bench.port.service(), Some(PortEvent::Stopped)));
+        } else {
+            assert!(matches!(bench.command(Command::Stop).0, Some(PortEvent::Stopped)));
+        }
+        assert!(bench.port.kick_fd().is_some());
+        assert!(bench.port.service().is_none());
+        assert!(bench.port.kick_fd().is_none());
+    }
+}
+
+#[test]
 fn a_new_call_descriptor_is_used_at_once() {
     let guest = Guest::new(8, linux());
     let mut bench = Bench::serving(&guest);
