@@ -315,6 +315,10 @@ impl Poll {
     }
 
     fn stopped(&mut self, lane: &mut Lane) {
+        if let Some(kick) = lane.port.kick_fd() {
+            // Not there if it could not be waited for.
+            let _ = self.poller.remove(kick);
+        }
         lane.reset(None);
         self.wiring.introspection.memory_gone(lane.id);
     }
