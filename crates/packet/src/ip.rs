@@ -172,13 +172,13 @@ impl Ip {
         })
     }
 
-    /// Parses the packet at `at` with its transport header.
+    /// Reads the transport header, unless this is a later piece of a packet.
     #[inline]
-    pub(crate) fn with_transport(mut self, head: Head<'_>) -> Result<Self, ParseError> {
+    pub(crate) fn read_transport(&mut self, head: Head<'_>) -> Result<(), ParseError> {
         if self.fragment.is_none_or(|piece| piece.offset_bytes == 0) {
-            self.transport = Transport::parse(head.until(self.end), &self)?;
+            self.transport = Transport::parse(head.until(self.end), self)?;
         }
-        Ok(self)
+        Ok(())
     }
 }
 

@@ -33,12 +33,13 @@ impl Packet {
     #[inline]
     pub fn parse(head: Head<'_>) -> Result<Self, ParseError> {
         let ethernet = Ethernet::parse(head)?;
-        let network = match ethernet.ether_type {
-            EtherType::Arp => Network::Arp(Arp::parse(head)?),
-            EtherType::Ipv4 => Network::Ip(Ip::parse_v4(head, NETWORK_OFFSET, true)?.with_transport(head)?),
-            EtherType::Ipv6 => Network::Ip(Ip::parse_v6(head, NETWORK_OFFSET, true)?.with_transport(head)?),
-            EtherType::Other(_) => Network::Other,
+        let mut ip = match ethernet.ether_type {
+            EtherType::Arp => return Ok(Self { ethernet, network: Network::Arp(Arp::parse(head)?) }),
+            EtherType::Other(_) => return Ok(Self { ethernet, network: Network::Other }),
+            EtherType::Ipv4 => Ip::parse_v4(head, NETWORK_OFFSET, true)?,
+            EtherType::Ipv6 => Ip::parse_v6(head, NETWORK_OFFSET, true)?,
         };
-        Ok(Self { ethernet, network })
+        ip.read_transport(head)?;
+        Ok(Self { ethernet, network: Network::Ip(ip) })
     }
 }

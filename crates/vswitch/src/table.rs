@@ -193,7 +193,7 @@ impl<S: FlowSlots> FlowTable<S> {
     pub(crate) fn find(&self, key: &FlowKey) -> Option<u32> {
         let slots = self.slots.as_ref();
         let mut window = self.window(key, self.reach + 1);
-        Some(window.find(|index| slots[*index].key.words() == key.words() && !slots[*index].is_free())? as u32)
+        Some(window.find(|index| slots[*index].key.is(key) && !slots[*index].is_free())? as u32)
     }
 
     #[inline]
