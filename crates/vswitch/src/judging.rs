@@ -10,6 +10,7 @@ use packet::{Transport, emit};
 use crate::flow::Flow;
 use crate::key::FlowKey;
 use crate::ports::Port;
+use crate::sweep::Conclusion;
 use crate::switch::Arrival;
 use crate::table::{Room, millisecond};
 use crate::{
@@ -315,7 +316,7 @@ impl<S: FlowSlots> Switch<S> {
                 }
             }
         }
-        if self.conclude(position, case) {
+        if self.conclude(position, case) == Conclusion::GoesOn {
             return None;
         }
         if !matches!(arrival.ip.transport, Transport::Tcp(_)) {

@@ -14,6 +14,17 @@ use crate::state::Progress;
 use crate::table::millisecond;
 use crate::{FlowChange, FlowSlots, FlowState, PortId, Switch};
 
+/// What becomes of a flow that was judged again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Conclusion {
+    /// It is allowed.
+    GoesOn,
+    /// It is denied, and its slots remember that.
+    Reset,
+    /// It is denied, and forgotten.
+    Gone,
+}
+
 impl<S: FlowSlots> Switch<S> {
     /// Looks at up to `flows_max` flows, going on where the last call stopped, or at all if there are no
     /// more: ends those that have been
@@ -54,8 +65,7 @@ impl<S: FlowSlots> Switch<S> {
         if case.missing() != model::Needs::default() {
             return true;
         }
-        let tcp = self.table.slot(index).key.protocol() == model::Protocol::Tcp;
-        self.conclude(position, case) || tcp
+        self.conclude(position, case) != Conclusion::Gone
     }
 
     /// The case of a flow that is in the table, with what was found out about it.
@@ -68,8 +78,8 @@ impl<S: FlowSlots> Switch<S> {
         Some(case)
     }
 
-    /// Judges a flow by the current snapshot and ends it if it is now denied. Whether it goes on.
-    pub(crate) fn conclude(&mut self, position: usize, case: Case) -> bool {
+    /// Judges a flow by the current snapshot and ends it if it is now denied.
+    pub(crate) fn conclude(&mut self, position: usize, case: Case) -> Conclusion {
         let judgement = case.judge();
         let action = judgement.action;
         let generation = self.snapshot.as_ref().map_or(model::Generation::default(), |s| s.generation);
@@ -80,17 +90,18 @@ impl<S: FlowSlots> Switch<S> {
         flow.generation = generation;
         self.table.set_epoch(position, self.epoch);
         match action {
-            Action::Allow => true,
-            Action::Deny => {
-                self.reset_flow(position);
-                false
-            }
+            Action::Allow => Conclusion::GoesOn,
+            Action::Deny => self.reset_flow(position),
         }
     }
 
-    /// Ends a live flow by policy. Both ends of a connection get a reset, and its slots stay for a while to
-    /// answer late segments.
-    fn reset_flow(&mut self, position: usize) {
+    /// Ends a flow by policy. Both ends of a connection get a reset, and its slots stay for a while to
+    /// answer late segments. A connection that is over anyway is only forgotten.
+    fn reset_flow(&mut self, position: usize) -> Conclusion {
+        if self.table.state(position).is_over() {
+            self.end_flow(position, FlowChange::Closed);
+            return Conclusion::Gone;
+        }
         self.counters.flows_reset += 1;
         let record = self.record(position);
         self.report(FlowChange::Reset, record);
@@ -102,10 +113,12 @@ impl<S: FlowSlots> Switch<S> {
             self.send_resets(slot.key.ingress(), &mirrored, responder, initiator);
             self.change_state(position, FlowState::Reset);
             self.table.touch(position, millisecond(self.now));
+            Conclusion::Reset
         } else {
             // The next datagram is judged, and refused, as the first of a new flow. The end was reported.
             self.change_state(position, FlowState::Refused);
             self.table.remove(position);
+            Conclusion::Gone
         }
     }
 

@@ -49,7 +49,7 @@ pub struct Ask {
 pub enum How {
     /// Through the descriptor of this very frame.
     Frame,
-    /// As an open connection with this tuple.
+    /// As an open TCP connection with this tuple; for other protocols, as the socket bound to its source.
     Connection,
     /// As a socket that listens on, or is bound to, the tuple's source.
     Listener,

@@ -170,6 +170,19 @@ fn a_policy_change_resets_what_is_now_denied_and_nothing_else() {
 }
 
 #[test]
+fn a_closed_connection_is_forgotten_without_a_reset() {
+    let mut memory = memory(64);
+    let mut world = World::new(&mut memory, allow());
+    let dialogue = world.connect(WEB, API, 80);
+    world.forwards(API, &dialogue.back(RST, 5001, 0, 0), WEB);
+    world.install(deny());
+    world.tick();
+    world.emits_nothing();
+    assert_eq!(world.switch.flows().count(), 0);
+    assert_eq!(world.changes(), [FlowChange::Opened, FlowChange::Closed]);
+}
+
+#[test]
 fn a_packet_meets_the_new_policy_before_any_sweep() {
     let mut memory = memory(64);
     let mut world = World::new(&mut memory, allow());
