@@ -5,6 +5,7 @@
 //!
 //! The file is what QEMU's `memory-backend-file,share=on` keeps, of a running guest or a copy. A guest whose
 //! RAM is split has the part beyond `--below-4g` bytes (2 GiB on q35, 3 GiB on pc) at 4 GiB.
+#![allow(clippy::disallowed_types, clippy::disallowed_methods, reason = "a program, not the library")]
 
 use std::fs::File;
 use std::ops::Range;

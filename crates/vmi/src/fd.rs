@@ -24,7 +24,10 @@ impl Core {
         task: Task,
         mut each: impl FnMut(u32, Gva) -> Result<ControlFlow<B>, Fault>,
     ) -> Result<Option<B>, Fault> {
-        let Some(files) = self.files(task)? else { return Ok(None) };
+        let files = self.of_any_thread(task, self.layout.task.files)?;
+        if files.is_null() {
+            return Ok(None);
+        }
         let fdt = self.reader.pointer(files.at(self.layout.files.fdt))?;
         let count = self.reader.u32(fdt.at(self.layout.fdtable.max_fds))?;
         let array = self.reader.pointer(fdt.at(self.layout.fdtable.fd))?;
@@ -86,21 +89,5 @@ impl Core {
             })?;
         }
         Ok(owners)
-    }
-
-    /// The descriptor table of a process: its leader's, or that of a thread which outlived the leader.
-    fn files(&self, task: Task) -> Result<Option<Gva>, Fault> {
-        let files_of = |thread: Gva| self.reader.pointer(thread.at(self.layout.task.files));
-        let files = files_of(task.0)?;
-        if !files.is_null() {
-            return Ok(Some(files));
-        }
-        for thread in self.threads(task)? {
-            let files = files_of(thread)?;
-            if !files.is_null() {
-                return Ok(Some(files));
-            }
-        }
-        Ok(None)
     }
 }

@@ -33,6 +33,22 @@ impl Core {
         Ok(entries.into_iter().map(|entry| entry.container(self.layout.task.thread_node)).collect())
     }
 
+    /// A pointer that the threads of a process share: the leader's, or that of one which outlived the leader.
+    /// Null if the process has let go of it.
+    pub(crate) fn of_any_thread(&self, task: Task, offset: u32) -> Result<Gva, Fault> {
+        let own = self.reader.pointer(task.0.at(offset))?;
+        if !own.is_null() {
+            return Ok(own);
+        }
+        for thread in self.threads(task)? {
+            let shared = self.reader.pointer(thread.at(offset))?;
+            if !shared.is_null() {
+                return Ok(shared);
+            }
+        }
+        Ok(Gva::default())
+    }
+
     /// The entries of a circular list (`struct list_head`) without its head.
     ///
     /// # Errors
@@ -80,7 +96,7 @@ impl Core {
     }
 
     fn exe(&self, task: Task) -> Result<Option<String>, Fault> {
-        let mm = self.reader.pointer(task.0.at(self.layout.task.mm))?;
+        let mm = self.of_any_thread(task, self.layout.task.mm)?;
         if mm.is_null() {
             return Ok(None);
         }

@@ -520,6 +520,22 @@ impl Kernel {
         task
     }
 
+    /// Gives a process a second thread with credentials of its own, and lets its leader exit.
+    pub(super) fn exit_leader(&mut self, task: Gva) {
+        let layout = self.layout.task.clone();
+        let (thread, cred) = (self.alloc(256), self.alloc(64));
+        for shared in [layout.tgid, layout.mm, layout.files, layout.signal, layout.start_time] {
+            let value = self.read(task.at(shared));
+            self.put(thread, shared, value);
+        }
+        self.put(thread, layout.cred, cred.0);
+        self.put(task, layout.mm, 0);
+        self.put(task, layout.files, 0);
+        self.put(self.at.connection_file, self.layout.file.f_cred, cred.0);
+        let head = Gva(self.read(task.at(layout.signal))).at(self.layout.signal.thread_head);
+        self.circle(&[head, task.at(layout.thread_node), thread.at(layout.thread_node)]);
+    }
+
     /// Gives a process a table of eight descriptors, `files` from number 3 on; returns its `fdtable`.
     fn fd_table(&mut self, task: Gva, files: &[Gva]) -> Gva {
         let (table, fdt, array) = (self.alloc(64), self.alloc(64), self.alloc(64));

@@ -186,6 +186,16 @@ fn request_is_the_listeners_and_time_wait_is_nobodys() {
 }
 
 #[test]
+fn process_whose_leader_exited_is_told_by_its_other_threads() {
+    let mut kernel = kernel();
+    kernel.exit_leader(kernel.at.shop);
+    let mut guest = attach(&kernel.ram);
+    assert_eq!(guest.processes().unwrap()[1], shop());
+    assert_eq!(connection(&mut guest).process, Some(shop()));
+    assert_eq!(guest.sockets().unwrap().iter().map(|socket| socket.owners.len()).sum::<usize>(), 4);
+}
+
+#[test]
 fn who_holds_the_file_counts_and_not_who_created_it() {
     // The file moves from `shop`, whose credentials it keeps, to `init`.
     let mut kernel = kernel();
