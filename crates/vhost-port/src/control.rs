@@ -139,6 +139,8 @@ impl Shared {
         self.update(|status| {
             status.connected = true;
             status.sessions += 1;
+            // Now it could.
+            status.last_error.take_if(|error| matches!(**error, SessionError::Connect(_)));
         });
         Ok(())
     }

@@ -24,9 +24,13 @@
 //!   decisions are made on the copy.
 //! - Whatever a guest writes into its rings ends in a typed [`RingFault`] or [`ChainFault`], counted, that stops this
 //!   port or drops that frame.
-//! - Memory is mapped only where its file has bytes at that time; a file that its owner can still truncate is reported
-//!   ([`PortStatus::memory_sealed`]), because truncating it would kill this process.
+//! - Memory is mapped only where its file has bytes at that time. What a guest does cannot change that; its VMM can, and
+//!   the first access would then kill this process: by truncating a file that is not sealed against it, which is
+//!   reported ([`PortStatus::memory_sealed`]), or by using huge pages without reserving them.
 //! - Looking at memory through [`GuestMemory::read`] does not make the guest bigger.
+//!
+//! A frame for a guest that has no receive buffers left is refused ([`SendError::NoBuffers`]), never kept: a slow guest
+//! must not hold up others. The sender's TCP takes it for congestion, which it is.
 //!
 //! Deliberately absent: packed rings, more than one queue pair, dirty logging (so no live migration), post-copy, an IOMMU,
 //! error notifications (`SET_VRING_ERR` is accepted and ignored), and any idea of what is in a frame behind the

@@ -187,6 +187,7 @@ fn a_port_connects_as_soon_as_its_vmm_listens_and_again_when_it_is_back() {
         let vmm = Frontend::new(listener.accept().unwrap().0);
         vmm.handshake(&guest);
         poll.started();
+        assert!(control.status().last_error.is_none(), "waiting is over");
         drop((listener, vmm));
         std::fs::remove_file(scratch.socket()).unwrap();
         poll.disconnected();
