@@ -80,6 +80,23 @@ impl Daemon {
         self.process.pid()
     }
 
+    /// Processor time that it has used, to a hundredth of a second.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        let path = format!("/proc/{}/stat", self.pid());
+        let stat = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+        // Fields count from the state, behind the name in parentheses: 11 and 12 are user and system time.
+        let fields = stat.rsplit_once(") ").map(|(_, fields)| fields).unwrap_or_default();
+        let mut times = fields.split(' ').skip(11).take(2).map(str::parse::<u64>);
+        let (Some(Ok(user)), Some(Ok(system))) = (times.next(), times.next()) else {
+            bail!("{path} does not look as expected: {stat}");
+        };
+        let ticks_per_second = rustix::param::clock_ticks_per_second();
+        Ok(Duration::from_secs(user + system) / u32::try_from(ticks_per_second)?)
+    }
+
     /// Everything it has logged.
     #[must_use]
     pub fn log(&self) -> String {

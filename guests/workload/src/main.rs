@@ -7,6 +7,7 @@
 //! Deliberately absent: dependencies, and anything that a scenario does not use.
 #![forbid(unsafe_code)]
 
+mod bulk;
 mod client;
 mod outcome;
 mod server;
@@ -19,6 +20,7 @@ usage: PROGRAM connect HOST:PORT [TIMES]     open connections, one after the oth
        PROGRAM hold HOST:PORT                open a connection and keep it until killed
        PROGRAM ask HOST:PORT TEXT            send a line, print the first line of the answer
        PROGRAM datagram HOST:PORT TEXT       send a datagram, print the answer
+       PROGRAM bulk HOST:PORT MIB            send that much, check that the same comes back
        PROGRAM stream HOST:PORT STOP-FILE    send a numbered line every 10 ms until STOP-FILE exists
        PROGRAM serve PORT                    send back what arrives, by TCP and UDP";
 
@@ -34,6 +36,10 @@ fn main() -> ExitCode {
         ["hold", to] => client::hold(to),
         ["ask", to, text] => client::ask(to, text),
         ["datagram", to, text] => client::datagram(to, text),
+        ["bulk", to, mib] => match mib.parse() {
+            Ok(mib) => bulk::run(to, mib),
+            Err(_) => return usage(),
+        },
         ["stream", to, stop] => stream::run(to, stop.as_ref()),
         ["serve", port] => match port.parse() {
             Ok(port) => server::serve(port),

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Sends back what arrives.
+//! Sends back what arrives, by IPv4 and IPv6.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 
 use crate::outcome;
 
 /// Serves `port` by TCP and UDP until killed. Prints `serving` once connections are taken.
 pub fn serve(port: u16) -> bool {
-    let listening = TcpListener::bind(("0.0.0.0", port))
-        .and_then(|listener| Ok((listener, UdpSocket::bind(("0.0.0.0", port))?)));
+    let any = (Ipv6Addr::UNSPECIFIED, port);
+    let listening = TcpListener::bind(any).and_then(|listener| Ok((listener, UdpSocket::bind(any)?)));
     let (listener, datagrams) = match listening {
         Ok(sockets) => sockets,
         Err(error) => {

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What must hold besides the story: other protocols, load, mistakes and mishaps.
+
+mod comings;
+mod idle;
+mod mistakes;
+mod traffic;
+
+use crate::Chapter;
+
+/// Every scenario.
+pub const SCENARIOS: [Chapter; 9] = [
+    Chapter {
+        title: "A damaged manifest is refused as a whole",
+        name: "a_bad_manifest_leaves_the_last_good_policy_in_force",
+        run: mistakes::damaged_manifest,
+    },
+    Chapter { title: "A rule in audit mode only marks", name: "audit_mode_only_marks", run: mistakes::audit },
+    Chapter {
+        title: "A machine that uses an address of its own choosing gets nowhere",
+        name: "spoofed_addresses_go_nowhere",
+        run: mistakes::spoofed_address,
+    },
+    Chapter {
+        title: "IPv6 and UDP are judged like TCP",
+        name: "ipv6_and_udp_are_judged",
+        run: traffic::protocols,
+    },
+    Chapter { title: "Large frames arrive whole", name: "bulk_data_arrives_whole", run: traffic::bulk },
+    Chapter {
+        title: "Many short connections in a row",
+        name: "every_one_of_many_connections_is_attributed",
+        run: traffic::many,
+    },
+    Chapter {
+        title: "A machine loses its power, its VMM's successor breaks off, and it comes back",
+        name: "a_machine_dies_and_comes_back",
+        run: comings::power_cut,
+    },
+    Chapter {
+        title: "A machine is added and removed while all others run; its VMM listens and the daemon connects",
+        name: "a_machine_joins_and_leaves",
+        run: comings::join_and_leave,
+    },
+    Chapter { title: "With nothing to do the daemon rests", name: "an_idle_daemon_rests", run: idle::run },
+];

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Other protocols, large frames, many connections.
+
+use anyhow::{Context, Result};
+
+use crate::conversation::attempt;
+use crate::shop::{API, NOTICE_LIMIT};
+use crate::{Report, Shop};
+
+/// The API's address in the other family.
+const API_V6: &str = "[fd00:6d76::12]:8080";
+/// Lets the storefront send datagrams to the API as well.
+const DATAGRAMS: &str = "\
+# SPDX-License-Identifier: Apache-2.0
+apiVersion: meshvisor.dev/v1alpha1
+kind: AccessPolicy
+metadata: {name: datagrams-to-api, tenant: acme}
+spec:
+  action: Allow
+  from:
+  - process: {exe: /usr/bin/storefront}
+  to:
+  - application: shop
+    ports: [{port: 8080, protocol: UDP}]
+";
+/// Data sent, and as much again received.
+const BULK_MIB: u32 = 24;
+/// Connections opened in a row.
+const CONNECTIONS: usize = 200;
+
+/// The same two programs, the same two verdicts.
+pub(super) fn protocols(shop: &mut Shop, report: &mut Report) -> Result<()> {
+    let (web, api) = (shop.vm("acme/web"), shop.vm("acme/api"));
+    web.expect("ip address add fd00:6d76::11/64 dev eth0")?;
+    api.expect("ip address add fd00:6d76::12/64 dev eth0")?;
+    // An address must have proved unique before it is used.
+    for vm in [web, api] {
+        vm.expect("until ! ip address show dev eth0 | grep -q tentative; do usleep 50000; done")?;
+    }
+    report.check("storefront by IPv6 is connected", attempt(web, "/usr/bin/storefront", API_V6)?.connected());
+    report.check(
+        "an intruder by IPv6 is refused",
+        attempt(web, "/usr/bin/intruder", API_V6)?.refused_at_once(),
+    );
+
+    let generation = shop.policy()?.generation;
+    shop.write("50-datagrams.yaml", DATAGRAMS)?;
+    shop.until(NOTICE_LIMIT, || Ok((shop.policy()?.generation > generation).then_some(())))
+        .context("the new rule is not noticed")?;
+    let answer = web.run(&format!("/usr/bin/storefront datagram {API} hello"))?.stdout;
+    report.claim("storefront's datagram is answered", answer == "answer hello", answer);
+    let refused = web.run(&format!("/usr/bin/intruder datagram {API} hello"))?.stdout;
+    report.claim("an intruder's is refused, and it is told so", refused == "unreachable", refused);
+    shop.remove("50-datagrams.yaml").map(drop)
+}
+
+/// With checksums left to the receiver, and segments larger than the link's packets.
+pub(super) fn bulk(shop: &mut Shop, report: &mut Report) -> Result<()> {
+    let sent = shop.vm("acme/web").run(&format!("/usr/bin/storefront bulk {API} {BULK_MIB}"))?.stdout;
+    let claim = format!("{BULK_MIB} MiB come back as they were sent");
+    report.claim(claim, sent.starts_with("whole "), sent);
+    Ok(())
+}
+
+/// None is refused for being too quick to be attributed.
+pub(super) fn many(shop: &mut Shop, report: &mut Report) -> Result<()> {
+    let web = shop.vm("acme/web");
+    let printed = web.run(&format!("/usr/bin/storefront connect {API} {CONNECTIONS}"))?.stdout;
+    let mut times_us: Vec<u64> = Vec::new();
+    for line in printed.lines().filter(|line| line.starts_with("connected ")) {
+        let time = line.split(' ').find_map(|word| word.strip_prefix("after_us="));
+        times_us.push(time.context("the guest says how long it took")?.parse()?);
+    }
+    times_us.sort_unstable();
+    let at = |percent: usize| times_us.get(times_us.len() * percent / 100).copied().unwrap_or_default();
+    report.claim(
+        format!("{CONNECTIONS} of {CONNECTIONS} connections are allowed"),
+        times_us.len() == CONNECTIONS,
+        format!("{}, in the guest p50 {} us, p99 {} us", times_us.len(), at(50), at(99)),
+    );
+    let printed = web.run(&format!("/usr/bin/intruder connect {API} {CONNECTIONS}"))?.stdout;
+    let refused = printed.lines().filter(|line| line.starts_with("refused ")).count();
+    let claim = format!("{CONNECTIONS} of {CONNECTIONS} of an intruder are refused");
+    report.claim(claim, refused == CONNECTIONS, refused);
+    Ok(())
+}
