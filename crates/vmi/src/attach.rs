@@ -129,9 +129,12 @@ pub(crate) struct Found {
 /// Finds the kernel that runs in `memory`.
 pub(crate) fn find(memory: Arc<dyn PhysicalMemory>) -> Result<Found, AttachError> {
     let hits = scan::find(&*memory, kallsyms::SIGNATURE);
+    let tokens = kallsyms::token_tables(&*memory, &hits).filter(|_| hits.len() < scan::HITS_MAX);
+    // The real one may be among those that would not be looked at.
+    let tokens = tokens.ok_or(AttachError::Crowded)?;
     let mut problem = AttachError::NoSymbols;
     let mut agreed: Option<(Place, Symbols, usize)> = None;
-    for table in kallsyms::tables(&*memory, &hits) {
+    for table in tokens.into_iter().filter_map(|tokens| Table::around(&*memory, tokens)) {
         let Some(symbols) = Symbols::of(&*memory, &table) else { continue };
         match Place::of(&*memory, &symbols) {
             Ok(_) if agreed.as_ref().is_some_and(|(_, others, _)| *others != symbols) => {

@@ -15,6 +15,9 @@ pub enum AttachError {
     /// Symbols and types, but no page tables that fit them.
     #[error("no symbols, types and page tables in guest memory that belong together")]
     NoKernel,
+    /// More that looks like a symbol table than is looked at: somebody fills memory with imitations.
+    #[error("too many imitations of a kernel symbol table in guest memory")]
+    Crowded,
     /// Several symbol tables fit types and page tables, but contradict each other.
     #[error("contradicting kernel symbol tables in guest memory")]
     Ambiguous,

@@ -74,14 +74,16 @@ pub(crate) struct Table {
     pub(crate) encoding: Encoding,
 }
 
-/// The symbol tables whose digit tokens lie at one of `hits`.
-pub(crate) fn tables(memory: &dyn PhysicalMemory, hits: &[u64]) -> impl Iterator<Item = Table> {
-    let tokens = hits.iter().filter_map(move |&gpa| Tokens::at(memory, gpa));
-    tokens.take(TABLES_MAX).filter_map(move |tokens| Table::with(memory, tokens))
+/// The token tables whose digits lie at one of `hits`; `None` if there are more than are looked at.
+pub(crate) fn token_tables(memory: &dyn PhysicalMemory, hits: &[u64]) -> Option<Vec<Tokens>> {
+    let tables = hits.iter().filter_map(|&gpa| Tokens::at(memory, gpa));
+    let tables: Vec<Tokens> = tables.take(TABLES_MAX + 1).collect();
+    (tables.len() <= TABLES_MAX).then_some(tables)
 }
 
 impl Table {
-    fn with(memory: &dyn PhysicalMemory, tokens: Tokens) -> Option<Self> {
+    /// The symbol table around a token table.
+    pub(crate) fn around(memory: &dyn PhysicalMemory, tokens: Tokens) -> Option<Self> {
         let before = Window::before(memory, tokens.gpa);
         let names = Names::before_tokens(&before)?;
         let (offsets_gpa, encoding, offsets) = find_offsets(memory, &before, &names, &tokens)?;
@@ -102,19 +104,24 @@ impl Table {
         for (index, &offset) in self.offsets.iter().enumerate() {
             let Some((start, end)) = name_span(&self.names, at) else { return };
             name.clear();
-            for &token in &self.names[start..end] {
-                let text = &self.tokens[usize::from(self.index[usize::from(token)])..];
-                let len = memchr::memchr(0, text).unwrap_or(text.len());
-                name.extend_from_slice(&text[..len]);
-                if name.len() > NAME_BYTES_MAX {
+            for text in self.names[start..end].iter().map(|&token| self.token(token)) {
+                if name.len() + text.len() > NAME_BYTES_MAX {
                     break;
                 }
+                name.extend_from_slice(text);
             }
             if let Some((_kind, name)) = name.split_first() {
                 each(name, self.address(index, offset));
             }
             at = end;
         }
+    }
+
+    /// The text of a token: it ends with a NUL before the next one begins.
+    fn token(&self, token: u8) -> &[u8] {
+        let start = usize::from(self.index[usize::from(token)]);
+        let end = self.index.get(usize::from(token) + 1).map_or(self.tokens.len(), |&next| next.into());
+        &self.tokens[start..end - 1]
     }
 
     fn address(&self, index: usize, offset: u32) -> u64 {
@@ -131,7 +138,7 @@ impl Table {
 }
 
 /// `kallsyms_token_table` and `kallsyms_token_index`.
-struct Tokens {
+pub(crate) struct Tokens {
     gpa: u64,
     table: Vec<u8>,
     index: Vec<u16>,

@@ -8,6 +8,8 @@
 //! - The guest may lie. Every walk, table and allocation has a bound, every query a budget of reads; bad
 //!   structures give typed errors or [`model::UnknownReason`], never a panic.
 //! - The guest runs meanwhile. What contradicts itself is read again a few times, then *unknown*.
+//! - What any process may imitate in its own memory is not believed alone. Many imitations can keep the
+//!   kernel from being found (an error), but not have another one found in its place.
 //! - Reading never makes a guest's page resident; only resident extents are scanned.
 //!
 //! Deliberately absent: writes, mapping, clocks, threads, debug files, CPU registers and any knowledge of one

@@ -8,7 +8,7 @@ use crate::memory::PhysicalMemory;
 /// Copied and searched at a time; stays in the second-level cache.
 const BLOCK_BYTES: usize = 1 << 20;
 /// Hits at most. A running guest has tens; one that wants to be scanned for long has more.
-const HITS_MAX: usize = 4096;
+pub(crate) const HITS_MAX: usize = 4096;
 
 /// Guest-physical addresses at which `pattern` occurs, ascending; the first [`HITS_MAX`] of them.
 ///

@@ -108,10 +108,21 @@ fn imitated_symbols_are_believed_only_if_they_say_the_same() {
 }
 
 #[test]
-fn memory_full_of_signatures_is_read_once() {
-    for signature in [crate::kallsyms::SIGNATURE, crate::btf::SIGNATURE] {
-        let ram = signature.repeat((8 << 20) / signature.len());
-        assert_eq!(Guest::attach(Arc::new(Ram(ram))).err(), Some(AttachError::NoSymbols));
+fn memory_full_of_imitations_is_refused() {
+    let (tokens, index) = super::symbols::tokens();
+    for (imitation, error) in [
+        (crate::btf::SIGNATURE.to_vec(), AttachError::NoSymbols),
+        (crate::kallsyms::SIGNATURE.to_vec(), AttachError::Crowded),
+        ([tokens, index].concat(), AttachError::Crowded),
+    ] {
+        let ram = imitation.repeat((4 << 20) / imitation.len());
+        assert_eq!(Guest::attach(Arc::new(Ram(ram.clone()))).err(), Some(error.clone()));
+        // The kernel lies behind them.
+        let mut kernel = kernel();
+        let room = 1 << 20;
+        kernel.ram.0[room..2 * room].copy_from_slice(&ram[..room]);
+        let result = Guest::attach(Arc::new(kernel.ram)).err();
+        assert_eq!(result, (error == AttachError::Crowded).then_some(error));
     }
 }
 

@@ -93,7 +93,8 @@ fn names(symbols: &[(String, u64)]) -> (Vec<u8>, Vec<u8>) {
     (names, markers)
 }
 
-fn tokens() -> (Vec<u8>, Vec<u8>) {
+/// Token table and index.
+pub(super) fn tokens() -> (Vec<u8>, Vec<u8>) {
     let (mut tokens, mut index) = (Vec::new(), Vec::new());
     for token in 0..=255_u8 {
         index.extend((tokens.len() as u16).to_le_bytes());
