@@ -43,6 +43,8 @@ mod conversation;
 mod endpoint;
 mod fault;
 mod features;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod link;
 mod memory;
 mod port;
@@ -50,7 +52,7 @@ mod ring;
 mod session;
 mod window;
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod tests;
 
 pub use chain::{Batch, Chain};

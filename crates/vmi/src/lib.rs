@@ -20,6 +20,8 @@ mod btf;
 mod cgroup;
 mod error;
 mod fd;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod guest;
 mod hash;
 mod kallsyms;
@@ -34,7 +36,7 @@ mod scan;
 mod socket;
 mod table;
 mod task;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod tests;
 mod vring;
 

@@ -48,7 +48,7 @@ impl Gva {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) mod fixture {
     use super::*;
 

@@ -17,27 +17,27 @@ use crate::port::{Port, PortEvent};
 use crate::ring::{Ring, RingAddresses};
 use crate::window::Window;
 
-pub(super) const MEMORY_BYTES: u64 = 8 << 20;
+pub(crate) const MEMORY_BYTES: u64 = 8 << 20;
 /// What the pretended VMM adds to a guest address.
-pub(super) const VMM_BASE: u64 = 0x7f00_0000_0000;
+pub(crate) const VMM_BASE: u64 = 0x7f00_0000_0000;
 /// Where buffers begin; rings lie below.
-pub(super) const BUFFERS: u64 = 0x10_0000;
+pub(crate) const BUFFERS: u64 = 0x10_0000;
 
-pub(super) const NEXT: u16 = 1;
-pub(super) const WRITE: u16 = 2;
-pub(super) const INDIRECT: u16 = 4;
+pub(crate) const NEXT: u16 = 1;
+pub(crate) const WRITE: u16 = 2;
+pub(crate) const INDIRECT: u16 = 4;
 
 /// Everything that a Linux guest accepts from us.
-pub(super) fn linux() -> Features {
+pub(crate) fn linux() -> Features {
     Features(Features::offered(true).0 & !Features::IN_ORDER.0)
 }
 
-pub(super) fn without(features: Features, bit: Features) -> Features {
+pub(crate) fn without(features: Features, bit: Features) -> Features {
     Features(features.0 & !bit.0)
 }
 
 /// A sealed memfd.
-pub(super) fn memfd(size_bytes: u64) -> File {
+pub(crate) fn memfd(size_bytes: u64) -> File {
     let fd = memfd_create("guest", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
     let file = File::from(fd);
     file.set_len(size_bytes).unwrap();
@@ -46,20 +46,20 @@ pub(super) fn memfd(size_bytes: u64) -> File {
 }
 
 /// The driver's side of one ring.
-pub(super) struct DriverRing {
-    pub(super) addresses: RingAddresses,
-    pub(super) call: OwnedFd,
-    pub(super) called: EventFd,
-    pub(super) available: u16,
-    pub(super) seen: u16,
+pub(crate) struct DriverRing {
+    pub(crate) addresses: RingAddresses,
+    pub(crate) call: OwnedFd,
+    pub(crate) called: EventFd,
+    pub(crate) available: u16,
+    pub(crate) seen: u16,
 }
 
-pub(super) struct Guest {
-    pub(super) file: File,
-    pub(super) memory: Arc<GuestMemory>,
-    pub(super) receive: DriverRing,
-    pub(super) transmit: DriverRing,
-    pub(super) features: Features,
+pub(crate) struct Guest {
+    pub(crate) file: File,
+    pub(crate) memory: Arc<GuestMemory>,
+    pub(crate) receive: DriverRing,
+    pub(crate) transmit: DriverRing,
+    pub(crate) features: Features,
 }
 
 impl DriverRing {
@@ -73,7 +73,7 @@ impl DriverRing {
 }
 
 impl Guest {
-    pub(super) fn new(size: u16, features: Features) -> Self {
+    pub(crate) fn new(size: u16, features: Features) -> Self {
         let file = memfd(MEMORY_BYTES);
         let memory = Arc::new(map(&file));
         let (receive, transmit) = (DriverRing::new(0, size), DriverRing::new(0x40000, size));
@@ -81,7 +81,7 @@ impl Guest {
     }
 
     /// Sets both rings' indices, as if that many frames had gone through.
-    pub(super) fn begin_at(&mut self, index: u16) {
+    pub(crate) fn begin_at(&mut self, index: u16) {
         let memory = Arc::clone(&self.memory);
         for ring in [&mut self.receive, &mut self.transmit] {
             ring.available = index;
@@ -91,22 +91,22 @@ impl Guest {
         }
     }
 
-    pub(super) fn window(&self, gpa: u64, len: usize) -> Window<'_> {
+    pub(crate) fn window(&self, gpa: u64, len: usize) -> Window<'_> {
         self.memory.window(gpa, len).unwrap()
     }
 
-    pub(super) fn write(&self, gpa: u64, bytes: &[u8]) {
+    pub(crate) fn write(&self, gpa: u64, bytes: &[u8]) {
         assert_eq!(self.window(gpa, bytes.len()).copy_in(bytes), bytes.len());
     }
 
-    pub(super) fn read(&self, gpa: u64, len: usize) -> Vec<u8> {
+    pub(crate) fn read(&self, gpa: u64, len: usize) -> Vec<u8> {
         let mut out = vec![0; len];
         self.window(gpa, len).copy_out(&mut out);
         out
     }
 
     /// Writes a descriptor into a table at `table`.
-    pub(super) fn describe(&self, table: u64, index: u16, address: u64, len: u32, flags: u16, next: u16) {
+    pub(crate) fn describe(&self, table: u64, index: u16, address: u64, len: u32, flags: u16, next: u16) {
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&address.to_le_bytes());
         bytes[8..12].copy_from_slice(&len.to_le_bytes());
@@ -116,7 +116,7 @@ impl Guest {
     }
 
     /// A table's descriptors from `first` on, one for each buffer.
-    pub(super) fn describe_chain(&self, table: u64, first: u16, buffers: &[(u64, u32)], flags: u16) {
+    pub(crate) fn describe_chain(&self, table: u64, first: u16, buffers: &[(u64, u32)], flags: u16) {
         for (index, (address, len)) in (first..).zip(buffers) {
             let last = usize::from(index - first) + 1 == buffers.len();
             let (next_flag, next) = if last { (0, 0) } else { (NEXT, index + 1) };
@@ -125,7 +125,7 @@ impl Guest {
     }
 
     /// Makes a descriptor available and publishes it.
-    pub(super) fn offer(&mut self, transmit: bool, head: u16) {
+    pub(crate) fn offer(&mut self, transmit: bool, head: u16) {
         let memory = Arc::clone(&self.memory);
         let ring = if transmit { &mut self.transmit } else { &mut self.receive };
         let size = ring.addresses.size;
@@ -137,7 +137,7 @@ impl Guest {
 
     /// Sends a frame of one buffer per part, through descriptors from `first` on. Buffers lie one after another from
     /// `BUFFERS + first * 0x1000` on.
-    pub(super) fn transmit(&mut self, first: u16, parts: &[&[u8]]) {
+    pub(crate) fn transmit(&mut self, first: u16, parts: &[&[u8]]) {
         let mut at = BUFFERS + u64::from(first) * 0x1000;
         let mut buffers = Vec::new();
         for part in parts {
@@ -150,14 +150,14 @@ impl Guest {
     }
 
     /// Posts a receive buffer of `len` bytes at descriptor `index`.
-    pub(super) fn post(&mut self, index: u16, len: u32) {
+    pub(crate) fn post(&mut self, index: u16, len: u32) {
         let address = BUFFERS + 0x40_0000 + u64::from(index) * 0x4000;
         self.describe(self.receive.addresses.descriptors, index, address, len, WRITE, 0);
         self.offer(false, index);
     }
 
     /// Asks for a call when the next chain is given back.
-    pub(super) fn want_call(&self, transmit: bool) {
+    pub(crate) fn want_call(&self, transmit: bool) {
         let ring = if transmit { &self.transmit } else { &self.receive };
         let window = self.window(ring.addresses.available, 6 + 2 * usize::from(ring.addresses.size));
         window.write_u16(window.len() - 2, ring.seen);
@@ -165,7 +165,7 @@ impl Guest {
     }
 
     /// Chains given back since the last call: first descriptor and bytes written.
-    pub(super) fn collect(&mut self, transmit: bool) -> Vec<(u32, u32)> {
+    pub(crate) fn collect(&mut self, transmit: bool) -> Vec<(u32, u32)> {
         let memory = Arc::clone(&self.memory);
         let ring = if transmit { &mut self.transmit } else { &mut self.receive };
         let size = usize::from(ring.addresses.size);
@@ -184,7 +184,7 @@ impl Guest {
     }
 
     /// Receives what was posted and filled: the frames, merged from as many buffers as their headers say.
-    pub(super) fn received(&mut self) -> Vec<Vec<u8>> {
+    pub(crate) fn received(&mut self) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
         let mut done = self.collect(false).into_iter();
         while let Some((head, len)) = done.next() {
@@ -206,7 +206,7 @@ impl Guest {
     }
 
     /// Rings as the port takes them up.
-    pub(super) fn start(&self) -> Start {
+    pub(crate) fn start(&self) -> Start {
         let memory = Arc::new(map(&self.file));
         let ring = |ring: &DriverRing| {
             let call = Some(rustix::io::dup(&ring.call).unwrap());
@@ -222,7 +222,7 @@ impl Guest {
     }
 }
 
-pub(super) fn region(file: &File) -> RegionRequest {
+pub(crate) fn region(file: &File) -> RegionRequest {
     RegionRequest {
         gpa: 0,
         size_bytes: MEMORY_BYTES,
@@ -237,20 +237,20 @@ fn map(file: &File) -> GuestMemory {
 }
 
 /// A port without a socket.
-pub(super) struct Bench {
-    pub(super) port: Port,
+pub(crate) struct Bench {
+    pub(crate) port: Port,
     commands: SyncSender<Envelope>,
 }
 
 impl Bench {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let (commands, inbox) = sync_channel(1);
         let shared = Arc::new(Shared::new("test".into()).unwrap());
         Self { port: Port::new(inbox, shared), commands }
     }
 
     /// A port that serves a guest.
-    pub(super) fn serving(guest: &Guest) -> Self {
+    pub(crate) fn serving(guest: &Guest) -> Self {
         let mut bench = Self::new();
         bench.start(guest);
         // A start notifies, whatever happened before.
@@ -259,12 +259,12 @@ impl Bench {
         bench
     }
 
-    pub(super) fn start(&mut self, guest: &Guest) {
+    pub(crate) fn start(&mut self, guest: &Guest) {
         let (event, _) = self.command(Command::Start(Box::new(guest.start())));
         assert!(matches!(event, Some(PortEvent::Started { .. })));
     }
 
-    pub(super) fn command(&mut self, command: Command) -> (Option<PortEvent>, UsedIndices) {
+    pub(crate) fn command(&mut self, command: Command) -> (Option<PortEvent>, UsedIndices) {
         let (done, answer) = sync_channel(1);
         self.commands.try_send(Envelope { command, done }).unwrap();
         let event = self.port.service();
@@ -274,7 +274,7 @@ impl Bench {
 }
 
 /// A virtio-net header without offloads, and a frame of `len` bytes in all that tells itself apart.
-pub(super) fn frame(len: usize, seed: usize) -> Vec<u8> {
+pub(crate) fn frame(len: usize, seed: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     for (at, byte) in bytes.iter_mut().enumerate().skip(crate::VNET_HEADER_BYTES) {
         *byte = (at * 7 + at / 251 + seed * 13) as u8;

@@ -1,11 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A guest's driver and a VMM, both of a few lines, and what the port must do with them.
 
-mod driver;
+pub(crate) mod driver;
+#[cfg(test)]
 mod faults;
+#[cfg(test)]
 mod frames;
+#[cfg(test)]
 mod frontend;
+#[cfg(test)]
 mod handshake;
+#[cfg(test)]
 mod memory;
+#[cfg(test)]
 mod oracle;
+#[cfg(test)]
 mod random;

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use super::kernel::{Kernel, Virtio};
 use super::symbols::SymbolOrder;
-use super::{attach, connection, end, kernel};
+use super::{ask_everything, attach, connection, end, kernel};
 use crate::memory::Gva;
 use crate::memory::fixture::Ram;
 use crate::{AttachError, Guest, PhysicalMemory, Unmapped, ViewError};
@@ -36,19 +36,6 @@ impl PhysicalMemory for Changing {
     fn extents(&self) -> Vec<Range<u64>> {
         self.0.lock().unwrap().extents()
     }
-}
-
-/// Asks everything there is to ask.
-fn ask_everything(guest: &mut Guest, ring_gpa: u64) {
-    let _ = guest.processes();
-    let _ = guest.sockets();
-    for head in [0, 1, u16::MAX] {
-        let _ = guest.frame_owner(ring_gpa, head);
-    }
-    let _ = connection(guest);
-    let _ = guest.connection_owner(end("[fd00::1]:1235"), end("[fd00::2]:80"), Protocol::Tcp);
-    let _ = guest.connection_owner(end("10.0.0.1:53"), end("10.0.0.9:9"), Protocol::Udp);
-    let _ = guest.listener_owner(end("10.0.0.1:80"), Protocol::Tcp);
 }
 
 #[test]

@@ -25,7 +25,7 @@ const IMAGE_GVA: u64 = START_KERNEL_MAP + 0x100_0000;
 const IMAGE_GPA: u64 = 2 << 20;
 const DIRECT_GVA: u64 = 0xffff_8881_0000_0000 & !((1 << 30) - 1);
 const HEAP_GPA: u64 = 0x1_0000;
-pub(super) const SECRETS: Secrets = Secrets { v4: 0x1234_5678, v6: 0x9abc_def0, v6_address: 0x0fed_cba9 };
+pub(crate) const SECRETS: Secrets = Secrets { v4: 0x1234_5678, v6: 0x9abc_def0, v6_address: 0x0fed_cba9 };
 const MIX: u32 = 0x5555_0001;
 /// As many sockets the tables can take; small, so that chains are long.
 const BUCKETS: u32 = 4;
@@ -117,7 +117,7 @@ const RING_STRUCTURES: &[(&str, &[&str])] = &[
 
 /// How a kernel describes its virtqueues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Virtio {
+pub(crate) enum Virtio {
     /// Itself.
     BuiltIn,
     /// By types of a module.
@@ -127,7 +127,7 @@ pub(super) enum Virtio {
 }
 
 impl Virtio {
-    pub(super) const ALL: [Self; 3] = [Self::BuiltIn, Self::Module, Self::Untyped];
+    pub(crate) const ALL: [Self; 3] = [Self::BuiltIn, Self::Module, Self::Untyped];
 }
 
 /// Types declared so far: name, number, size in bytes.
@@ -171,33 +171,33 @@ fn types(virtio: Virtio) -> (BtfBuilder, BtfBuilder) {
 
 /// Places of interest, to be damaged.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Places {
-    pub(super) init_task: Gva,
-    pub(super) init: Gva,
-    pub(super) shop: Gva,
-    pub(super) shop_dentry: Gva,
-    pub(super) shop_kernfs: Gva,
-    pub(super) shop_fdt: Gva,
-    pub(super) init_files: Gva,
-    pub(super) hashinfo: Gva,
-    pub(super) connection: Gva,
-    pub(super) connection_file: Gva,
-    pub(super) listener: Gva,
-    pub(super) net: Gva,
-    pub(super) device: Gva,
-    pub(super) skb: Gva,
-    pub(super) module_types: Gva,
-    pub(super) symbols_gpa: u64,
-    pub(super) types_gpa: u64,
-    pub(super) ring_gpa: u64,
+pub(crate) struct Places {
+    pub(crate) init_task: Gva,
+    pub(crate) init: Gva,
+    pub(crate) shop: Gva,
+    pub(crate) shop_dentry: Gva,
+    pub(crate) shop_kernfs: Gva,
+    pub(crate) shop_fdt: Gva,
+    pub(crate) init_files: Gva,
+    pub(crate) hashinfo: Gva,
+    pub(crate) connection: Gva,
+    pub(crate) connection_file: Gva,
+    pub(crate) listener: Gva,
+    pub(crate) net: Gva,
+    pub(crate) device: Gva,
+    pub(crate) skb: Gva,
+    pub(crate) module_types: Gva,
+    pub(crate) symbols_gpa: u64,
+    pub(crate) types_gpa: u64,
+    pub(crate) ring_gpa: u64,
 }
 
 /// The kernel, and how to write to it.
 #[derive(Clone)]
-pub(super) struct Kernel {
-    pub(super) ram: Ram,
-    pub(super) layout: Layout,
-    pub(super) at: Places,
+pub(crate) struct Kernel {
+    pub(crate) ram: Ram,
+    pub(crate) layout: Layout,
+    pub(crate) at: Places,
     vring: Vring,
     heap: u64,
     image: u64,
@@ -205,11 +205,11 @@ pub(super) struct Kernel {
 }
 
 impl Kernel {
-    pub(super) fn new(levels: u8, order: SymbolOrder) -> Self {
+    pub(crate) fn new(levels: u8, order: SymbolOrder) -> Self {
         Self::with_virtio(levels, order, Virtio::BuiltIn)
     }
 
-    pub(super) fn with_virtio(levels: u8, order: SymbolOrder, virtio: Virtio) -> Self {
+    pub(crate) fn with_virtio(levels: u8, order: SymbolOrder, virtio: Virtio) -> Self {
         let (types, module) = types(virtio);
         let btf = Btf::parse(&types.build()).unwrap();
         let whole = btf.with_module(&module.build()).unwrap_or(btf);
@@ -271,13 +271,13 @@ impl Kernel {
         gva
     }
 
-    pub(super) fn write(&mut self, gva: Gva, bytes: &[u8]) {
+    pub(crate) fn write(&mut self, gva: Gva, bytes: &[u8]) {
         let base = if gva.0 >= IMAGE_GVA { IMAGE_GVA - IMAGE_GPA } else { DIRECT_GVA };
         let at = usize::try_from(gva.0 - base).unwrap();
         self.ram.0[at..at + bytes.len()].copy_from_slice(bytes);
     }
 
-    pub(super) fn put(&mut self, gva: Gva, offset: u32, value: u64) {
+    pub(crate) fn put(&mut self, gva: Gva, offset: u32, value: u64) {
         self.write(gva.at(offset), &value.to_le_bytes());
     }
 
@@ -443,7 +443,7 @@ impl Kernel {
         self.enter(listener, connection, udp, v6);
     }
 
-    pub(super) fn read(&self, gva: Gva) -> u64 {
+    pub(crate) fn read(&self, gva: Gva) -> u64 {
         let base = if gva.0 >= IMAGE_GVA { IMAGE_GVA - IMAGE_GPA } else { DIRECT_GVA };
         let at = usize::try_from(gva.0 - base).unwrap();
         u64::from_le_bytes(*self.ram.0[at..].first_chunk().unwrap())
@@ -521,7 +521,7 @@ impl Kernel {
     }
 
     /// Gives a process a second thread with credentials of its own, and lets its leader exit.
-    pub(super) fn exit_leader(&mut self, task: Gva) {
+    pub(crate) fn exit_leader(&mut self, task: Gva) {
         let layout = self.layout.task.clone();
         let (thread, cred) = (self.alloc(256), self.alloc(64));
         for shared in [layout.tgid, layout.mm, layout.files, layout.signal, layout.start_time] {
@@ -638,14 +638,14 @@ impl Kernel {
     }
 
     /// Adds a second table that has `name` elsewhere.
-    pub(super) fn imitate_symbols(&mut self, name: &str, order: SymbolOrder) {
+    pub(crate) fn imitate_symbols(&mut self, name: &str, order: SymbolOrder) {
         let symbol = self.symbols.iter_mut().find(|(symbol, _)| symbol == name).unwrap();
         symbol.1 += 64;
         self.write_symbols(order);
     }
 
     /// Clears what a symbol of the image names, from its start on.
-    pub(super) fn clear(&mut self, name: &str, len: usize) {
+    pub(crate) fn clear(&mut self, name: &str, len: usize) {
         let place = self.find(name);
         self.write(place, &vec![0; len]);
     }

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The library against a kernel made up in memory: what it tells, and what it survives.
 
+#[cfg(test)]
 mod hostile;
-mod kernel;
-mod symbols;
+pub(crate) mod kernel;
+pub(crate) mod symbols;
+#[cfg(test)]
 mod truth;
 
 use std::net::SocketAddr;
@@ -15,6 +17,19 @@ use crate::Guest;
 use crate::memory::fixture::Ram;
 use kernel::Kernel;
 use symbols::SymbolOrder;
+
+/// Asks everything there is to ask.
+pub(crate) fn ask_everything(guest: &mut Guest, ring_gpa: u64) {
+    let _ = guest.processes();
+    let _ = guest.sockets();
+    for head in [0, 1, u16::MAX] {
+        let _ = guest.frame_owner(ring_gpa, head);
+    }
+    let _ = connection(guest);
+    let _ = guest.connection_owner(end("[fd00::1]:1235"), end("[fd00::2]:80"), Protocol::Tcp);
+    let _ = guest.connection_owner(end("10.0.0.1:53"), end("10.0.0.9:9"), Protocol::Udp);
+    let _ = guest.listener_owner(end("10.0.0.1:80"), Protocol::Tcp);
+}
 
 /// A kernel in one of the known forms; the form matters to few tests.
 fn kernel() -> Kernel {

@@ -5,7 +5,7 @@ use crate::kallsyms::START_KERNEL_MAP;
 
 /// The order of the arrays of a symbol table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum SymbolOrder {
+pub(crate) enum SymbolOrder {
     /// Before 6.4; absolute per-CPU symbols.
     OffsetsFirst,
     /// 6.1 with `seqs_of_names` in between.
@@ -19,7 +19,7 @@ pub(super) enum SymbolOrder {
 }
 
 impl SymbolOrder {
-    pub(super) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 5] = [
         Self::OffsetsFirst,
         Self::OffsetsFirstWithSequence,
         Self::OffsetsLast,
@@ -29,7 +29,7 @@ impl SymbolOrder {
 }
 
 /// The table of `symbols` as it lies at `gva`, and where in it the count of symbols is.
-pub(super) fn encode(order: SymbolOrder, symbols: &[(String, u64)], gva: u64) -> (Vec<u8>, u64) {
+pub(crate) fn encode(order: SymbolOrder, symbols: &[(String, u64)], gva: u64) -> (Vec<u8>, u64) {
     let (names, markers) = names(symbols);
     let (tokens, index) = tokens();
     let count = (symbols.len() as u32).to_le_bytes().to_vec();
