@@ -54,7 +54,8 @@ impl FromStr for MacAddr {
         let mut bytes = [0; 6];
         let mut parts = text.split(':');
         for byte in &mut bytes {
-            let part = parts.next().filter(|part| part.len() == 2).ok_or_else(wrong)?;
+            let is_hex = |part: &&str| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit());
+            let part = parts.next().filter(is_hex).ok_or_else(wrong)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| wrong())?;
         }
         if parts.next().is_some() { Err(wrong()) } else { Ok(Self(bytes)) }
@@ -269,7 +270,9 @@ mod tests {
     fn ethernet_addresses_read_back() {
         let mac: MacAddr = "02:00:5e:10:00:Ff".parse().unwrap();
         assert_eq!(mac.to_string(), "02:00:5e:10:00:ff");
-        for bad in ["", "02:00", "02:00:00:00:00:00:00", "2:0:0:0:0:0", "gg:00:00:00:00:00"] {
+        for bad in
+            ["", "02:00", "02:00:00:00:00:00:00", "2:0:0:0:0:0", "gg:00:00:00:00:00", "+f:00:00:00:00:00"]
+        {
             assert!(bad.parse::<MacAddr>().is_err(), "{bad}");
         }
     }
