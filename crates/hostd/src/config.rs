@@ -53,7 +53,23 @@ struct RawConfig {
     #[serde(default)]
     attribution: RawAttribution,
     #[serde(default)]
+    introspection: RawIntrospection,
+    #[serde(default)]
     flows: RawFlows,
+    #[serde(default)]
+    poll: RawPoll,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawIntrospection {
+    enabled: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawPoll {
+    cpu: Option<usize>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -93,6 +109,10 @@ pub struct Config {
     /// Longest wait for one attribution while its frame stays in the guest's ring: 1 ms to 1 s,
     /// default 50 ms. A frame whose answer comes later is dropped and left to retransmission.
     pub attribution_wait: Duration,
+    /// Whether guests' memory is looked into; default yes. If not, every process is unknown.
+    pub introspection: bool,
+    /// The one CPU that the poll thread may run on, counted from zero; default any.
+    pub poll_cpu: Option<usize>,
     /// Entries of the flow table, two per flow: a power of two from 1,024 to 16,777,216, default 262,144.
     pub flow_capacity: usize,
     /// Flows that one port may hold at the most: from 16, default a quarter of the table.
@@ -168,6 +188,8 @@ impl Config {
             log_filter: args.log.clone().or(raw.log.filter).unwrap_or_else(|| "info".into()),
             log_format: if json { LogFormat::Json } else { LogFormat::Text },
             attribution_wait: Duration::from_millis(wait_ms),
+            introspection: raw.introspection.enabled.unwrap_or(true),
+            poll_cpu: raw.poll.cpu,
             flow_capacity,
             flows_per_port_max,
         })

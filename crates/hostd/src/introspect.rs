@@ -109,7 +109,8 @@ struct Watched {
 pub struct Introspection {
     vms: Mutex<HashMap<VmRef, Arc<Mutex<Watched>>>>,
     ports: Mutex<HashMap<PortId, VmRef>>,
-    attach: Sender<AttachJob>,
+    /// Nowhere when introspection is switched off.
+    attach: Option<Sender<AttachJob>>,
 }
 
 struct AttachJob {
@@ -122,13 +123,18 @@ struct AttachJob {
 }
 
 impl Introspection {
-    /// Starts the attach thread.
+    /// Starts the attach thread; switched off, every guest stays unknown.
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub fn start() -> std::io::Result<Arc<Self>> {
-        let (attach, jobs) = crossbeam_channel::unbounded();
-        std::thread::Builder::new().name("attach".into()).spawn(move || attach_loop(&jobs))?;
+    pub fn start(enabled: bool) -> std::io::Result<Arc<Self>> {
+        let attach = if enabled {
+            let (attach, jobs) = crossbeam_channel::unbounded();
+            std::thread::Builder::new().name("attach".into()).spawn(move || attach_loop(&jobs))?;
+            Some(attach)
+        } else {
+            None
+        };
         Ok(Arc::new(Self { vms: Mutex::default(), ports: Mutex::default(), attach }))
     }
 
@@ -176,16 +182,18 @@ impl Introspection {
     /// A VMM shares a guest's memory and the guest drives the port: understand its kernel.
     pub fn memory_shared(&self, port: PortId, memory: Arc<GuestMemory>) {
         let Some((vm, watched)) = self.watched_by_port(port) else { return };
-        let epoch = {
-            let mut watched = lock(&watched);
-            watched.forget();
-            watched.state = State::Attaching;
-            watched.memory = Some(Arc::clone(&memory));
-            watched.epoch
+        let mut guard = lock(&watched);
+        guard.forget();
+        guard.memory = Some(Arc::clone(&memory));
+        let Some(attach) = &self.attach else {
+            guard.state = State::Failed("introspection is switched off in the settings".into());
+            return;
         };
-        let job = AttachJob { vm, watched, memory, epoch, due: Instant::now(), tries: 0 };
+        guard.state = State::Attaching;
+        let epoch = guard.epoch;
+        drop(guard);
         // The attach thread lives as long as the process.
-        let _ = self.attach.send(job);
+        let _ = attach.send(AttachJob { vm, watched, memory, epoch, due: Instant::now(), tries: 0 });
     }
 
     /// The guest stopped driving the port, or its VMM went away.

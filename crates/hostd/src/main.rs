@@ -76,7 +76,7 @@ fn serve(config: &Config, mesh: &Arc<Mesh>) -> anyhow::Result<()> {
         .with_context(|| format!("cannot make the runtime directory {:?}", config.runtime_dir))?;
     let (hand_over, flow_memory) = HandOver::take(&config.runtime_dir, config.flow_capacity, random())?;
 
-    let introspection = Introspection::start()?;
+    let introspection = Introspection::start(config.introspection)?;
     let (events, logged) = bounded(poll::EVENTS_QUEUED_MAX);
     let flow_log = FlowLog::start(logged)?;
     let (poll, commands) = poll::handle()?;
@@ -100,7 +100,15 @@ fn serve(config: &Config, mesh: &Arc<Mesh>) -> anyhow::Result<()> {
         attribution_wait: config.attribution_wait,
     };
     let loop_state = Poll::new(switch, wiring)?;
-    std::thread::Builder::new().name("poll".into()).spawn(move || loop_state.run_or_abort())?;
+    let poll_cpu = config.poll_cpu;
+    std::thread::Builder::new().name("poll".into()).spawn(move || {
+        if let Some(cpu) = poll_cpu
+            && let Err(error) = platform::pin_current_thread(cpu)
+        {
+            tracing::warn!(cpu, %error, "the poll thread runs on any CPU");
+        }
+        loop_state.run_or_abort();
+    })?;
 
     let ports =
         Arc::new(Ports::new(config.runtime_dir.clone(), hand_over, Arc::clone(&introspection), poll.clone()));

@@ -4,7 +4,7 @@
 use model::{Moment, NicRef};
 use packet::VnetHeader;
 use vhost_port::{Batch, Chain, Port, SendError, VNET_HEADER_BYTES};
-use vswitch::{Frame, HEAD_LEN_BYTES_MAX, PortId, Question, Verdict};
+use vswitch::{Answers, Frame, HEAD_LEN_BYTES_MAX, PortId, Question, Verdict};
 
 use super::Poll;
 use crate::introspect::{Inquiry, Outcome, Reply};
@@ -33,6 +33,9 @@ struct Held {
     ticket: u64,
     since: Moment,
     deadline: Moment,
+    /// The frame as it was asked about. The guest may write something else into its ring meanwhile; what
+    /// is judged by the answer is this.
+    frame: Box<Frame>,
     outcome: Option<Outcome>,
 }
 
@@ -116,23 +119,7 @@ impl Poll {
 
     /// Takes one frame through the switch.
     fn handle(&mut self, lane: &mut Lane, chain: &Chain<'_>, now: Moment) -> Handled {
-        let answers = match lane.held.take() {
-            None => None,
-            Some(Held { outcome: Some(Outcome::Answers(answers)), since, .. }) => {
-                let waited = u64::try_from(now.since(since).as_nanos()).unwrap_or(u64::MAX);
-                self.waits.saturating_record(waited);
-                Some(answers)
-            }
-            Some(Held { outcome: Some(Outcome::NotReady), .. }) => {
-                self.numbers.not_ready += 1;
-                return Handled::Done;
-            }
-            Some(Held { outcome: None, .. }) => {
-                self.numbers.late += 1;
-                return Handled::Done;
-            }
-        };
-        self.copy_head(chain, HEAD_FIRST_BYTES);
+        let Some(answers) = self.resume(lane, chain, now) else { return Handled::Done };
         let mut verdict = self.switch.process(now, lane.id, &mut self.frame, answers.as_ref());
         if verdict == Verdict::NeedMore {
             self.copy_head(chain, HEAD_LEN_BYTES_MAX);
@@ -145,6 +132,31 @@ impl Poll {
             Verdict::Answered | Verdict::Drop(_) | Verdict::NeedMore => {}
         }
         Handled::Done
+    }
+
+    /// Makes the frame ready to be judged: a new one without answers, or the held one with them. `None` when it
+    /// is to be dropped.
+    fn resume(&mut self, lane: &mut Lane, chain: &Chain<'_>, now: Moment) -> Option<Option<Answers>> {
+        let Some(held) = lane.held.take() else {
+            self.copy_head(chain, HEAD_FIRST_BYTES);
+            return Some(None);
+        };
+        match held.outcome {
+            Some(Outcome::Answers(answers)) => {
+                let waited = u64::try_from(now.since(held.since).as_nanos()).unwrap_or(u64::MAX);
+                self.waits.saturating_record(waited);
+                self.frame = held.frame;
+                Some(Some(answers))
+            }
+            Some(Outcome::NotReady) => {
+                self.numbers.not_ready += 1;
+                None
+            }
+            None => {
+                self.numbers.late += 1;
+                None
+            }
+        }
     }
 
     /// Copies the virtio-net header and the start of the frame into private memory.
@@ -185,7 +197,8 @@ impl Poll {
             return Handled::Done;
         }
         let deadline = now.after(self.wiring.attribution_wait);
-        lane.held = Some(Held { ticket, since: now, deadline, outcome: None });
+        let frame = std::mem::take(&mut self.frame);
+        lane.held = Some(Held { ticket, since: now, deadline, frame, outcome: None });
         Handled::Held
     }
 }
