@@ -7,6 +7,7 @@
 //! Deliberately absent: anything the shipped programs need; they never depend on this crate.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod demo;
 mod guests;
 mod packages;
@@ -59,6 +60,18 @@ enum Task {
     },
     /// What must hold before a push: format, lints, unit tests.
     Prepush,
+    /// Take figures.
+    Bench {
+        /// What to measure.
+        #[command(subcommand)]
+        what: Bench,
+        /// Print an object a line instead of a table.
+        #[arg(long, global = true)]
+        json: bool,
+        /// Only list missing packages, and fail if there are any.
+        #[arg(long, global = true)]
+        no_install: bool,
+    },
     /// Search for inputs that break a parser.
     Fuzz {
         /// The target; all of them if absent.
@@ -67,6 +80,12 @@ enum Task {
         #[arg(long, default_value_t = 60)]
         seconds: u32,
     },
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// Frames per second through the daemon, between two ports of dpdk-testpmd.
+    Switch,
 }
 
 fn main() -> ExitCode {
@@ -90,6 +109,7 @@ fn perform(task: Task) -> Result<()> {
         }
         Task::Test { quick, no_install } => test::run(test::Options { quick, no_install }),
         Task::Prepush => test::prepush(),
+        Task::Bench { what: Bench::Switch, json, no_install } => bench::switch(json, no_install),
         Task::Fuzz { target, seconds } => test::fuzz(target.as_deref(), seconds),
     }
 }

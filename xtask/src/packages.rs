@@ -13,7 +13,7 @@ use crate::shell;
 /// A package that has to be installed.
 pub struct Package {
     name: &'static str,
-    /// A program that only this package brings.
+    /// A program, or the full path of a file, that only this package brings.
     program: &'static str,
     why: &'static str,
 }
@@ -24,6 +24,21 @@ pub const QEMU: Package =
 /// The C++ compiler.
 pub const COMPILER: Package =
     Package { name: "g++", program: "g++", why: "builds libFuzzer for the fuzz targets" };
+
+/// The frame generator and its drivers.
+pub const DPDK: [Package; 3] = [
+    Package { name: "dpdk-dev", program: "dpdk-testpmd", why: "generates frames" },
+    Package {
+        name: "librte-net-virtio23",
+        program: "/usr/lib/x86_64-linux-gnu/librte_net_virtio.so.23",
+        why: "lets the generator be a guest",
+    },
+    Package {
+        name: "librte-net-pcap23",
+        program: "/usr/lib/x86_64-linux-gnu/librte_net_pcap.so.23",
+        why: "lets the generator loop frames from a file",
+    },
+];
 
 /// Makes sure that each of `packages` is installed.
 ///
