@@ -8,25 +8,26 @@ use anyhow::{Context, Result};
 
 use crate::remains::{remains, remove};
 
+/// A longer folder leaves too little of the 107 bytes that a socket's path may have.
+const BASE_BYTES_MAX: usize = 40;
 /// Names tried before giving up; each taken one is another test of the same process.
 const NAMES_MAX: u32 = 1_000;
 
 /// A folder that only this user may enter, removed on drop.
-///
-/// Its path is short, because socket paths are limited to 107 bytes.
 #[derive(Debug)]
 pub struct Scratch {
     path: PathBuf,
 }
 
 impl Scratch {
-    /// Makes one in the user's runtime directory, else in the directory for temporary files.
+    /// Makes one in the user's runtime directory, else in `/tmp`.
     ///
     /// # Errors
     /// When neither can be written to.
     pub fn new(name: &str) -> Result<Self> {
-        let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_dir());
-        let base = runtime.unwrap_or_else(std::env::temp_dir);
+        let usable = |path: &PathBuf| path.is_dir() && path.as_os_str().len() <= BASE_BYTES_MAX;
+        let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(usable);
+        let base = runtime.unwrap_or_else(|| "/tmp".into());
         for number in 0..NAMES_MAX {
             let path = base.join(format!("meshvisor-{name}-{}-{number}", std::process::id()));
             let made =

@@ -12,7 +12,7 @@ mod tally;
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::{guests, packages, repository, shell};
 use tally::Tally;
@@ -33,8 +33,9 @@ pub struct Options {
 type Step = (&'static str, fn(Options) -> Result<Tally>);
 
 /// What must hold before a push: seconds to a minute.
-const CHEAP: [Step; 5] = [
+const CHEAP: [Step; 6] = [
     ("format", |_| format()),
+    ("lock files", |_| locks()),
     ("crate graph", |_| edges::check()),
     ("hygiene", |_| hygiene::check()),
     ("lints", |_| lints()),
@@ -101,6 +102,18 @@ fn format() -> Result<Tally> {
     shell::show(shell::cargo(&repository()).args(["fmt", "--all", "--check"]))?;
     for folder in APART {
         shell::show(shell::cargo(&repository().join(folder)).args(["fmt", "--check"]))?;
+    }
+    Ok(Tally::passed(1))
+}
+
+/// A dependency that was added to a crate also changes the locks of the crates apart that use it.
+fn locks() -> Result<Tally> {
+    for folder in ["."].into_iter().chain(APART) {
+        let folder = repository().join(folder);
+        let mut cargo = shell::cargo(&folder);
+        cargo.args(["metadata", "--locked", "--format-version", "1"]);
+        let help = format!("run `cargo update --workspace` in {}", folder.display());
+        shell::output(&mut cargo).context(help)?;
     }
     Ok(Tally::passed(1))
 }
