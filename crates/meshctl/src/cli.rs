@@ -109,7 +109,7 @@ pub(crate) struct WhyArgs {
     /// The machine that opens the flow, as tenant/name
     pub(crate) from: VmRef,
 
-    /// Whom it is for: ADDRESS:PORT, [ADDRESS]:PORT, VM:PORT or the name of a service
+    /// Whom it is for: ADDRESS:PORT (IPv6 in brackets), VM:PORT or the name of a service
     pub(crate) to: String,
 
     /// The executable that opens it [default: the one last seen]

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! From what operators say to what the switch asks: access policies, compiled.
 //!
-//! [`compile`] turns an inventory and its policies into a [`CompiledPolicy`], a pure function from a
+//! [`compile()`] turns an inventory and its policies into a [`CompiledPolicy`], a pure function from a
 //! flow to a verdict ([`model::Judge`]). Reading order of a verdict:
 //!
 //! 1. Flows between tenants match nothing and are denied, whatever the defaults say.
