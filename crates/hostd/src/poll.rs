@@ -21,21 +21,24 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 use hdrhistogram::Histogram;
 use model::{Moment, NicRef, Snapshot};
 use platform::{EventFd, Poller, Trigger};
-use vhost_port::{GuestMemory, Port, PortCounters, PortEvent, VNET_HEADER_BYTES};
-use vswitch::{Counters, Emission, FlowEvent, FlowRecord, Frame, HEAD_LEN_BYTES_MAX, PortId, Switch};
+use vhost_port::{GuestMemory, Port, PortCounters, PortEvent};
+use vswitch::{Counters, Emission, FlowEvent, FlowRecord, PortId, Switch};
 
 use crate::handover::FlowMemory;
 use crate::introspect::{Inquiry, Introspection, Reply};
-use lane::Lane;
+use lane::{Desk, Lane};
 
 /// How long the loop spins without a frame before it sleeps.
 const SPIN: Duration = Duration::from_micros(50);
 /// Longest sleep: the switch's upkeep is due even when nothing moves.
 const SLEEP_MAX: Duration = Duration::from_millis(100);
-/// Slots of the flow table looked at per round while frames come.
-const UPKEEP_BUSY_SLOTS: usize = 64;
-/// Slots looked at before each sleep.
-const UPKEEP_IDLE_SLOTS: usize = 16_384;
+/// Flows looked after per round while frames come: a flow is as far from the cache as a frame's, and a round may
+/// have but a few frames. At 100,000 rounds a second, a full table takes some seconds.
+const UPKEEP_BUSY_FLOWS: usize = 2;
+/// The same after a change of policy, until all flows were looked at once.
+const UPKEEP_HASTY_FLOWS: usize = 64;
+/// Flows looked after before each sleep.
+const UPKEEP_IDLE_FLOWS: usize = 16_384;
 /// Longest wait that is told apart from longer ones.
 pub const WAIT_NS_MAX: u64 = 10_000_000_000;
 /// Flow events waiting for the flow log; more are counted as lost.
@@ -185,10 +188,10 @@ pub struct Poll {
     lanes: Vec<Option<Lane>>,
     wiring: Wiring,
     poller: Poller,
-    /// The frame being handled.
-    frame: Box<Frame>,
-    /// The same with its virtio-net header in front, ready for delivery.
-    head: Box<[u8; VNET_HEADER_BYTES + HEAD_LEN_BYTES_MAX]>,
+    /// The batch being handled.
+    desk: Desk,
+    /// Flows not looked after since policy last changed.
+    unsettled_flows: usize,
     numbers: Numbers,
     waits: Histogram<u64>,
 }
@@ -203,10 +206,9 @@ impl Poll {
     pub fn new(switch: Switch<FlowMemory>, wiring: Wiring) -> std::io::Result<Self> {
         let poller = Poller::new()?;
         poller.add(&*wiring.wake.0, WAKE_TOKEN, Trigger::Level)?;
-        let head = Box::new([0; VNET_HEADER_BYTES + HEAD_LEN_BYTES_MAX]);
         let waits = Histogram::new_with_max(WAIT_NS_MAX, 3).expect("a valid range");
-        let (frame, numbers) = (Box::default(), Numbers::default());
-        Ok(Self { switch, lanes: Vec::new(), wiring, poller, frame, head, numbers, waits })
+        let (lanes, desk, numbers) = (Vec::new(), Desk::new(), Numbers::default());
+        Ok(Self { switch, lanes, wiring, poller, desk, unsettled_flows: 0, numbers, waits })
     }
 
     /// Runs until the process ends. A panic here is a bug that would leave guests without a network and
@@ -226,7 +228,7 @@ impl Poll {
                 self.numbers.busy_rounds += 1;
                 last_busy = now;
             } else if now.since(last_busy) >= SPIN {
-                self.switch.tick(now, UPKEEP_IDLE_SLOTS);
+                self.look_after(now, UPKEEP_IDLE_FLOWS);
                 self.deliver_own();
                 if !self.arm() {
                     self.sleep(now);
@@ -249,12 +251,18 @@ impl Poll {
             busy |= self.serve(&mut lane, now);
             self.lanes[index] = Some(lane);
         }
-        self.switch.tick(now, UPKEEP_BUSY_SLOTS);
+        let hasty = self.unsettled_flows > 0;
+        self.look_after(now, if hasty { UPKEEP_HASTY_FLOWS } else { UPKEEP_BUSY_FLOWS });
         self.deliver_own();
         for lane in self.lanes.iter_mut().flatten() {
             lane.port.flush();
         }
         busy
+    }
+
+    fn look_after(&mut self, now: Moment, flows_max: usize) {
+        self.switch.tick(now, flows_max);
+        self.unsettled_flows = self.unsettled_flows.saturating_sub(flows_max);
     }
 
     fn take_commands(&mut self, now: Moment) {
@@ -272,7 +280,10 @@ impl Poll {
                         *lane = None;
                     }
                 }
-                Command::Install { snapshot, ports } => self.switch.install(now, snapshot, &ports),
+                Command::Install { snapshot, ports } => {
+                    self.switch.install(now, snapshot, &ports);
+                    self.unsettled_flows = self.switch.flow_count();
+                }
                 // Whoever asked may have gone.
                 Command::Flows(reply) => drop(reply.try_send(self.switch.flows().collect())),
                 Command::Numbers(reply) => drop(reply.try_send(self.numbers())),

@@ -12,6 +12,8 @@ use crate::window::Window;
 const CHAIN_DESCRIPTORS_MAX: usize = 1024;
 /// Longest frame with its virtio-net header, in bytes: an IP packet of 64 KiB behind Ethernet and tags, rounded up.
 pub(crate) const FRAME_BYTES_MAX: usize = 68 * 1024;
+/// How far apart prefetches are, in bytes.
+const CACHE_LINE_BYTES: usize = 64;
 /// Shortest frame with its virtio-net header, in bytes: an Ethernet header and nothing in it.
 pub(crate) const FRAME_BYTES_MIN: usize = VNET_HEADER_BYTES + 14;
 
@@ -259,11 +261,17 @@ impl Batch {
         }
     }
 
-    /// Hints at the first bytes of every frame.
+    /// Hints at the first bytes of every frame: the virtio-net header and what comes next, be it in the same segment or
+    /// in a second one.
     #[inline(always)]
     pub(crate) fn prefetch(&self) {
         for span in &self.spans {
-            self.segments[span.first as usize].prefetch(0);
+            let first = span.first as usize;
+            self.segments[first].prefetch(0);
+            self.segments[first].prefetch(CACHE_LINE_BYTES);
+            if span.count > 1 {
+                self.segments[first + 1].prefetch(0);
+            }
         }
     }
 }
@@ -290,6 +298,17 @@ impl Chain<'_> {
     #[must_use]
     pub fn head(&self) -> u16 {
         self.head
+    }
+
+    /// Copies the virtio-net header out.
+    #[must_use]
+    #[inline(always)]
+    pub fn header(&self) -> [u8; VNET_HEADER_BYTES] {
+        self.segments[0].take().unwrap_or_else(|| {
+            let mut header = [0; VNET_HEADER_BYTES];
+            self.copy_out(0, &mut header);
+            header
+        })
     }
 
     /// Copies bytes from `offset` on, the virtio-net header included; as many as there are and fit, and says how many.

@@ -212,8 +212,23 @@ impl Port {
     /// When the frame cannot be delivered; see [`SendError`].
     #[inline]
     pub fn send(&mut self, head: &[u8], rest: Option<(Chain<'_>, usize)>) -> Result<(), SendError> {
+        let (header, head) = head.split_first_chunk().ok_or(SendError::Malformed)?;
+        self.send_parts(*header, head, rest)
+    }
+
+    /// As [`Port::send`], with the virtio-net header apart from what of the frame is in private memory.
+    ///
+    /// # Errors
+    /// When the frame cannot be delivered; see [`SendError`].
+    #[inline]
+    pub fn send_parts(
+        &mut self,
+        header: [u8; VNET_HEADER_BYTES],
+        head: &[u8],
+        rest: Option<(Chain<'_>, usize)>,
+    ) -> Result<(), SendError> {
         let Some(device) = &mut self.device else { return Err(SendError::Stopped) };
-        match device.send(head, rest) {
+        match device.send(header, head, rest) {
             Ok(len) => {
                 self.counters.sent_frames += 1;
                 self.counters.sent_bytes += len as u64;
@@ -366,20 +381,25 @@ impl Device {
     }
 
     #[inline(always)]
-    fn send(&mut self, head: &[u8], rest: Option<(Chain<'_>, usize)>) -> Result<usize, SendError> {
+    fn send(
+        &mut self,
+        header: [u8; VNET_HEADER_BYTES],
+        head: &[u8],
+        rest: Option<(Chain<'_>, usize)>,
+    ) -> Result<usize, SendError> {
         let rest_len = rest.map_or(0, |(chain, offset)| chain.len_bytes().saturating_sub(offset));
-        let len = head.len() + rest_len;
-        let header = head.first_chunk::<VNET_HEADER_BYTES>().ok_or(SendError::Malformed)?;
+        let len = header.len() + head.len() + rest_len;
         if len > FRAME_BYTES_MAX {
             return Err(SendError::Malformed);
         }
-        if !self.features.take(header) {
+        if !self.features.take(&header) {
             return Err(SendError::Offload);
         }
         self.gather(len)?;
         // At most one per ring entry, of which there are at most 2^15.
         let buffers = self.gathered.len() as u16;
         let mut cursor = Cursor::new(&self.segments);
+        cursor.write_header(header);
         cursor.write(head);
         if let Some((chain, offset)) = rest {
             cursor.write_chain(chain, offset);
@@ -447,7 +467,7 @@ impl Device {
 /// Writes two bytes, which may be in different segments.
 #[inline(always)]
 fn write_at(segments: &[Window<'static>], offset: usize, bytes: [u8; 2]) {
-    if segments[0].put(offset, bytes) {
+    if segments[0].skip(offset).put(bytes) {
         return;
     }
     let mut skip = offset;
@@ -471,6 +491,16 @@ impl<'s> Cursor<'s> {
         let mut segments = segments.iter();
         let current = *segments.next().expect("a frame has bytes, so buffers were gathered for it");
         Self { segments, current }
+    }
+
+    /// Writes the virtio-net header, which nearly always fits the first segment.
+    #[inline(always)]
+    fn write_header(&mut self, header: [u8; VNET_HEADER_BYTES]) {
+        if self.current.put(header) {
+            self.current = self.current.skip(header.len());
+        } else {
+            self.write(&header);
+        }
     }
 
     #[inline(always)]

@@ -129,15 +129,27 @@ impl<'m> Window<'m> {
         len
     }
 
-    /// Writes a few bytes at any `offset`; `false`, and nothing written, if they do not fit.
+    /// Copies the first few bytes out, of which the compiler knows the number; nothing if there are fewer.
     #[inline(always)]
-    pub(crate) fn put<const N: usize>(&self, offset: usize, bytes: [u8; N]) -> bool {
-        let rest = self.skip(offset);
-        if rest.len < N {
+    pub(crate) fn take<const N: usize>(&self) -> Option<[u8; N]> {
+        if self.len < N {
+            return None;
+        }
+        let mut bytes = [0; N];
+        // SAFETY: the window has `N` bytes; `bytes` is private memory and cannot overlap a mapping.
+        unsafe { ptr::copy_nonoverlapping(self.start.as_ptr(), bytes.as_mut_ptr(), N) };
+        Some(bytes)
+    }
+
+    /// Writes the first few bytes, of which the compiler knows the number; `false`, and nothing written, if they do not
+    /// fit.
+    #[inline(always)]
+    pub(crate) fn put<const N: usize>(&self, bytes: [u8; N]) -> bool {
+        if self.len < N {
             return false;
         }
-        // SAFETY: the window has `N` bytes there; `bytes` is private memory and cannot overlap a mapping.
-        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), rest.start.as_ptr(), N) };
+        // SAFETY: the window has `N` bytes; `bytes` is private memory and cannot overlap a mapping.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.start.as_ptr(), N) };
         true
     }
 

@@ -48,5 +48,5 @@ pub use outbox::{EMISSIONS_MAX, EVENTS_MAX, Emission};
 pub use slot::{FlowSlot, FlowSlots};
 pub use state::FlowState;
 pub use switch::Switch;
-pub use table::{SLOTS_MAX, SLOTS_MIN};
+pub use table::{SLOTS_MAX, SLOTS_MIN, Tally};
 pub use verdict::{Answers, Ask, DropReason, How, Question, Verdict};

@@ -12,7 +12,7 @@ use crate::key::FlowKey;
 use crate::outbox::Outbox;
 use crate::ports::{Port, PortState, Ports};
 use crate::state::after_segment;
-use crate::table::{FlowTable, millisecond};
+use crate::table::{FlowTable, Tally, millisecond};
 use crate::{
     Answers, Counters, DropReason, Emission, FRAME_LEN_BYTES_MAX, FlowChange, FlowEnd, FlowEvent, FlowRecord,
     FlowSlot, FlowSlots, FlowState, Frame, PortId, SwitchConfig, Verdict,
@@ -110,6 +110,17 @@ impl<S: FlowSlots> Switch<S> {
         let verdict = self.decide(ingress, frame, answers);
         self.counters.note(&verdict, frame.total_len_bytes);
         verdict
+    }
+
+    /// Where a frame's flow most likely lies, if it is known: worth fetching while other frames are decided
+    /// upon. A hint only; [`Switch::process`] finds the flow wherever it is.
+    #[inline]
+    #[must_use]
+    pub fn likely_slot(&self, ingress: PortId, frame: &Frame) -> Option<(&FlowSlot, &Tally)> {
+        let Ok(Packet { network: Network::Ip(ip), .. }) = Packet::parse(frame.parsable()) else {
+            return None;
+        };
+        FlowKey::of(ingress, &ip).map(|key| self.table.home(&key))
     }
 
     /// Frames of the switch's own, oldest first.

@@ -39,16 +39,17 @@ pub(crate) fn millisecond(now: Moment) -> u32 {
     (now.0 / 1_000_000) as u32
 }
 
-/// What is counted per slot.
+/// What is counted per slot. Aligned so that one fetch brings all of it.
 #[derive(Clone, Copy, Debug)]
-struct Side {
+#[repr(align(32))]
+pub struct Tally {
     /// Position in the list of flows.
     flow: u32,
     frames: u64,
     bytes: u64,
 }
 
-impl Side {
+impl Tally {
     const FREE: Self = Self { flow: NO_FLOW, frames: 0, bytes: 0 };
 }
 
@@ -65,7 +66,7 @@ pub(crate) enum Room {
 
 pub(crate) struct FlowTable<S> {
     slots: S,
-    side: Vec<Side>,
+    tallies: Vec<Tally>,
     flows: Vec<Flow>,
     mask: usize,
     /// How many slots from its hash the farthest key has ever lived.
@@ -83,7 +84,7 @@ impl<S: FlowSlots> FlowTable<S> {
         let len = 1 << len.ilog2();
         let mut table = Self {
             slots,
-            side: vec![Side::FREE; len],
+            tallies: vec![Tally::FREE; len],
             flows: Vec::new(),
             mask: len - 1,
             reach: WINDOW_SLOTS - 1,
@@ -102,7 +103,7 @@ impl<S: FlowSlots> FlowTable<S> {
                     opened: Moment::default(),
                 };
                 for member in [index, partner] {
-                    table.side[member].flow = table.flows.len() as u32;
+                    table.tallies[member].flow = table.flows.len() as u32;
                     table.slot_mut(member).set_state(state);
                     table.slot_mut(member).epoch = 0;
                 }
@@ -146,7 +147,7 @@ impl<S: FlowSlots> FlowTable<S> {
     fn discard_strays(&mut self) -> u64 {
         let mut discarded = 0;
         for index in 0..=self.mask {
-            if self.side[index].flow == NO_FLOW && self.slots.as_ref()[index] != FlowSlot::FREE {
+            if self.tallies[index].flow == NO_FLOW && self.slots.as_ref()[index] != FlowSlot::FREE {
                 discarded += 1;
                 *self.slot_mut(index) = FlowSlot::FREE;
             }
@@ -194,6 +195,13 @@ impl<S: FlowSlots> FlowTable<S> {
         let slots = self.slots.as_ref();
         let mut window = self.window(key, self.reach + 1);
         Some(window.find(|index| slots[*index].key.is(key) && !slots[*index].is_free())? as u32)
+    }
+
+    /// The first slot in which `key` may live, where it nearly always does, and its tally.
+    #[inline]
+    pub(crate) fn home(&self, key: &FlowKey) -> (&FlowSlot, &Tally) {
+        let index = self.hash(key) as usize & self.mask;
+        (self.slot(index), &self.tallies[index])
     }
 
     #[inline]
@@ -251,7 +259,7 @@ impl<S: FlowSlots> FlowTable<S> {
             let mut slot = FlowSlot::new(key, output, partner, index == initiator);
             slot.set_state(state);
             slot.check = self.check(&slot);
-            self.side[index as usize] = Side { flow: position as u32, ..Side::FREE };
+            self.tallies[index as usize] = Tally { flow: position as u32, ..Tally::FREE };
             *self.slot_mut(index as usize) = slot;
             self.reach = self.reach.max(self.distance(index as usize));
         }
@@ -264,11 +272,11 @@ impl<S: FlowSlots> FlowTable<S> {
         let flow = self.flows.swap_remove(position);
         for index in members(&flow) {
             *self.slot_mut(index) = FlowSlot::FREE;
-            self.side[index] = Side::FREE;
+            self.tallies[index] = Tally::FREE;
         }
         if let Some(moved) = self.flows.get(position) {
             for index in members(moved) {
-                self.side[index].flow = position as u32;
+                self.tallies[index].flow = position as u32;
             }
         }
     }
@@ -288,7 +296,7 @@ impl<S: FlowSlots> FlowTable<S> {
     /// Position of the flow that owns an occupied slot.
     #[inline]
     pub(crate) fn flow_at(&self, index: usize) -> usize {
-        self.side[index].flow as usize
+        self.tallies[index].flow as usize
     }
 
     /// The flow's state, as its initiator's slot has it.
@@ -334,15 +342,15 @@ impl<S: FlowSlots> FlowTable<S> {
     /// Counts a frame that came through a slot.
     #[inline]
     pub(crate) fn count(&mut self, index: usize, len_bytes: usize) {
-        let side = &mut self.side[index];
-        side.frames += 1;
-        side.bytes += len_bytes as u64;
+        let tally = &mut self.tallies[index];
+        tally.frames += 1;
+        tally.bytes += len_bytes as u64;
     }
 
     /// Frames and bytes that came through a slot.
     pub(crate) fn counted(&self, index: u32) -> (u64, u64) {
-        let side = &self.side[index as usize];
-        (side.frames, side.bytes)
+        let tally = &self.tallies[index as usize];
+        (tally.frames, tally.bytes)
     }
 }
 

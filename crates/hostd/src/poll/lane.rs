@@ -1,8 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One port in the loop: its half-done batch, and the frame that waits for an answer.
+//!
+//! A batch goes through three stages, each for all of its frames before the next begins, because what a frame
+//! needs is mostly far away, in another processor's cache or in the flow table, and is fetched meanwhile:
+//!
+//! 1. *Read*: the head of every frame is copied into private memory. Then the slot of every frame's flow is
+//!    worked out and prefetched; this is a guess, and nothing depends on it.
+//! 2. *Decide*: the switch is asked frame by frame, in order, for a frame's verdict may depend on the frame
+//!    before. The first frame that must wait for an answer ends the stage; it and those after it stay in the
+//!    lane, and those after it will be read anew.
+//! 3. *Deliver*: what was decided goes out, in order.
+//!
+//! Delivery writes to memory that a guest has in its cache. Nothing that was just written is read back in
+//! between, because such a read may wait for all of these writes to be done.
+
+use std::ops::Range;
 
 use model::{Moment, NicRef};
 use packet::VnetHeader;
+use platform::prefetch;
 use vhost_port::{Batch, Chain, Port, SendError, VNET_HEADER_BYTES};
 use vswitch::{Answers, Frame, HEAD_LEN_BYTES_MAX, PortId, Question, Verdict};
 
@@ -39,10 +55,24 @@ struct Held {
     outcome: Option<Outcome>,
 }
 
+/// Where a batch lies while it goes through its stages; by position in the batch.
+pub(super) struct Desk {
+    frames: Box<[Frame]>,
+    /// Where frames go; nowhere, if the switch has consumed them.
+    outputs: [Option<PortId>; Batch::FRAMES_MAX],
+}
+
+impl Desk {
+    pub(super) fn new() -> Self {
+        let frames = vec![Frame::default(); Batch::FRAMES_MAX].into();
+        Self { frames, outputs: [None; Batch::FRAMES_MAX] }
+    }
+}
+
 /// What became of a frame.
-enum Handled {
-    /// It can be given back to the guest.
-    Done,
+enum Decided {
+    /// It can be given back to the guest, once delivered if it has somewhere to go.
+    Done(Option<PortId>),
     /// It stays where it is.
     Held,
 }
@@ -105,48 +135,70 @@ impl Poll {
         }
         let first = lane.next;
         let batch = std::mem::take(&mut lane.batch);
-        while lane.next < batch.len() {
-            match self.handle(lane, &batch.chain(lane.next), now) {
-                Handled::Done => lane.next += 1,
-                Handled::Held => break,
-            }
-        }
+        self.read(lane, &batch);
+        self.decide(lane, &batch, now);
+        self.deliver(first..lane.next, &batch);
         lane.batch = batch;
         let done = lane.next - first;
         lane.port.complete(done);
         done > 0
     }
 
-    /// Takes one frame through the switch.
-    fn handle(&mut self, lane: &mut Lane, chain: &Chain<'_>, now: Moment) -> Handled {
-        let Some(answers) = self.resume(lane, chain, now) else { return Handled::Done };
-        let mut verdict = self.switch.process(now, lane.id, &mut self.frame, answers.as_ref());
-        if verdict == Verdict::NeedMore {
-            self.copy_head(chain, HEAD_LEN_BYTES_MAX);
-            verdict = self.switch.process(now, lane.id, &mut self.frame, answers.as_ref());
+    /// Copies the heads of the lane's frames, and fetches what the switch will look at.
+    fn read(&mut self, lane: &Lane, batch: &Batch) {
+        let frames = &mut self.desk.frames[lane.next..batch.len()];
+        for (frame, position) in frames.iter_mut().zip(lane.next..) {
+            copy_head(frame, &batch.chain(position), HEAD_FIRST_BYTES);
         }
-        match verdict {
-            Verdict::Forward(to) => self.forward(to, chain),
-            Verdict::Ask(question) => return self.ask(lane, chain, question, now),
-            // The switch has counted why.
-            Verdict::Answered | Verdict::Drop(_) | Verdict::NeedMore => {}
+        for frame in frames {
+            if let Some((slot, tally)) = self.switch.likely_slot(lane.id, frame) {
+                prefetch(slot);
+                prefetch(tally);
+            }
         }
-        Handled::Done
     }
 
-    /// Makes the frame ready to be judged: a new one without answers, or the held one with them. `None` when it
-    /// is to be dropped.
-    fn resume(&mut self, lane: &mut Lane, chain: &Chain<'_>, now: Moment) -> Option<Option<Answers>> {
-        let Some(held) = lane.held.take() else {
-            self.copy_head(chain, HEAD_FIRST_BYTES);
-            return Some(None);
+    /// Asks the switch about the lane's frames until one must wait.
+    fn decide(&mut self, lane: &mut Lane, batch: &Batch, now: Moment) {
+        while lane.next < batch.len() {
+            match self.decide_one(lane, &batch.chain(lane.next), now) {
+                Decided::Done(output) => self.desk.outputs[lane.next] = output,
+                Decided::Held => break,
+            }
+            lane.next += 1;
+        }
+    }
+
+    fn decide_one(&mut self, lane: &mut Lane, chain: &Chain<'_>, now: Moment) -> Decided {
+        let answers = match lane.held.take() {
+            None => None,
+            Some(held) => match self.resume(held, lane.next, now) {
+                Some(answers) => Some(answers),
+                None => return Decided::Done(None),
+            },
         };
+        let frame = &mut self.desk.frames[lane.next];
+        let mut verdict = self.switch.process(now, lane.id, frame, answers.as_ref());
+        if verdict == Verdict::NeedMore {
+            copy_head(frame, chain, HEAD_LEN_BYTES_MAX);
+            verdict = self.switch.process(now, lane.id, frame, answers.as_ref());
+        }
+        match verdict {
+            Verdict::Forward(to) => Decided::Done(Some(to)),
+            Verdict::Ask(question) => self.ask(lane, chain, question, now),
+            // The switch has counted why.
+            Verdict::Answered | Verdict::Drop(_) | Verdict::NeedMore => Decided::Done(None),
+        }
+    }
+
+    /// Puts the held frame back into its place, to be judged with the answers. `None` when it is to be dropped.
+    fn resume(&mut self, held: Held, position: usize, now: Moment) -> Option<Answers> {
         match held.outcome {
             Some(Outcome::Answers(answers)) => {
                 let waited = u64::try_from(now.since(held.since).as_nanos()).unwrap_or(u64::MAX);
                 self.waits.saturating_record(waited);
-                self.frame = held.frame;
-                Some(Some(answers))
+                self.desk.frames[position] = *held.frame;
+                Some(answers)
             }
             Some(Outcome::NotReady) => {
                 self.numbers.not_ready += 1;
@@ -159,46 +211,42 @@ impl Poll {
         }
     }
 
-    /// Copies the virtio-net header and the start of the frame into private memory.
-    fn copy_head(&mut self, chain: &Chain<'_>, head_bytes: usize) {
-        let Frame { vnet, head, head_len_bytes, total_len_bytes } = &mut *self.frame;
-        let mut vnet_bytes = [0; VNET_HEADER_BYTES];
-        chain.copy_out(0, &mut vnet_bytes);
-        *vnet = VnetHeader::from_bytes(vnet_bytes);
-        *total_len_bytes = chain.len_bytes() - VNET_HEADER_BYTES;
-        *head_len_bytes = (*total_len_bytes).min(head_bytes);
-        chain.copy_out(VNET_HEADER_BYTES, &mut head[..*head_len_bytes]);
-    }
-
-    /// Delivers the frame: rewritten head from private memory, the rest from guest to guest.
-    fn forward(&mut self, to: PortId, chain: &Chain<'_>) {
-        let frame = &self.frame;
-        let head_len = VNET_HEADER_BYTES + frame.head_len_bytes;
-        let head = &mut self.head[..head_len];
-        head[..VNET_HEADER_BYTES].copy_from_slice(&frame.vnet.to_bytes());
-        head[VNET_HEADER_BYTES..].copy_from_slice(frame.bytes());
-        let sent = match self.lanes.get_mut(usize::from(to.0)) {
-            Some(Some(lane)) => lane.port.send(head, Some((*chain, head_len))),
-            _ => Err(SendError::Stopped),
-        };
-        if sent.is_err() {
-            self.numbers.undelivered += 1;
+    /// Delivers frames that were decided on: rewritten head from private memory, the rest from guest to guest.
+    fn deliver(&mut self, positions: Range<usize>, batch: &Batch) {
+        for position in positions {
+            let Some(to) = self.desk.outputs[position] else { continue };
+            let frame = &self.desk.frames[position];
+            let rest = (batch.chain(position), VNET_HEADER_BYTES + frame.head_len_bytes);
+            let sent = match self.lanes.get_mut(usize::from(to.0)) {
+                Some(Some(lane)) => lane.port.send_parts(frame.vnet.to_bytes(), frame.bytes(), Some(rest)),
+                _ => Err(SendError::Stopped),
+            };
+            self.numbers.undelivered += u64::from(sent.is_err());
         }
     }
 
     /// Pauses the lane until the introspection thread has answered.
-    fn ask(&mut self, lane: &mut Lane, chain: &Chain<'_>, question: Question, now: Moment) -> Handled {
+    fn ask(&mut self, lane: &mut Lane, chain: &Chain<'_>, question: Question, now: Moment) -> Decided {
         lane.tickets += 1;
         let ticket = lane.tickets;
-        let Some(ring) = lane.transmit else { return Handled::Done };
+        let Some(ring) = lane.transmit else { return Decided::Done(None) };
         let inquiry = Inquiry { port: lane.id, ticket, question, descriptor: (ring, chain.head()) };
         if self.wiring.inquiries.try_send(inquiry).is_err() {
             self.numbers.late += 1;
-            return Handled::Done;
+            return Decided::Done(None);
         }
         let deadline = now.after(self.wiring.attribution_wait);
-        let frame = std::mem::take(&mut self.frame);
+        let frame = Box::new(self.desk.frames[lane.next].clone());
         lane.held = Some(Held { ticket, since: now, deadline, frame, outcome: None });
-        Handled::Held
+        Decided::Held
     }
+}
+
+/// Copies the virtio-net header and the start of the frame into private memory.
+fn copy_head(frame: &mut Frame, chain: &Chain<'_>, head_bytes: usize) {
+    let Frame { vnet, head, head_len_bytes, total_len_bytes } = frame;
+    *vnet = VnetHeader::from_bytes(chain.header());
+    *total_len_bytes = chain.len_bytes() - VNET_HEADER_BYTES;
+    *head_len_bytes = (*total_len_bytes).min(head_bytes);
+    chain.copy_out(VNET_HEADER_BYTES, &mut head[..*head_len_bytes]);
 }
