@@ -44,8 +44,10 @@ impl Apt {
             "-oDir::State::status=/var/lib/dpkg/status".into(),
             format!("-oDir::Cache={}", folder.join("cache").display()),
         ]);
-        // A source that holds nothing for us may fail; what is missing shows when packages are looked up.
-        let _ = shell::output(&mut apt.command("apt-get", &["update", "--quiet=2"]));
+        // A source that holds nothing for us may fail; whether something is missing shows when it is looked up.
+        if let Err(error) = shell::output(&mut apt.command("apt-get", &["update", "--quiet=2"])) {
+            println!("  {error:#}");
+        }
         Ok(apt)
     }
 
