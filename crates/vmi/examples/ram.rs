@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Looks into a guest through a file of its RAM: `ram FILE [--below-4g BYTES] VIEW`.
 //!
-//! Views: `info`, `ps`, `ss`, `frame RING_GPA HEAD`, `connection tcp|udp LOCAL REMOTE`, `listener tcp|udp LOCAL`.
+//! Views: `info`, `ps [--wide]`, `ss [--wide]`, `cpu`, `frame RING_GPA HEAD`, `connection tcp|udp LOCAL REMOTE`, `listener tcp|udp LOCAL`.
 //!
 //! The file is what QEMU's `memory-backend-file,share=on` keeps, of a running guest or a copy. A guest whose
 //! RAM is split has the part beyond `--below-4g` bytes (2 GiB on q35, 3 GiB on pc) at 4 GiB.
@@ -99,7 +99,7 @@ fn main() -> ExitCode {
 
 fn usage() -> ExitCode {
     eprintln!(
-        "usage: ram FILE [--below-4g BYTES] info|ps|ss|frame RING_GPA HEAD\
+        "usage: ram FILE [--below-4g BYTES] info|ps [--wide]|ss [--wide]|cpu|frame RING_GPA HEAD\
          |connection tcp|udp LOCAL REMOTE|listener tcp|udp LOCAL"
     );
     ExitCode::from(2)
@@ -119,6 +119,9 @@ fn look(file: &str, below_4g_bytes: u64, view: &[String]) -> Result<(), Box<dyn 
         }
         ["ps"] => print_processes(&guest)?,
         ["ss"] => print_sockets(&guest)?,
+        ["ps", "--wide"] => println!("{:#?}", guest.process_details()?),
+        ["ss", "--wide"] => println!("{:#?}", guest.socket_details()?),
+        ["cpu"] => println!("{:#?}", guest.cpu_sample()?),
         ["frame", ring, head] => println!("{:#?}", guest.frame_owner(ring.parse()?, head.parse()?)),
         ["connection", protocol, local, remote] => {
             println!("{:#?}", guest.connection_owner(local.parse()?, remote.parse()?, l4(protocol)?));

@@ -56,7 +56,7 @@ pub(crate) struct Symbols {
 }
 
 /// Every symbol that is looked for. Some kernels lack some of them.
-const WANTED: [&str; 18] = [
+const WANTED: [&str; 23] = [
     "_text",
     "_stext",
     "_end",
@@ -75,6 +75,11 @@ const WANTED: [&str; 18] = [
     "inet_ehash_secret",
     "inet6_ehash_secret",
     "ipv6_hash_secret",
+    "__per_cpu_offset",
+    "nr_cpu_ids",
+    "runqueues",
+    "raw_v4_hashinfo",
+    "raw_v6_hashinfo",
 ];
 
 impl Symbols {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! An attached guest: its anchors, and the rules that every question to it follows.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use crate::memory::{Gva, PhysicalMemory};
 use crate::owner::Memo;
 use crate::paging::Linear;
 use crate::reader::{OWNER_READS_MAX, Reader, VIEW_READS_MAX};
-use crate::socket::Socket;
+use crate::socket::{Owner, Socket};
 use crate::vring::Rings;
 
 /// Times a question is asked when the guest changes under the reader.
@@ -121,6 +122,11 @@ impl Guest {
         &self.kernel
     }
 
+    /// What reads the guest; for the views of other modules.
+    pub(crate) fn core(&self) -> &Core {
+        &self.core
+    }
+
     /// Every process, in order of age. Kernel threads are processes too.
     ///
     /// # Errors
@@ -218,20 +224,29 @@ impl Core {
         }
     }
 
-    /// Every socket in the guest's tables, with its owners.
+    /// Every TCP and UDP socket in the guest's tables, with its owners.
     fn sockets(&self) -> Result<Vec<Socket>, Fault> {
         let namespaces = self.namespaces()?;
-        let mut owners = self.socket_owners()?;
+        let sockets = self.sockets_at(&namespaces, &mut self.socket_owners()?)?;
+        Ok(sockets.into_iter().map(|(_, socket)| socket).collect())
+    }
+
+    /// Every TCP and UDP socket with its address; takes their owners out of `owners`.
+    pub(crate) fn sockets_at(
+        &self,
+        namespaces: &[Gva],
+        owners: &mut HashMap<Gva, Vec<Owner>>,
+    ) -> Result<Vec<(Gva, Socket)>, Fault> {
         let mut tables = Vec::new();
-        tables.extend(self.listener_tables(&namespaces)?.into_iter().map(|table| (table, Protocol::Tcp)));
-        tables.extend(self.connection_tables(&namespaces)?.into_iter().map(|table| (table, Protocol::Tcp)));
-        tables.extend(self.udp_tables(&namespaces)?.into_iter().map(|table| (table, Protocol::Udp)));
+        tables.extend(self.listener_tables(namespaces)?.into_iter().map(|table| (table, Protocol::Tcp)));
+        tables.extend(self.connection_tables(namespaces)?.into_iter().map(|table| (table, Protocol::Tcp)));
+        tables.extend(self.udp_tables(namespaces)?.into_iter().map(|table| (table, Protocol::Udp)));
         let mut sockets = Vec::new();
         for (table, protocol) in tables {
             for sock in self.sockets_in(&table)? {
                 if let Some(common) = self.common(sock)? {
                     let owners = owners.remove(&sock).unwrap_or_default();
-                    sockets.push(Socket { owners, ..self.socket(sock, &common, protocol)? });
+                    sockets.push((sock, Socket { owners, ..self.socket(sock, &common, protocol)? }));
                 }
             }
         }

@@ -7,6 +7,9 @@
 
 use crate::btf::Structures;
 use crate::error::TypesError;
+use cpu::Cpu;
+use detail::Detail;
+use transport::Transport;
 
 /// Declares a structure of member offsets, each in bytes, and how they are resolved.
 macro_rules! offsets {
@@ -22,6 +25,10 @@ macro_rules! offsets {
         }
     };
 }
+
+pub(crate) mod cpu;
+pub(crate) mod detail;
+pub(crate) mod transport;
 
 offsets! {
     /// A thread; the list `tasks` links the leaders of thread groups.
@@ -202,6 +209,9 @@ pub(crate) struct Layout {
     pub(crate) hotdata: Option<Hotdata>,
     pub(crate) devices: Option<Devices>,
     pub(crate) modules: Option<Modules>,
+    pub(crate) detail: Detail,
+    pub(crate) cpu: Option<Cpu>,
+    pub(crate) transport: Transport,
 }
 
 /// From a network namespace to the virtqueues of its devices.
@@ -265,6 +275,9 @@ impl Layout {
             hotdata: Hotdata::resolve(types).ok(),
             devices: Devices::resolve(types).ok(),
             modules: Modules::resolve(types).ok(),
+            detail: Detail::resolve(types),
+            cpu: Cpu::resolve(types).ok(),
+            transport: Transport::resolve(types),
             sock,
         })
     }

@@ -18,6 +18,8 @@
 mod attach;
 mod btf;
 mod cgroup;
+mod cpu;
+mod detail;
 mod error;
 mod fd;
 #[cfg(fuzzing)]
@@ -38,10 +40,14 @@ mod table;
 mod task;
 #[cfg(any(test, fuzzing))]
 mod tests;
+mod transport;
 mod vring;
 
 pub use attach::Kernel;
+pub use cpu::{CpuSample, ProcessTime, RunQueue, ThreadTime};
+pub use detail::{Namespaces, ProcessDetail, ProcessState};
 pub use error::{AttachError, TypesError, ViewError};
 pub use guest::Guest;
 pub use memory::{PhysicalMemory, Unmapped};
 pub use socket::{Owner, Socket, SocketState};
+pub use transport::{AcceptQueue, PacketSocket, SocketDetail, SocketDetails, TcpCounters};

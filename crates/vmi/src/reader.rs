@@ -77,6 +77,27 @@ impl Reader {
         Ok(())
     }
 
+    /// Levels of the guest's page tables.
+    pub(crate) fn levels(&self) -> u8 {
+        self.tables.levels
+    }
+
+    /// Copies `out.len()` bytes of another address space of the guest, whole or nothing.
+    pub(crate) fn bytes_through(&self, tables: &PageTables, start: u64, out: &mut [u8]) -> Result<(), Fault> {
+        let mut done = 0;
+        while done < out.len() {
+            self.spend(u32::from(tables.levels) + 1)?;
+            let at = Gva(start.checked_add(done as u64).ok_or(Fault::Unmapped)?);
+            let page = tables.translate(&*self.memory, at)?;
+            // Not further than a small page at once, so that a large one spends as much.
+            let left = usize::try_from(page.left_bytes.min(PAGE_BYTES)).unwrap_or(1);
+            let end = out.len().min(done.saturating_add(left));
+            self.memory.read(page.gpa, &mut out[done..end])?;
+            done = end;
+        }
+        Ok(())
+    }
+
     pub(crate) fn array<const N: usize>(&self, gva: Gva) -> Result<[u8; N], Fault> {
         let mut out = [0; N];
         self.bytes(gva, &mut out)?;

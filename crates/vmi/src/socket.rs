@@ -200,12 +200,7 @@ impl Core {
         let (mut uid, mut inode) = (None, None);
         if common.state.is_whole() {
             uid = Some(self.reader.u32(sock.at(self.layout.sock.uid))?);
-            let socket = self.reader.pointer(sock.at(self.layout.sock.socket))?;
-            if !socket.is_null() {
-                let layout = &self.layout.socket_alloc;
-                let vfs_inode = socket.container(layout.socket).at(layout.inode);
-                inode = Some(self.reader.u64(vfs_inode.at(self.layout.inode.number))?);
-            }
+            inode = self.inode_of(sock)?;
         }
         Ok(Socket {
             protocol,
@@ -217,6 +212,17 @@ impl Core {
             netns_inode: self.reader.u32(common.net.at(self.layout.net.inode))?,
             owners: Vec::new(),
         })
+    }
+
+    /// Inode of the descriptor of a whole socket, if any refers to it.
+    pub(crate) fn inode_of(&self, sock: Gva) -> Result<Option<u64>, Fault> {
+        let socket = self.reader.pointer(sock.at(self.layout.sock.socket))?;
+        if socket.is_null() {
+            return Ok(None);
+        }
+        let layout = &self.layout.socket_alloc;
+        let vfs_inode = socket.container(layout.socket).at(layout.inode);
+        self.reader.u64(vfs_inode.at(self.layout.inode.number)).map(Some)
     }
 }
 

@@ -14,6 +14,8 @@ const NAMESPACES_MAX: usize = 4096;
 const BUCKETS_MAX: u32 = 1 << 20;
 /// Largest bucket taken; real ones have 8 to 32 bytes.
 const BUCKET_BYTES_MAX: u32 = 256;
+/// Buckets of a table of raw sockets (`RAW_HTABLE_SIZE`).
+const RAW_BUCKETS: u32 = 256;
 /// Buckets read at a time.
 const BLOCK_BUCKETS: u32 = 256;
 /// Longest list walked.
@@ -119,6 +121,26 @@ impl Core {
             }
         }
         Ok(tables)
+    }
+
+    /// Tables of raw sockets, one for each address family; all namespaces share them.
+    pub(crate) fn raw_tables(&self) -> Vec<SocketTable> {
+        let Some(layout) = &self.layout.transport.raw else { return Vec::new() };
+        let tables = ["raw_v4_hashinfo", "raw_v6_hashinfo"].map(|name| self.anchors.symbols.find(name));
+        let tables = tables.into_iter().flatten().map(|info| SocketTable {
+            buckets: info.at(layout.buckets),
+            mask: RAW_BUCKETS - 1,
+            bucket_bytes: 8,
+            head: 0,
+            node: self.layout.sock.node,
+            has_markers: false,
+        });
+        tables.collect()
+    }
+
+    /// The sockets of a list that is no table's.
+    pub(crate) fn sockets_from(&self, head: Gva) -> Result<Vec<Gva>, Fault> {
+        Ok(self.chain(head, self.layout.sock.node)?.0)
     }
 
     /// Every socket of a table.

@@ -33,7 +33,8 @@ const BUCKETS: u32 = 4;
 /// Structures: members of 8 bytes, of `/16` bytes, or of the type after the colon.
 const STRUCTURES: &[(&str, &[&str])] = &[
     ("kuid_t", &["val"]),
-    ("cred", &["usage", "euid:kuid_t"]),
+    ("cred", &["usage", "euid:kuid_t", "user_ns"]),
+    ("sched_entity", &["vruntime", "sum_exec_runtime"]),
     (
         "task_struct",
         &[
@@ -50,10 +51,22 @@ const STRUCTURES: &[(&str, &[&str])] = &[
             "cgroups",
             "start_boottime",
             "thread_node/16",
+            "exit_state",
+            "nsproxy",
+            "thread_pid",
+            "pid",
+            "se:sched_entity",
+            "nvcsw",
+            "nivcsw",
         ],
     ),
-    ("signal_struct", &["live", "thread_head/16"]),
-    ("mm_struct", &["pgd", "exe_file"]),
+    ("signal_struct", &["live", "thread_head/16", "nr_threads", "sum_sched_runtime"]),
+    ("percpu_counter", &["lock", "count", "counters"]),
+    ("mm_struct", &["pgd", "exe_file", "arg_start", "arg_end", "rss_stat/96"]),
+    ("nsproxy", &["count", "mnt_ns", "net_ns"]),
+    ("upid", &["nr", "ns"]),
+    ("pid", &["count", "level", "numbers/64"]),
+    ("rq", &["lock", "nr_running", "nr_switches", "curr", "cpu", "online"]),
     ("css_set", &["refcount", "dfl_cgrp"]),
     ("cgroup", &["flags", "kn"]),
     ("kernfs_node", &["count", "parent", "name"]),
@@ -88,11 +101,38 @@ const STRUCTURES: &[(&str, &[&str])] = &[
         ],
     ),
     ("sock_cgroup_data", &["cgroup"]),
-    ("sock", &["__sk_common:sock_common", "sk_socket", "sk_uid", "sk_cgrp_data:sock_cgroup_data"]),
+    (
+        "sock",
+        &[
+            "__sk_common:sock_common",
+            "sk_socket",
+            "sk_uid",
+            "sk_cgrp_data:sock_cgroup_data",
+            "sk_ack_backlog",
+            "sk_max_ack_backlog",
+        ],
+    ),
+    ("tcp_sock", &["sk:sock", "srtt_us", "total_retrans", "bytes_sent", "bytes_acked", "bytes_received"]),
+    ("packet_sock", &["sk:sock", "num", "ifindex"]),
+    ("raw_hashinfo", &["lock", "ht/2048"]),
+    ("netns_packet", &["lock", "sklist"]),
     ("death_row", &["hashinfo"]),
     ("netns_ipv4", &["tcp_death_row:death_row", "udp_table"]),
     ("ns_common", &["inum"]),
-    ("net", &["list/16", "hash_mix", "ns:ns_common", "dev_base_head/16", "ipv4:netns_ipv4"]),
+    ("mnt_namespace", &["ns:ns_common"]),
+    ("pid_namespace", &["level", "ns:ns_common"]),
+    ("user_namespace", &["flags", "ns:ns_common"]),
+    (
+        "net",
+        &[
+            "list/16",
+            "hash_mix",
+            "ns:ns_common",
+            "dev_base_head/16",
+            "ipv4:netns_ipv4",
+            "packet:netns_packet",
+        ],
+    ),
     ("inet_hashinfo", &["ehash", "ehash_mask", "lhash2", "lhash2_mask"]),
     ("inet_ehash_bucket", &["chain"]),
     ("inet_listen_hashbucket", &["lock", "nulls_head"]),
@@ -187,6 +227,9 @@ pub(crate) struct Places {
     pub(crate) device: Gva,
     pub(crate) skb: Gva,
     pub(crate) module_types: Gva,
+    pub(crate) cpu_areas: [Gva; 2],
+    /// The entry of the page tables that maps the start of the command line of `shop`.
+    pub(crate) command_entry: Gva,
     pub(crate) symbols_gpa: u64,
     pub(crate) types_gpa: u64,
     pub(crate) ring_gpa: u64,
@@ -198,6 +241,7 @@ pub(crate) struct Kernel {
     pub(crate) ram: Ram,
     pub(crate) layout: Layout,
     pub(crate) at: Places,
+    pub(super) levels: u8,
     vring: Vring,
     heap: u64,
     image: u64,
@@ -220,6 +264,7 @@ impl Kernel {
             layout: Layout::resolve(&structures).unwrap(),
             vring: vring.unwrap_or_else(|_| Vring::without_module_types(&structures).unwrap()),
             at: Places::default(),
+            levels,
             heap: HEAP_GPA,
             image: IMAGE_GPA,
             symbols: Vec::new(),
@@ -248,12 +293,13 @@ impl Kernel {
         kernel.symbol("socket_file_ops", 64);
         kernel.network();
         kernel.processes();
+        kernel.decorate();
         kernel.symbol_table(order);
         kernel
     }
 
     /// Reserves `len` bytes of the image for a symbol.
-    fn symbol(&mut self, name: &str, len: u64) -> Gva {
+    pub(super) fn symbol(&mut self, name: &str, len: u64) -> Gva {
         let gva = IMAGE_GVA + (self.image - IMAGE_GPA);
         self.symbols.push((name.to_owned(), gva));
         self.image = (self.image + len).next_multiple_of(4);
@@ -264,11 +310,25 @@ impl Kernel {
         Gva(self.symbols.iter().find(|(symbol, _)| symbol == name).unwrap().1)
     }
 
-    fn alloc(&mut self, len: u64) -> Gva {
+    pub(super) fn alloc(&mut self, len: u64) -> Gva {
         let gva = Gva(DIRECT_GVA + self.heap);
         self.heap = (self.heap + len).next_multiple_of(64);
         assert!(self.heap < IMAGE_GPA);
         gva
+    }
+
+    /// A whole page, at the start of one.
+    pub(super) fn page(&mut self) -> Gva {
+        self.heap = self.heap.next_multiple_of(4096);
+        self.alloc(4096)
+    }
+
+    pub(super) fn gpa(heap: Gva) -> u64 {
+        heap.0 - DIRECT_GVA
+    }
+
+    pub(super) fn heap_at(gpa: u64) -> Gva {
+        Gva(DIRECT_GVA + gpa)
     }
 
     pub(crate) fn write(&mut self, gva: Gva, bytes: &[u8]) {
@@ -490,7 +550,7 @@ impl Kernel {
         node
     }
 
-    fn cgroup(&mut self, node: Gva) -> Gva {
+    pub(super) fn cgroup(&mut self, node: Gva) -> Gva {
         let cgroup = self.alloc(64);
         self.put(cgroup, self.layout.cgroup.kn, node.0);
         cgroup
@@ -498,7 +558,7 @@ impl Kernel {
 
     fn task(&mut self, parent: Gva, pid: u64, comm: &[u8], uid: u64, group: Gva, exe: Gva) -> Gva {
         let layout = self.layout.clone();
-        let (task, signal, mm) = (self.alloc(256), self.alloc(64), self.alloc(64));
+        let (task, signal, mm) = (self.alloc(256), self.alloc(64), self.alloc(128));
         let (cred, css_set, cgroup) = (self.alloc(64), self.alloc(64), self.cgroup(group));
         self.put(cred, layout.cred.euid, uid);
         self.put(css_set, layout.css_set.dfl_cgrp, cgroup.0);
@@ -549,7 +609,7 @@ impl Kernel {
         fdt
     }
 
-    fn sock(&mut self, local: &str, remote: &str, state: u64, group: Gva) -> Gva {
+    pub(super) fn sock(&mut self, local: &str, remote: &str, state: u64, group: Gva) -> Gva {
         let (local, remote): (std::net::SocketAddr, std::net::SocketAddr) =
             (local.parse().unwrap(), remote.parse().unwrap());
         let layout = self.layout.sock.clone();
@@ -581,7 +641,7 @@ impl Kernel {
     }
 
     /// Makes a socket an open file with `cred` and inode `inode`.
-    fn open(&mut self, sock: Gva, cred: Gva, inode: u64) -> Gva {
+    pub(super) fn open(&mut self, sock: Gva, cred: Gva, inode: u64) -> Gva {
         let layout = self.layout.clone();
         let (alloc, file) = (self.alloc(128), self.alloc(64));
         let socket = alloc.at(layout.socket_alloc.socket);

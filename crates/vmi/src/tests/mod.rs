@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The library against a kernel made up in memory: what it tells, and what it survives.
 
+mod decoration;
 #[cfg(test)]
 mod hostile;
 pub(crate) mod kernel;
 pub(crate) mod symbols;
 #[cfg(test)]
 mod truth;
+#[cfg(test)]
+mod views;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,6 +25,9 @@ use symbols::SymbolOrder;
 pub(crate) fn ask_everything(guest: &mut Guest, ring_gpa: u64) {
     let _ = guest.processes();
     let _ = guest.sockets();
+    let _ = guest.process_details();
+    let _ = guest.cpu_sample();
+    let _ = guest.socket_details();
     for head in [0, 1, u16::MAX] {
         let _ = guest.frame_owner(ring_gpa, head);
     }
