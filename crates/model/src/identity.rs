@@ -30,6 +30,27 @@ impl Process {
     pub fn unit(&self) -> Option<&str> {
         unit_of(self.cgroup.as_deref()?)
     }
+
+    /// The id of the container that the control group names, as Docker, containerd, CRI-O, Podman and
+    /// Kubernetes write it: 64 hexadecimal digits.
+    #[must_use]
+    pub fn container(&self) -> Option<&str> {
+        container_of(self.cgroup.as_deref()?)
+    }
+}
+
+/// Digits of a whole container id.
+const CONTAINER_ID_CHARS: usize = 64;
+
+/// The container id in a control group path: `docker-ID.scope`, `cri-containerd-ID.scope`, `crio-ID.scope` and
+/// `libpod-ID.scope` under systemd, or a component that is nothing but the id (`/docker/ID`, `/kubepods/podUID/ID`).
+fn container_of(cgroup: &str) -> Option<&str> {
+    cgroup.rsplit('/').find_map(|part| {
+        let part = part.strip_suffix(".scope").unwrap_or(part);
+        let id = part.rsplit(['-', ':']).next().unwrap_or(part);
+        let is_id = id.len() == CONTAINER_ID_CHARS && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+        is_id.then_some(id)
+    })
 }
 
 /// The last component of a control group path that names a systemd service or scope.
@@ -151,6 +172,28 @@ impl Attribution {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn container_is_the_innermost_id_however_it_is_written() {
+        let id = "0123456789abcdef".repeat(4);
+        for (cgroup, found) in [
+            (format!("/system.slice/docker-{id}.scope"), true),
+            (format!("/docker/{id}"), true),
+            (format!("/docker/{id}/init.scope"), true),
+            (format!("/kubepods/burstable/pod0a1b-2c/{id}"), true),
+            (format!("/kubepods.slice/kubepods-pod0a.slice/cri-containerd-{id}.scope"), true),
+            (format!("/system.slice/containerd.service/kubepods-pod0a.slice:cri-containerd:{id}"), true),
+            (format!("/machine.slice/libpod-{id}.scope/container"), true),
+            (format!("/machine.slice/crio-{id}.scope"), true),
+            (format!("/system.slice/docker-{}.scope", &id[1..]), false),
+            (format!("/system.slice/docker-{}g.scope", &id[1..]), false),
+            ("/system.slice/docker.service".into(), false),
+            ("/".into(), false),
+        ] {
+            let process = Process { cgroup: Some(cgroup.clone()), ..Process::default() };
+            assert_eq!(process.container(), found.then_some(id.as_str()), "{cgroup}");
+        }
+    }
 
     #[test]
     fn unit_is_the_innermost_service_or_scope() {
