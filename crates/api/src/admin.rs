@@ -12,10 +12,15 @@
 
 mod client;
 mod convert;
+mod inside;
 mod message;
 pub mod wire;
 
 pub use client::{Client, ClientError, Watch};
+pub use inside::{
+    AcceptQueue, Conversation, CpuSample, DataFlow, Direction, Feed, FeedConfidence, Namespaces,
+    ProcessDetail, ProcessTime, RunQueue, SocketDetail, TcpCounters, ThreadTime, ToldBy,
+};
 pub use message::{
     Confidence, ExplainedRule, Explanation, Flow, Introspection, IntrospectionState, Latency, Mode, Nic,
     NicState, Party, PolicyStatus, PollStats, PortStatus, Process, Refusal, Request, Response, Socket,

@@ -4,7 +4,9 @@
 //! One thread per connection, at most [`CONNECTIONS_MAX`]; a connection is closed after
 //! [`IDLE_MAX`] without a request.
 
+mod dataflow;
 mod desk;
+mod inside;
 mod view;
 mod why;
 

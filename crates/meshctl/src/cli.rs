@@ -13,6 +13,8 @@ const EXAMPLES: &str = "\
 Examples:
   meshctl vm list                                    all machines with their network cards
   meshctl vm ps acme/web                             processes of a machine, read from its memory
+  meshctl vm top acme/web                            who uses its processors, live
+  meshctl vm flows acme/api --dot | dot -Tsvg        who in it talks to whom, as a picture
   meshctl why acme/web 10.0.0.12:8080                why this flow is allowed or denied
   meshctl why acme/web api --exe /usr/bin/curl       would curl be let through to the service `api`?
   meshctl flow watch --output json | jq .decidedBy   verdicts as they are made
@@ -80,11 +82,41 @@ pub(crate) enum VmCommand {
     Ps {
         /// The machine, as tenant/name
         vm: VmRef,
+        /// Command line, container, namespaces, memory, threads and state as well
+        #[arg(long, short)]
+        wide: bool,
+    },
+    /// A machine's processes as a tree
+    Tree {
+        /// The machine, as tenant/name
+        vm: VmRef,
+    },
+    /// What a machine's processors do, every second until `q` is pressed
+    Top {
+        /// The machine, as tenant/name
+        vm: VmRef,
+        /// Watch one second, print, and exit; so it is when standard output is no terminal
+        #[arg(long)]
+        once: bool,
+        /// Threads instead of processes
+        #[arg(long)]
+        threads: bool,
     },
     /// A machine's sockets and who holds them, read from its memory
     Ss {
         /// The machine, as tenant/name
         vm: VmRef,
+        /// Raw and packet sockets, accept queues, round-trip times and bytes as well
+        #[arg(long, short)]
+        wide: bool,
+    },
+    /// Who in a machine talks to whom, and which conversation feeds which
+    Flows {
+        /// The machine, as tenant/name
+        vm: VmRef,
+        /// Print a graph for Graphviz instead
+        #[arg(long)]
+        dot: bool,
     },
 }
 

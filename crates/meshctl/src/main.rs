@@ -22,6 +22,7 @@ mod output;
 mod query;
 mod render;
 mod text;
+mod top;
 
 use std::process::ExitCode;
 

@@ -27,6 +27,16 @@ impl Output {
         Self { format, style: Style { terminal, colour } }
     }
 
+    /// Whether answers are for programs.
+    pub(crate) fn is_json(&self) -> bool {
+        self.format == Format::Json
+    }
+
+    /// What the output can show.
+    pub(crate) fn style(&self) -> Style {
+        self.style
+    }
+
     /// Prints an answer: for people as `render` says, for programs as one document.
     pub(crate) fn print<T: Serialize + ?Sized>(
         &self,

@@ -8,6 +8,7 @@ use api::admin::{Client, ClientError, Request, Response};
 use crate::cli::{Command, FlowCommand, PolicyCommand, VmCommand, WhyArgs};
 use crate::output::Output;
 use crate::render;
+use crate::top;
 
 /// Asks and prints. Always true unless it fails: whatever the daemon answers is an answer.
 pub(crate) fn run(command: &Command, socket: &Path, output: &Output) -> anyhow::Result<bool> {
@@ -18,8 +19,20 @@ pub(crate) fn run(command: &Command, socket: &Path, output: &Output) -> anyhow::
         }
         return Ok(true);
     }
+    if let Command::Vm { command: VmCommand::Top { vm, once, threads } } = command {
+        top::run(&mut client, vm, *once, *threads, output)?;
+        return Ok(true);
+    }
     let Some(request) = request(command) else { return Ok(false) };
-    print(&client.call(&request)?, output)?;
+    match (command, client.call(&request)?) {
+        (Command::Vm { command: VmCommand::Tree { .. } }, Response::ProcessDetails(processes)) => {
+            output.print(processes.as_slice(), render::process_tree)?;
+        }
+        (Command::Vm { command: VmCommand::Flows { dot: true, .. } }, Response::DataFlow(flow)) => {
+            output.print(&*flow, render::graph)?;
+        }
+        (_, response) => print(&response, output)?,
+    }
     Ok(true)
 }
 
@@ -28,8 +41,14 @@ fn request(command: &Command) -> Option<Request> {
     Some(match command {
         Command::Vm { command } => match command {
             VmCommand::List => Request::VmList,
-            VmCommand::Ps { vm } => Request::VmProcesses { vm: vm.to_string() },
-            VmCommand::Ss { vm } => Request::VmSockets { vm: vm.to_string() },
+            VmCommand::Ps { vm, wide: false } => Request::VmProcesses { vm: vm.to_string() },
+            VmCommand::Ps { vm, wide: true } | VmCommand::Tree { vm } => {
+                Request::VmProcessDetails { vm: vm.to_string() }
+            }
+            VmCommand::Ss { vm, wide: false } => Request::VmSockets { vm: vm.to_string() },
+            VmCommand::Ss { vm, wide: true } => Request::VmSocketDetails { vm: vm.to_string() },
+            VmCommand::Flows { vm, .. } => Request::VmFlows { vm: vm.to_string() },
+            VmCommand::Top { .. } => return None,
         },
         Command::Flow { command: FlowCommand::List { vm } } => {
             Request::FlowList { vm: vm.as_ref().map(ToString::to_string) }
@@ -53,6 +72,10 @@ fn print(response: &Response, output: &Output) -> anyhow::Result<()> {
         Response::Vms(vms) => output.print(vms.as_slice(), render::vms),
         Response::Processes(processes) => output.print(processes.as_slice(), render::processes),
         Response::Sockets(sockets) => output.print(sockets.as_slice(), render::sockets),
+        Response::ProcessDetails(processes) => output.print(processes.as_slice(), render::process_details),
+        Response::SocketDetails(sockets) => output.print(sockets.as_slice(), render::socket_details),
+        Response::DataFlow(flow) => output.print(&**flow, render::data_flow),
+        Response::Cpu(_) => Err(ClientError::Unexpected { expected: "an answer to the question" }.into()),
         Response::Flows(flows) => output.print(flows.as_slice(), render::flows),
         Response::Flow(flow) => output.print(&**flow, render::flow_line),
         Response::Explanation(explanation) => output.print(&**explanation, render::explanation),

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Answers as text for people. Every value from elsewhere goes through [`crate::text::visible`].
 
+mod dataflow;
 mod explanation;
 mod flow;
+mod inside;
 mod status;
+mod top;
 mod vm;
 
 use std::fmt::Write;
@@ -12,9 +15,12 @@ use std::time::Duration;
 use api::Diagnostic;
 use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, presets};
 
+pub(crate) use self::dataflow::{data_flow, graph};
 pub(crate) use self::explanation::explanation;
 pub(crate) use self::flow::{flow_line, flows};
+pub(crate) use self::inside::{process_details, process_tree, socket_details};
 pub(crate) use self::status::{policy_status, status};
+pub(crate) use self::top::top;
 pub(crate) use self::vm::{processes, sockets, vms};
 use crate::text::{visible, visible_sentence};
 

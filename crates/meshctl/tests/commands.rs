@@ -62,10 +62,30 @@ fn each_command_asks_its_one_question() {
         protocol: protocol.into(),
         exe: exe.map(str::to_owned),
     };
-    let cases: [(&[&str], Request, Response); 8] = [
+    let cases: [(&[&str], Request, Response); 12] = [
         (&["vm", "list"], Request::VmList, Response::Vms(vec![])),
         (&["vm", "ps", "acme/web"], Request::VmProcesses { vm: vm() }, Response::Processes(vec![])),
         (&["vm", "ss", "acme/web"], Request::VmSockets { vm: vm() }, Response::Sockets(vec![])),
+        (
+            &["vm", "ps", "--wide", "acme/web"],
+            Request::VmProcessDetails { vm: vm() },
+            Response::ProcessDetails(vec![]),
+        ),
+        (
+            &["vm", "tree", "acme/web"],
+            Request::VmProcessDetails { vm: vm() },
+            Response::ProcessDetails(vec![]),
+        ),
+        (
+            &["vm", "ss", "--wide", "acme/web"],
+            Request::VmSocketDetails { vm: vm() },
+            Response::SocketDetails(vec![]),
+        ),
+        (
+            &["vm", "flows", "acme/web", "--dot"],
+            Request::VmFlows { vm: vm() },
+            Response::DataFlow(Box::default()),
+        ),
         (&["flow", "list"], Request::FlowList { vm: None }, Response::Flows(vec![])),
         (
             &["flow", "watch", "--vm", "acme/web"],

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::inside::{CpuSample, DataFlow, ProcessDetail, SocketDetail};
 use crate::Diagnostic;
 
 /// What a client asks. Machines are named `tenant/vm`.
@@ -21,6 +22,26 @@ pub enum Request {
     },
     /// A machine's sockets, read from its memory now; answered by [`Response::Sockets`].
     VmSockets {
+        /// The machine.
+        vm: String,
+    },
+    /// A machine's processes with what decorates them; answered by [`Response::ProcessDetails`].
+    VmProcessDetails {
+        /// The machine.
+        vm: String,
+    },
+    /// A machine's sockets with what they count; answered by [`Response::SocketDetails`].
+    VmSocketDetails {
+        /// The machine.
+        vm: String,
+    },
+    /// What a machine's processors have done; answered by [`Response::Cpu`].
+    VmCpu {
+        /// The machine.
+        vm: String,
+    },
+    /// Who in a machine talks to whom; answered by [`Response::DataFlow`].
+    VmFlows {
         /// The machine.
         vm: String,
     },
@@ -64,6 +85,14 @@ pub enum Response {
     Processes(Vec<Process>),
     /// To [`Request::VmSockets`].
     Sockets(Vec<Socket>),
+    /// To [`Request::VmProcessDetails`].
+    ProcessDetails(Vec<ProcessDetail>),
+    /// To [`Request::VmSocketDetails`].
+    SocketDetails(Vec<SocketDetail>),
+    /// To [`Request::VmCpu`].
+    Cpu(Box<CpuSample>),
+    /// To [`Request::VmFlows`]; of [`Flow::LISTED_MAX`] flows at most.
+    DataFlow(Box<DataFlow>),
     /// To [`Request::FlowList`]; at most [`Flow::LISTED_MAX`].
     Flows(Vec<Flow>),
     /// One of the stream that answers [`Request::FlowWatch`].

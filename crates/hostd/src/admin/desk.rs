@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Answers the requests of the admin socket from what the other threads know.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,6 +13,8 @@ use crossbeam_channel::Receiver;
 use model::{NicRef, VmRef};
 use vswitch::{FlowEvent, FlowRecord};
 
+use super::dataflow::DataFlowQuestion;
+use super::inside;
 use super::view;
 use super::why::WhyQuestion;
 use crate::flowlog::FlowLog;
@@ -50,6 +53,10 @@ impl Desk {
             Request::VmList => Ok(self.vms()),
             Request::VmProcesses { vm } => self.processes(vm),
             Request::VmSockets { vm } => self.sockets(vm),
+            Request::VmProcessDetails { vm } => self.process_details(vm),
+            Request::VmSocketDetails { vm } => self.socket_details(vm),
+            Request::VmCpu { vm } => self.cpu(vm),
+            Request::VmFlows { vm } => self.data_flow(vm),
             Request::FlowList { vm } => self.flows(vm.as_deref()),
             Request::FlowWatch { .. } => Err(refusal("a watch is not one answer", "")),
             Request::Why { from, to, protocol, exe } => self.why(from, to, protocol, exe.as_deref()),
@@ -129,6 +136,37 @@ impl Desk {
             self.look_inside(vm, |guest| Ok((guest.sockets()?, guest.processes()?)))?;
         let name = |pid| processes.iter().find(|p| p.pid == pid).map_or(String::new(), |p| p.name.clone());
         Ok(Response::Sockets(sockets.iter().map(|socket| view::socket(socket, name)).collect()))
+    }
+
+    fn process_details(&self, vm: &str) -> Answer {
+        let processes = self.look_inside(vm, |guest| guest.process_details())?;
+        Ok(Response::ProcessDetails(processes.into_iter().map(inside::process).collect()))
+    }
+
+    fn socket_details(&self, vm: &str) -> Answer {
+        let (sockets, processes) =
+            self.look_inside(vm, |guest| Ok((guest.socket_details()?, guest.processes()?)))?;
+        let names: HashMap<u32, String> = processes.into_iter().map(|p| (p.pid, p.name)).collect();
+        let name = |pid| names.get(&pid).cloned().unwrap_or_default();
+        Ok(Response::SocketDetails(inside::sockets(&sockets, name)))
+    }
+
+    fn cpu(&self, vm: &str) -> Answer {
+        let (sample, now) = self.look_inside(vm, |guest| Ok((guest.cpu_sample()?, crate::poll::now())))?;
+        Ok(Response::Cpu(Box::new(inside::cpu(sample, now))))
+    }
+
+    /// The wire's flows joined with what the guest tells of them, which may be nothing.
+    fn data_flow(&self, vm: &str) -> Answer {
+        let id = self.known(vm)?;
+        let mut records = self.records()?;
+        records.retain(|record| view::concerns(record, Some(&id)));
+        records.sort_by_key(|record| std::cmp::Reverse(record.last_seen));
+        records.truncate(Flow::LISTED_MAX);
+        let inside = self.look_inside(vm, |guest| Ok((guest.socket_details()?, guest.processes()?)));
+        let (sockets, processes) = inside.unwrap_or_default();
+        let flow = DataFlowQuestion { vm: &id, records: &records, sockets: &sockets, processes: &processes };
+        Ok(Response::DataFlow(Box::new(flow.answer(crate::poll::now()))))
     }
 
     fn look_inside<R>(
