@@ -120,6 +120,7 @@ struct AttachJob {
     epoch: u64,
     due: Instant,
     tries: u32,
+    heartbeats: vmi::Heartbeats,
 }
 
 impl Introspection {
@@ -193,7 +194,15 @@ impl Introspection {
         let epoch = guard.epoch;
         drop(guard);
         // The attach thread lives as long as the process.
-        let _ = attach.send(AttachJob { vm, watched, memory, epoch, due: Instant::now(), tries: 0 });
+        let _ = attach.send(AttachJob {
+            vm,
+            watched,
+            memory,
+            epoch,
+            due: Instant::now(),
+            tries: 0,
+            heartbeats: vmi::Heartbeats::default(),
+        });
     }
 
     /// The guest stopped driving the port, or its VMM went away.
@@ -306,7 +315,8 @@ fn attach(mut job: AttachJob) -> Option<AttachJob> {
     }
     let started = Instant::now();
     let memory = Arc::new(GuestRam(Arc::clone(&job.memory)));
-    let result = catch_unwind(|| vmi::Guest::attach(memory));
+    let heartbeats = AssertUnwindSafe(&mut job.heartbeats);
+    let result = catch_unwind(|| vmi::Guest::attach_again(memory, { heartbeats }.0));
     let took = started.elapsed();
     let mut watched = lock(&job.watched);
     if watched.epoch != job.epoch {

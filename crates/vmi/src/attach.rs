@@ -9,7 +9,8 @@
 //!    four or five levels,
 //! 3. these map the kernel's banner to just where that offset says, and a banner is there.
 //!
-//! Two tables that pass and say different things are an imitation and its original: neither is believed.
+//! Two tables that pass and say different things are a kernel and what a reset left of its predecessor, or an
+//! original and its imitation. Only the one whose clock has moved since an earlier try is believed.
 //! Notes such as VMCOREINFO, CPU registers and debug files are deliberately not used.
 
 use std::collections::HashMap;
@@ -56,7 +57,7 @@ pub(crate) struct Symbols {
 }
 
 /// Every symbol that is looked for. Some kernels lack some of them.
-const WANTED: [&str; 23] = [
+const WANTED: [&str; 24] = [
     "_text",
     "_stext",
     "_end",
@@ -66,6 +67,7 @@ const WANTED: [&str; 23] = [
     "linux_banner",
     "init_top_pgt",
     "phys_base",
+    "jiffies_64",
     "init_task",
     "net_namespace_list",
     "socket_file_ops",
@@ -131,25 +133,73 @@ pub(crate) struct Found {
     pub(crate) kernel: Kernel,
 }
 
+/// Most kernels, dead, imitated or alive, between which one try decides.
+const CANDIDATES_MAX: usize = 8;
+
+/// The clocks of kernels between which earlier tries to attach could not decide.
+///
+/// A reset does not wipe RAM, so the predecessor's kernel lies there whole until it is overwritten; but its clock
+/// stands still. Hand the same value to every try at one guest, with some time (a second, for an idle guest)
+/// between them.
+#[derive(Clone, Debug, Default)]
+pub struct Heartbeats {
+    /// `jiffies_64` by its guest-physical address; at most [`CANDIDATES_MAX`].
+    seen: HashMap<u64, u64>,
+}
+
+impl Heartbeats {
+    /// Keeps the candidates whose clock has moved since the last try, and notes all clocks for the next.
+    fn keep_living(&mut self, memory: &dyn PhysicalMemory, candidates: Vec<Candidate>) -> Vec<Candidate> {
+        let earlier = std::mem::take(&mut self.seen);
+        let moved = |candidate: &Candidate| {
+            let Some(symbol) = candidate.symbols.find("jiffies_64") else { return false };
+            let gpa = symbol.0.wrapping_sub(candidate.place.image_offset);
+            let mut jiffies = [0; 8];
+            if memory.read(gpa, &mut jiffies).is_err() {
+                return false;
+            }
+            let jiffies = u64::from_le_bytes(jiffies);
+            self.seen.insert(gpa, jiffies);
+            earlier.get(&gpa).is_some_and(|before| *before != jiffies)
+        };
+        candidates.into_iter().filter(moved).collect()
+    }
+}
+
+/// Symbols that agree with types and page tables.
+struct Candidate {
+    place: Place,
+    symbols: Symbols,
+    symbol_count: usize,
+}
+
 /// Finds the kernel that runs in `memory`.
-pub(crate) fn find(memory: Arc<dyn PhysicalMemory>) -> Result<Found, AttachError> {
+pub(crate) fn find(
+    memory: Arc<dyn PhysicalMemory>,
+    heartbeats: &mut Heartbeats,
+) -> Result<Found, AttachError> {
     let hits = scan::find(&*memory, kallsyms::SIGNATURE);
     let tokens = kallsyms::token_tables(&*memory, &hits).filter(|_| hits.len() < scan::HITS_MAX);
     // The real one may be among those that would not be looked at.
     let tokens = tokens.ok_or(AttachError::Crowded)?;
     let mut problem = AttachError::NoSymbols;
-    let mut agreed: Option<(Place, Symbols, usize)> = None;
+    let mut candidates: Vec<Candidate> = Vec::new();
     for table in tokens.into_iter().filter_map(|tokens| Table::around(&*memory, tokens)) {
         let Some(symbols) = Symbols::of(&*memory, &table) else { continue };
         match Place::of(&*memory, &symbols) {
-            Ok(_) if agreed.as_ref().is_some_and(|(_, others, _)| *others != symbols) => {
-                return Err(AttachError::Ambiguous);
-            }
-            Ok(place) => agreed = Some((place, symbols, table.len())),
+            Ok(_) if candidates.iter().any(|other| other.symbols == symbols) => {}
+            Ok(_) if candidates.len() == CANDIDATES_MAX => return Err(AttachError::Crowded),
+            Ok(place) => candidates.push(Candidate { place, symbols, symbol_count: table.len() }),
             Err(error) => problem = error,
         }
     }
-    let (place, symbols, symbol_count) = agreed.ok_or(problem)?;
+    if candidates.len() > 1 {
+        candidates = heartbeats.keep_living(&*memory, candidates);
+        if candidates.len() != 1 {
+            return Err(AttachError::Ambiguous);
+        }
+    }
+    let Candidate { place, symbols, symbol_count } = candidates.pop().ok_or(problem)?;
     place.enter(memory, symbols, symbol_count)
 }
 

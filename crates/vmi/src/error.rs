@@ -18,7 +18,8 @@ pub enum AttachError {
     /// More that looks like a symbol table than is looked at: somebody fills memory with imitations.
     #[error("too many imitations of a kernel symbol table in guest memory")]
     Crowded,
-    /// Several symbol tables fit types and page tables, but contradict each other.
+    /// Several symbol tables fit types and page tables, but contradict each other, and none or more than one of
+    /// their kernels is alive as far as [`crate::Heartbeats`] can tell. Try again a little later.
     #[error("contradicting kernel symbol tables in guest memory")]
     Ambiguous,
     /// The kernel's symbol table lacks a symbol that is needed.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use model::{Attribution, Confidence, Process, Protocol, UnknownReason};
 
-use crate::attach::{self, Kernel, Symbols};
+use crate::attach::{self, Heartbeats, Kernel, Symbols};
 use crate::btf::{Btf, Structures};
 use crate::error::{AttachError, Fault, ViewError};
 use crate::layout::{Layout, Vring};
@@ -85,7 +85,18 @@ impl Guest {
     /// # Errors
     /// When no kernel is found, or one that lacks what is needed.
     pub fn attach(memory: Arc<dyn PhysicalMemory>) -> Result<Self, AttachError> {
-        let found = attach::find(memory)?;
+        Self::attach_again(memory, &mut Heartbeats::default())
+    }
+
+    /// As [`Guest::attach`], by what earlier tries at the same guest have seen.
+    ///
+    /// # Errors
+    /// As [`Guest::attach`].
+    pub fn attach_again(
+        memory: Arc<dyn PhysicalMemory>,
+        heartbeats: &mut Heartbeats,
+    ) -> Result<Self, AttachError> {
+        let found = attach::find(memory, heartbeats)?;
         let types = Structures::of(&found.btf);
         let layout = Layout::resolve(&types)?;
         let mut vring = Vring::resolve(&types).ok();

@@ -43,7 +43,7 @@ mod tests;
 mod transport;
 mod vring;
 
-pub use attach::Kernel;
+pub use attach::{Heartbeats, Kernel};
 pub use cpu::{CpuSample, ProcessTime, RunQueue, ThreadTime};
 pub use detail::{Namespaces, ProcessDetail, ProcessState};
 pub use error::{AttachError, TypesError, ViewError};

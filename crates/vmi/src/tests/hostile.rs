@@ -13,7 +13,7 @@ use super::symbols::SymbolOrder;
 use super::{ask_everything, attach, connection, end, kernel};
 use crate::memory::Gva;
 use crate::memory::fixture::Ram;
-use crate::{AttachError, Guest, PhysicalMemory, Unmapped, ViewError};
+use crate::{AttachError, Guest, Heartbeats, PhysicalMemory, Unmapped, ViewError};
 
 /// Memory that changes under the reader.
 struct Changing(Mutex<Ram>);
@@ -91,6 +91,23 @@ fn imitated_symbols_are_believed_only_if_they_say_the_same() {
         kernel.imitate_symbols("init_task", order);
         let result = Guest::attach(Arc::new(kernel.ram));
         assert_eq!(result.err(), Some(AttachError::Ambiguous), "{order:?}");
+    }
+}
+
+#[test]
+fn of_two_kernels_the_one_whose_clock_moves_is_believed() {
+    for (original, other, living) in [(1, 0, true), (0, 1, true), (0, 0, false), (1, 1, false)] {
+        let mut kernel = kernel();
+        let clock = kernel.find("jiffies_64");
+        kernel.imitate_symbols("jiffies_64", SymbolOrder::ALL[0]);
+        let mut heartbeats = Heartbeats::default();
+        let first = Guest::attach_again(Arc::new(kernel.ram.clone()), &mut heartbeats);
+        assert_eq!(first.err(), Some(AttachError::Ambiguous), "nothing is known of either clock yet");
+
+        kernel.write(clock, &u64::to_le_bytes(original));
+        kernel.write(clock.at(64), &u64::to_le_bytes(other));
+        let second = Guest::attach_again(Arc::new(kernel.ram.clone()), &mut heartbeats);
+        assert_eq!(second.is_ok(), living, "{original} {other}");
     }
 }
 

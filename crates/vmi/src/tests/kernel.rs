@@ -306,7 +306,7 @@ impl Kernel {
         Gva(gva)
     }
 
-    fn find(&self, name: &str) -> Gva {
+    pub(crate) fn find(&self, name: &str) -> Gva {
         Gva(self.symbols.iter().find(|(symbol, _)| symbol == name).unwrap().1)
     }
 
@@ -677,6 +677,7 @@ impl Kernel {
 
     /// Adds fillers and writes the table of all symbols.
     fn symbol_table(&mut self, order: SymbolOrder) {
+        self.symbol("jiffies_64", 128);
         let phys_base = self.symbol("phys_base", 8);
         self.write(phys_base, &(START_KERNEL_MAP.wrapping_sub(IMAGE_GVA - IMAGE_GPA)).to_le_bytes());
         self.symbols.push(("_end".into(), IMAGE_GVA + (RAM_BYTES as u64 - IMAGE_GPA)));
