@@ -100,7 +100,7 @@ impl Shop {
         };
         let nic = NicSpec { mac: nic.mac, socket: self.runtime().join(&nic.socket), role };
         let name = id.replace('/', "-");
-        let spec = VmSpec { kernel, cpu, nic: Some(nic), ..VmSpec::new(&name, self.accel) };
+        let spec = VmSpec { kernel, cpu, nic: Some(nic), reboots: true, ..VmSpec::new(&name, self.accel) };
         let vm = Vm::start(spec, self.scratch.path())?;
         self.vms.insert(id.to_owned(), vm);
         Ok(())
@@ -113,6 +113,11 @@ impl Shop {
     pub fn await_machine(&mut self, id: &str) -> Result<()> {
         let daemon = self.daemon.report();
         self.vms.get_mut(id).context("it was started")?.ready(BOOT_LIMIT).context(daemon)?;
+        self.await_network(id)
+    }
+
+    /// Waits until a booted machine has its address, its card runs and its kernel is understood.
+    fn await_network(&self, id: &str) -> Result<()> {
         self.vm(id).lease(LEASE_LIMIT).with_context(|| format!("{id} got no address\n{}", self.reports()))?;
         let understood = self.until(NOTICE_LIMIT, || {
             let vm = self.machine(id)?;
@@ -120,6 +125,17 @@ impl Shop {
             Ok((running && vm.introspection.state == IntrospectionState::Attached).then_some(()))
         });
         understood.with_context(|| format!("{id} is not understood: {:?}", self.machine(id)))
+    }
+
+    /// Presses one machine's reset button and waits until it is back, served and understood.
+    ///
+    /// # Errors
+    /// When it does not come back.
+    pub fn reset(&mut self, id: &str) -> Result<()> {
+        let daemon = self.daemon.report();
+        let vm = self.vms.get_mut(id).with_context(|| format!("{id} is not running"))?;
+        vm.reset().context(daemon)?;
+        self.await_network(id)
     }
 
     /// Ends one machine as a power cut would.

@@ -88,6 +88,11 @@ impl Shell {
         Ok(Output { stdout, status: status.trim().parse().unwrap_or(-1) })
     }
 
+    /// Has the guest's shell read a line, and does not wait for what comes of it.
+    pub(crate) fn say(&mut self, line: &str) -> Result<(), SerialError> {
+        Ok(self.line.write_all(format!("{line}\n").as_bytes())?)
+    }
+
     /// Reads up to a marker that begins with `word`: what came before it, and the rest of its line.
     fn marker(&mut self, word: &str, limit: Duration) -> Result<(Vec<u8>, String), SerialError> {
         let deadline = Instant::now() + limit;

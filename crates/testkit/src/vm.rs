@@ -80,6 +80,8 @@ pub struct VmSpec {
     pub accel: Accel,
     /// The card, if any.
     pub nic: Option<NicSpec>,
+    /// Whether the machine starts again when its guest reboots; otherwise it ends, which shows a crash at once.
+    pub reboots: bool,
 }
 
 impl VmSpec {
@@ -93,6 +95,7 @@ impl VmSpec {
             memory_mib: 256,
             accel,
             nic: None,
+            reboots: false,
         }
     }
 }
@@ -146,6 +149,18 @@ impl Vm {
         let left = limit.saturating_sub(started.elapsed());
         let again = self.shell_mut().ready(left);
         again.with_context(|| format!("{} did not boot the second time\n{}", self.spec.name, self.report()))
+    }
+
+    /// Resets the guest at once, as its reset button would, and waits for its shell to come back.
+    ///
+    /// # Errors
+    /// As [`Vm::ready`]; also when the machine was not started to survive a reboot.
+    pub fn reset(&mut self) -> Result<()> {
+        if !self.spec.reboots {
+            bail!("{} was started to end with its first reboot", self.spec.name);
+        }
+        self.shell_mut().say("echo b >/proc/sysrq-trigger")?;
+        self.ready(BOOT_LIMIT)
     }
 
     /// Runs a shell command in the guest as root and waits for its end, [`COMMAND_LIMIT`] at most.
@@ -333,7 +348,6 @@ fn machine(spec: &VmSpec) -> Vec<String> {
     let mut options: Vec<String> = [
         "-nodefaults",
         "-no-user-config",
-        "-no-reboot",
         "-display",
         "none",
         "-smp",
@@ -344,6 +358,9 @@ fn machine(spec: &VmSpec) -> Vec<String> {
     ]
     .map(str::to_owned)
     .into();
+    if !spec.reboots {
+        options.insert(0, "-no-reboot".into());
+    }
     options.push(format!("memory-backend-memfd,id=ram,size={memory}M,share=on"));
     options.extend(["-m".into(), format!("{memory}M"), "-accel".into(), spec.accel.as_str().into()]);
     let cpu = match spec.cpu {

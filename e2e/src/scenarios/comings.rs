@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 
 use anyhow::{Context, Result};
-use api::admin::NicState;
+use api::admin::{IntrospectionState, NicState};
 
 use crate::conversation::{Stream, attempt};
 use crate::shop::{API, DB, NOTICE_LIMIT};
@@ -56,6 +56,27 @@ pub(super) fn power_cut(shop: &mut Shop, report: &mut Report) -> Result<()> {
     shop.serve_database()?;
     let answer = shop.vm("acme/api").run(&format!("/usr/bin/orders ask {DB} PING"))?.stdout;
     report.claim("booted again, it answers orders", answer == "answer +PONG", answer);
+    report.check("a connection between two others never noticed", stream.finish(shop));
+    Ok(())
+}
+
+/// A guest is reset in the middle of sending: the driver goes without a word, memory is wiped, another kernel comes.
+pub(super) fn reset(shop: &mut Shop, report: &mut Report) -> Result<()> {
+    let storefront = "in-service shop shop /usr/bin/storefront";
+    let stream = Stream::start(shop, "acme/web", "bystander", storefront, API)?;
+    let before = shop.introspection("globex/web")?;
+    shop.vm("globex/web").background("flood", "ping -q -i 0.001 10.0.0.1")?;
+    shop.reset("globex/web")?;
+    let after = shop.introspection("globex/web")?;
+    report.claim(
+        "its new kernel, loaded elsewhere, is understood",
+        after.state == IntrospectionState::Attached && after.kernel == before.kernel,
+        after.kernel.clone().unwrap_or_default(),
+    );
+    let inits = shop.processes("globex/web")?.iter().filter(|process| process.pid == 1).count();
+    report.claim("its processes are those of the new kernel", inits == 1, format!("{inits} of pid 1"));
+    let pong = shop.vm("globex/web").run("ping -c 1 -W 2 10.0.0.1")?;
+    report.claim("its card works", pong.success(), "the gateway answers");
     report.check("a connection between two others never noticed", stream.finish(shop));
     Ok(())
 }

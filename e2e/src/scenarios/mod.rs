@@ -9,7 +9,7 @@ mod traffic;
 use crate::Chapter;
 
 /// Every scenario.
-pub const SCENARIOS: [Chapter; 9] = [
+pub const SCENARIOS: [Chapter; 10] = [
     Chapter {
         title: "A damaged manifest is refused as a whole",
         name: "a_bad_manifest_leaves_the_last_good_policy_in_force",
@@ -37,6 +37,7 @@ pub const SCENARIOS: [Chapter; 9] = [
         name: "a_machine_dies_and_comes_back",
         run: comings::power_cut,
     },
+    Chapter { title: "A machine is reset while it sends", name: "a_machine_is_reset", run: comings::reset },
     Chapter {
         title: "A machine is added and removed while all others run; its VMM listens and the daemon connects",
         name: "a_machine_joins_and_leaves",
