@@ -128,7 +128,7 @@ impl<S: FlowSlots> Switch<S> {
         if !source.is_unspecified() && !source.is_unicast_link_local() && !port.holds(source.into()) {
             return Verdict::Drop(DropReason::SpoofedAddress);
         }
-        let solicitation = match Solicitation::parse(arrival.frame.parsable(), &arrival.ip) {
+        let solicitation = match Solicitation::parse(arrival.frame.parsable(), arrival.ip) {
             Ok(solicitation) => solicitation,
             Err(error) => return unreadable(error, arrival.frame),
         };
@@ -151,7 +151,7 @@ impl<S: FlowSlots> Switch<S> {
             return Verdict::Drop(DropReason::NothingToAnswer);
         }
         let link = Link { source: self.config.gateway_mac, destination: port.mac };
-        match emit::echo_reply(link, arrival.frame.parsable(), &arrival.ip) {
+        match emit::echo_reply(link, arrival.frame.parsable(), arrival.ip) {
             Ok(reply) => {
                 self.emit(arrival.ingress, reply);
                 Verdict::Answered
@@ -163,7 +163,7 @@ impl<S: FlowSlots> Switch<S> {
     /// Forwards an ICMP error to the machine whose packet it reports on, if that packet came from there and
     /// was part of a flow that is allowed.
     fn relate(&mut self, arrival: &mut Arrival<'_>, port: &Port) -> Verdict {
-        let quoted = match Quoted::parse(arrival.frame.parsable(), &arrival.ip) {
+        let quoted = match Quoted::parse(arrival.frame.parsable(), arrival.ip) {
             Ok(quoted) => quoted,
             Err(error) => return unreadable(error, arrival.frame),
         };

@@ -5,17 +5,17 @@ use std::sync::Arc;
 
 use model::{Moment, NicRef, Snapshot};
 use packet::emit::{Link, Segment, Unreachable};
-use packet::{Addresses, Ethernet, Ip, Network, Packet, ParseError, Tcp, TcpFlags, Transport, VnetHeader};
+use packet::{Addresses, Ethernet, Ip, Network, ParseError, Tcp, TcpFlags, Transport, VnetHeader};
 use packet::{edit, emit};
 
 use crate::key::FlowKey;
 use crate::outbox::Outbox;
 use crate::ports::{Port, PortState, Ports};
 use crate::state::after_segment;
-use crate::table::{FlowTable, Tally, millisecond};
+use crate::table::{FlowTable, millisecond};
 use crate::{
     Answers, Counters, DropReason, Emission, FRAME_LEN_BYTES_MAX, FlowChange, FlowEnd, FlowEvent, FlowRecord,
-    FlowSlot, FlowSlots, FlowState, Frame, PortId, SwitchConfig, Verdict,
+    FlowSlot, FlowSlots, FlowState, Frame, PortId, Preview, SwitchConfig, Verdict,
 };
 
 /// A switch for the machines of one host.
@@ -38,11 +38,14 @@ pub struct Switch<S = Vec<FlowSlot>> {
 }
 
 /// An IP packet on its way.
+///
+/// What was parsed stays where the parser put it: a copy would read in wide pieces what was just written in
+/// narrow ones, and a processor makes that wait.
 pub(crate) struct Arrival<'a> {
     pub ingress: PortId,
     pub frame: &'a mut Frame,
-    pub ethernet: Ethernet,
-    pub ip: Ip,
+    pub ethernet: &'a Ethernet,
+    pub ip: &'a Ip,
     /// The offloads to hand on.
     pub vnet: VnetHeader,
     pub answers: Option<&'a Answers>,
@@ -106,21 +109,24 @@ impl<S: FlowSlots> Switch<S> {
         frame: &mut Frame,
         answers: Option<&Answers>,
     ) -> Verdict {
-        self.now = now;
-        let verdict = self.decide(ingress, frame, answers);
-        self.counters.note(&verdict, frame.total_len_bytes);
-        verdict
+        let mut preview = Preview::default();
+        self.preview(ingress, frame, &mut preview);
+        self.process_previewed(now, ingress, frame, &preview, answers)
     }
 
-    /// Where a frame's flow most likely lies, if it is known: worth fetching while other frames are decided
-    /// upon. A hint only; [`Switch::process`] finds the flow wherever it is.
-    #[inline]
-    #[must_use]
-    pub fn likely_slot(&self, ingress: PortId, frame: &Frame) -> Option<(&FlowSlot, &Tally)> {
-        let Ok(Packet { network: Network::Ip(ip), .. }) = Packet::parse(frame.parsable()) else {
-            return None;
-        };
-        FlowKey::of(ingress, &ip).map(|key| self.table.home(&key))
+    /// As [`Switch::process`], with a preview of this very frame, unchanged since, at this port.
+    pub fn process_previewed(
+        &mut self,
+        now: Moment,
+        ingress: PortId,
+        frame: &mut Frame,
+        preview: &Preview,
+        answers: Option<&Answers>,
+    ) -> Verdict {
+        self.now = now;
+        let verdict = self.decide(ingress, frame, preview, answers);
+        self.counters.note(&verdict, frame.total_len_bytes);
+        verdict
     }
 
     /// Frames of the switch's own, oldest first.
@@ -148,39 +154,43 @@ impl<S: FlowSlots> Switch<S> {
         self.table.len()
     }
 
-    fn decide(&mut self, ingress: PortId, frame: &mut Frame, answers: Option<&Answers>) -> Verdict {
+    fn decide(
+        &mut self,
+        ingress: PortId,
+        frame: &mut Frame,
+        preview: &Preview,
+        answers: Option<&Answers>,
+    ) -> Verdict {
         let Some(port) = self.ports.port(ingress) else { return Verdict::Drop(DropReason::NoPort) };
         if frame.total_len_bytes > FRAME_LEN_BYTES_MAX {
             return Verdict::Drop(DropReason::TooLong);
         }
-        let packet = match Packet::parse(frame.parsable()) {
+        let packet = match &preview.packet {
             Ok(packet) => packet,
-            Err(error) => return unreadable(error, frame),
+            Err(error) => return unreadable(*error, frame),
         };
         if packet.ethernet.source != port.mac {
             return Verdict::Drop(DropReason::SpoofedMac);
         }
-        match packet.network {
-            Network::Arp(arp) => self.answer_arp(ingress, &arp),
+        match &packet.network {
+            Network::Arp(arp) => self.answer_arp(ingress, arp),
             Network::Other => Verdict::Drop(DropReason::EtherType),
             Network::Ip(ip) => {
-                let Ok(vnet) = frame.vnet.forwarded(frame.total_len_bytes, Some(&ip)) else {
-                    return Verdict::Drop(DropReason::BadOffload);
-                };
-                let ethernet = packet.ethernet;
-                self.decide_ip(&mut Arrival { ingress, frame, ethernet, ip, vnet, answers })
+                let Ok(vnet) = preview.vnet else { return Verdict::Drop(DropReason::BadOffload) };
+                let ethernet = &packet.ethernet;
+                self.decide_ip(&mut Arrival { ingress, frame, ethernet, ip, vnet, answers }, preview)
             }
         }
     }
 
-    fn decide_ip(&mut self, arrival: &mut Arrival<'_>) -> Verdict {
+    fn decide_ip(&mut self, arrival: &mut Arrival<'_>, preview: &Preview) -> Verdict {
         if arrival.ip.fragment.is_some() {
             return Verdict::Drop(DropReason::Fragment);
         }
-        let Some(key) = FlowKey::of(arrival.ingress, &arrival.ip) else {
+        let Some((key, home)) = preview.flow else {
             return self.decide_message(arrival);
         };
-        match self.table.find(&key) {
+        match self.table.find_from(home, &key) {
             Some(index) => {
                 self.counters.hits += 1;
                 self.continue_flow(arrival, key, index as usize)
@@ -275,7 +285,7 @@ impl<S: FlowSlots> Switch<S> {
                 self.send_error(arrival, Unreachable::TimeExceeded);
                 return Some(Verdict::Drop(DropReason::TtlExpired));
             }
-            edit::decrement_ttl(&mut arrival.frame.head, &arrival.ip);
+            edit::decrement_ttl(&mut arrival.frame.head, arrival.ip);
             edit::set_source(&mut arrival.frame.head, self.config.gateway_mac);
         }
         edit::set_destination(&mut arrival.frame.head, destination);
@@ -357,7 +367,7 @@ impl<S: FlowSlots> Switch<S> {
         }
         let addresses = error_addresses(port, arrival.ip.addresses);
         let link = Link { source: self.config.gateway_mac, destination: port.mac };
-        let error = emit::unreachable(link, addresses, why, arrival.frame.parsable(), &arrival.ip);
+        let error = emit::unreachable(link, addresses, why, arrival.frame.parsable(), arrival.ip);
         self.emit(arrival.ingress, error);
     }
 

@@ -53,6 +53,10 @@ impl Tally {
     const FREE: Self = Self { flow: NO_FLOW, frames: 0, bytes: 0 };
 }
 
+/// Position of the first slot in which a key may live.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Home(usize);
+
 /// Where a new key could go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Room {
@@ -182,26 +186,37 @@ impl<S: FlowSlots> FlowTable<S> {
         index.wrapping_sub(self.hash(&self.slot(index).key) as usize) & self.mask
     }
 
+    /// Where the window of `key` begins.
+    #[inline]
+    pub(crate) fn home(&self, key: &FlowKey) -> Home {
+        Home(self.hash(key) as usize & self.mask)
+    }
+
+    /// The first slot of a window, where its key nearly always lives, and what is counted there.
+    #[inline]
+    pub(crate) fn at_home(&self, home: Home) -> (&FlowSlot, &Tally) {
+        (self.slot(home.0), &self.tallies[home.0])
+    }
+
     /// The first slots in which a key may live.
     #[inline]
-    fn window(&self, key: &FlowKey, len: usize) -> impl Iterator<Item = usize> + use<S> {
-        let (home, mask) = (self.hash(key) as usize, self.mask);
-        (0..len).map(move |step| home.wrapping_add(step) & mask)
+    fn window(&self, home: Home, len: usize) -> impl Iterator<Item = usize> + use<S> {
+        let mask = self.mask;
+        (0..len).map(move |step| home.0.wrapping_add(step) & mask)
     }
 
     /// The slot that holds `key`.
     #[inline]
     pub(crate) fn find(&self, key: &FlowKey) -> Option<u32> {
-        let slots = self.slots.as_ref();
-        let mut window = self.window(key, self.reach + 1);
-        Some(window.find(|index| slots[*index].key.is(key) && !slots[*index].is_free())? as u32)
+        self.find_from(self.home(key), key)
     }
 
-    /// The first slot in which `key` may live, where it nearly always does, and its tally.
+    /// The slot that holds `key`, of which the window begins at `home`.
     #[inline]
-    pub(crate) fn home(&self, key: &FlowKey) -> (&FlowSlot, &Tally) {
-        let index = self.hash(key) as usize & self.mask;
-        (self.slot(index), &self.tallies[index])
+    pub(crate) fn find_from(&self, home: Home, key: &FlowKey) -> Option<u32> {
+        let slots = self.slots.as_ref();
+        let mut window = self.window(home, self.reach + 1);
+        Some(window.find(|index| slots[*index].key.is(key) && !slots[*index].is_free())? as u32)
     }
 
     #[inline]
@@ -217,7 +232,7 @@ impl<S: FlowSlots> FlowTable<S> {
     /// Where `key` could go, if not into `taken`.
     pub(crate) fn room(&self, key: &FlowKey, taken: Option<u32>, now_ms: u32) -> Room {
         let mut least: Option<(u8, u32, usize)> = None;
-        for index in self.window(key, WINDOW_SLOTS) {
+        for index in self.window(self.home(key), WINDOW_SLOTS) {
             if taken == Some(index as u32) {
                 continue;
             }

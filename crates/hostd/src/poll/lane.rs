@@ -4,8 +4,8 @@
 //! A batch goes through three stages, each for all of its frames before the next begins, because what a frame
 //! needs is mostly far away, in another processor's cache or in the flow table, and is fetched meanwhile:
 //!
-//! 1. *Read*: the head of every frame is copied into private memory. Then the slot of every frame's flow is
-//!    worked out and prefetched; this is a guess, and nothing depends on it.
+//! 1. *Read*: the head of every frame is copied into private memory. Then it is parsed, and the slot of its
+//!    flow prefetched.
 //! 2. *Decide*: the switch is asked frame by frame, in order, for a frame's verdict may depend on the frame
 //!    before. The first frame that must wait for an answer ends the stage; it and those after it stay in the
 //!    lane, and those after it will be read anew.
@@ -20,7 +20,7 @@ use model::{Moment, NicRef};
 use packet::VnetHeader;
 use platform::prefetch;
 use vhost_port::{Batch, Chain, Port, SendError, VNET_HEADER_BYTES};
-use vswitch::{Answers, Frame, HEAD_LEN_BYTES_MAX, PortId, Question, Verdict};
+use vswitch::{Answers, Frame, HEAD_LEN_BYTES_MAX, PortId, Preview, Question, Verdict};
 
 use super::Poll;
 use crate::introspect::{Inquiry, Outcome, Reply};
@@ -58,6 +58,7 @@ struct Held {
 /// Where a batch lies while it goes through its stages; by position in the batch.
 pub(super) struct Desk {
     frames: Box<[Frame]>,
+    previews: Box<[Preview]>,
     /// Where frames go; nowhere, if the switch has consumed them.
     outputs: [Option<PortId>; Batch::FRAMES_MAX],
 }
@@ -65,7 +66,8 @@ pub(super) struct Desk {
 impl Desk {
     pub(super) fn new() -> Self {
         let frames = vec![Frame::default(); Batch::FRAMES_MAX].into();
-        Self { frames, outputs: [None; Batch::FRAMES_MAX] }
+        let previews = vec![Preview::default(); Batch::FRAMES_MAX].into();
+        Self { frames, previews, outputs: [None; Batch::FRAMES_MAX] }
     }
 }
 
@@ -146,12 +148,13 @@ impl Poll {
 
     /// Copies the heads of the lane's frames, and fetches what the switch will look at.
     fn read(&mut self, lane: &Lane, batch: &Batch) {
-        let frames = &mut self.desk.frames[lane.next..batch.len()];
-        for (frame, position) in frames.iter_mut().zip(lane.next..) {
-            copy_head(frame, &batch.chain(position), HEAD_FIRST_BYTES);
+        let Desk { frames, previews, .. } = &mut self.desk;
+        for position in lane.next..batch.len() {
+            copy_head(&mut frames[position], &batch.chain(position), HEAD_FIRST_BYTES);
         }
-        for frame in frames {
-            if let Some((slot, tally)) = self.switch.likely_slot(lane.id, frame) {
+        for (frame, preview) in frames.iter().zip(previews).take(batch.len()).skip(lane.next) {
+            self.switch.preview(lane.id, frame, preview);
+            if let Some((slot, tally)) = self.switch.likely_slot(preview) {
                 prefetch(slot);
                 prefetch(tally);
             }
@@ -170,18 +173,20 @@ impl Poll {
     }
 
     fn decide_one(&mut self, lane: &mut Lane, chain: &Chain<'_>, now: Moment) -> Decided {
-        let answers = match lane.held.take() {
-            None => None,
-            Some(held) => match self.resume(held, lane.next, now) {
-                Some(answers) => Some(answers),
-                None => return Decided::Done(None),
-            },
+        let mut verdict = match lane.held.take() {
+            None => {
+                let (frame, preview) = (&mut self.desk.frames[lane.next], &self.desk.previews[lane.next]);
+                self.switch.process_previewed(now, lane.id, frame, preview, None)
+            }
+            Some(held) => {
+                let Some(answers) = self.resume(held, lane.next, now) else { return Decided::Done(None) };
+                self.switch.process(now, lane.id, &mut self.desk.frames[lane.next], Some(&answers))
+            }
         };
-        let frame = &mut self.desk.frames[lane.next];
-        let mut verdict = self.switch.process(now, lane.id, frame, answers.as_ref());
         if verdict == Verdict::NeedMore {
+            let frame = &mut self.desk.frames[lane.next];
             copy_head(frame, chain, HEAD_LEN_BYTES_MAX);
-            verdict = self.switch.process(now, lane.id, frame, answers.as_ref());
+            verdict = self.switch.process(now, lane.id, frame, None);
         }
         match verdict {
             Verdict::Forward(to) => Decided::Done(Some(to)),
