@@ -61,6 +61,18 @@ impl<'m> Table<'m> {
         Descriptor { address, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 }
     }
 
+    /// Hints at the start of the first buffer of the chain that begins at `head`, if it is where it should be.
+    #[inline(always)]
+    pub(crate) fn prefetch_buffer(&self, memory: &GuestMemory, head: u16) {
+        let descriptor = self.read(usize::from(head));
+        if descriptor.flags & INDIRECT == 0
+            && let Some(window) = memory.window(descriptor.address, descriptor.len as usize)
+        {
+            window.prefetch_to_write(0);
+            window.prefetch_to_write(CACHE_LINE_BYTES);
+        }
+    }
+
     /// Walks the chain that begins at `head`, which is in the table, and appends its buffers to `segments`.
     /// Returns their length in bytes. On a fault, some may have been appended.
     #[inline(always)]

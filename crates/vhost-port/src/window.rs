@@ -173,4 +173,15 @@ impl<'m> Window<'m> {
             platform::prefetch(unsafe { byte.cast::<AtomicU8>().as_ref() });
         }
     }
+
+    /// Hints that the cache line at `offset` will be written.
+    #[inline(always)]
+    pub(crate) fn prefetch_to_write(&self, offset: usize) {
+        if offset < self.len {
+            // SAFETY: `offset` is within the window.
+            let byte = unsafe { self.start.add(offset) };
+            // SAFETY: the byte is mapped; the reference lives for this call, in which nothing is accessed through it.
+            platform::prefetch_to_write(unsafe { byte.cast::<AtomicU8>().as_ref() });
+        }
+    }
 }

@@ -5,7 +5,7 @@
 //! needs is mostly far away, in another processor's cache or in the flow table, and is fetched meanwhile:
 //!
 //! 1. *Read*: the head of every frame is copied into private memory. Then it is parsed, and the slot of its
-//!    flow prefetched.
+//!    flow prefetched; and so are as many buffers of the guest that the lane's last frame went to.
 //! 2. *Decide*: the switch is asked frame by frame, in order, for a frame's verdict may depend on the frame
 //!    before. The first frame that must wait for an answer ends the stage; it and those after it stay in the
 //!    lane, and those after it will be read anew.
@@ -38,6 +38,8 @@ pub struct Lane {
     /// Position in the batch of the next frame to be handled; those before it are done.
     next: usize,
     held: Option<Held>,
+    /// Where the last frame went, and so perhaps the next ones.
+    last_output: Option<PortId>,
     tickets: u64,
     /// Guest-physical address of the descriptor table of the ring of frames from the guest.
     transmit: Option<u64>,
@@ -81,7 +83,17 @@ enum Decided {
 
 impl Lane {
     pub(super) fn new(id: PortId, card: NicRef, port: Port) -> Self {
-        Self { id, card, port, batch: Batch::new(), next: 0, held: None, tickets: 0, transmit: None }
+        Self {
+            id,
+            card,
+            port,
+            batch: Batch::new(),
+            next: 0,
+            held: None,
+            last_output: None,
+            tickets: 0,
+            transmit: None,
+        }
     }
 
     /// Forgets frames that belong to rings of before; `transmit` is where the new one lies, if there is one.
@@ -123,27 +135,40 @@ impl Poll {
         if lane.is_paused() && lane.deadline().is_some_and(|deadline| now < deadline) {
             return false;
         }
-        if lane.next == lane.batch.len() {
-            lane.next = 0;
-            match lane.port.receive(&mut lane.batch) {
-                Ok(0) => return false,
-                Ok(count) => self.numbers.frames += count as u64,
-                Err(fault) => {
-                    tracing::warn!(nic = %lane.card, %fault, "guest's ring makes no sense, its port stops");
-                    self.stopped(lane);
-                    return false;
-                }
-            }
+        if !self.take(lane) {
+            return false;
         }
         let first = lane.next;
         let batch = std::mem::take(&mut lane.batch);
         self.read(lane, &batch);
         self.decide(lane, &batch, now);
         self.deliver(first..lane.next, &batch);
+        lane.last_output = self.desk.outputs[first..lane.next].last().copied().flatten();
         lane.batch = batch;
         let done = lane.next - first;
         lane.port.complete(done);
+        // What comes next is on its way while other lanes are served.
+        self.take(lane);
         done > 0
+    }
+
+    /// Takes a batch from the guest if the last one is done; tells whether there are frames to be handled.
+    fn take(&mut self, lane: &mut Lane) -> bool {
+        if lane.next < lane.batch.len() {
+            return true;
+        }
+        lane.next = 0;
+        match lane.port.receive(&mut lane.batch) {
+            Ok(count) => {
+                self.numbers.frames += count as u64;
+                count > 0
+            }
+            Err(fault) => {
+                tracing::warn!(nic = %lane.card, %fault, "guest's ring makes no sense, its port stops");
+                self.stopped(lane);
+                false
+            }
+        }
     }
 
     /// Copies the heads of the lane's frames, and fetches what the switch will look at.
@@ -151,6 +176,9 @@ impl Poll {
         let Desk { frames, previews, .. } = &mut self.desk;
         for position in lane.next..batch.len() {
             copy_head(&mut frames[position], &batch.chain(position), HEAD_FIRST_BYTES);
+        }
+        if let Some(Some(likely)) = lane.last_output.and_then(|to| self.lanes.get_mut(usize::from(to.0))) {
+            likely.port.expect_to_send(batch.len() - lane.next);
         }
         for (frame, preview) in frames.iter().zip(previews).take(batch.len()).skip(lane.next) {
             self.switch.preview(lane.id, frame, preview);
