@@ -254,7 +254,11 @@ impl Shop {
         }
     }
 
-    fn ask(&self, request: &Request) -> Result<Response> {
+    /// What the daemon answers.
+    ///
+    /// # Errors
+    /// When it does not answer, or refuses.
+    pub fn ask(&self, request: &Request) -> Result<Response> {
         let mut client = Client::connect(&self.daemon.admin_socket())?;
         client.call(request).with_context(|| format!("ask {request:?}"))
     }

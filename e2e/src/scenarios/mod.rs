@@ -5,11 +5,12 @@ mod comings;
 mod idle;
 mod mistakes;
 mod traffic;
+mod views;
 
 use crate::Chapter;
 
 /// Every scenario.
-pub const SCENARIOS: [Chapter; 10] = [
+pub const SCENARIOS: [Chapter; 11] = [
     Chapter {
         title: "A damaged manifest is refused as a whole",
         name: "a_bad_manifest_leaves_the_last_good_policy_in_force",
@@ -42,6 +43,11 @@ pub const SCENARIOS: [Chapter; 10] = [
         title: "A machine is added and removed while all others run; its VMM listens and the daemon connects",
         name: "a_machine_joins_and_leaves",
         run: comings::join_and_leave,
+    },
+    Chapter {
+        title: "Command lines, namespaces, processor time and round-trip times are the guest's own",
+        name: "views_of_ram_equal_the_guests_own",
+        run: views::run,
     },
     Chapter { title: "With nothing to do the daemon rests", name: "an_idle_daemon_rests", run: idle::run },
 ];
