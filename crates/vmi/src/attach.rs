@@ -18,7 +18,8 @@ use std::sync::Arc;
 
 use crate::btf::{self, Btf};
 use crate::error::AttachError;
-use crate::kallsyms::{self, Encoding, START_KERNEL_MAP, Table};
+use crate::integrity;
+use crate::kallsyms::{self, Encoding, START_KERNEL_MAP, SymbolNames, Table};
 use crate::memory::{Gva, PhysicalMemory};
 use crate::paging::{Linear, PageTables, Translation};
 use crate::reader::Reader;
@@ -90,7 +91,7 @@ impl Symbols {
     /// The compiler may have given a static variable a suffix of digits (`inet_ehash_secret.5`).
     fn of(memory: &dyn PhysicalMemory, table: &Table) -> Option<Self> {
         let wanted: HashMap<&[u8], &'static str> =
-            WANTED.iter().map(|&name| (name.as_bytes(), name)).collect();
+            WANTED.iter().chain(&integrity::SYMBOLS).map(|&name| (name.as_bytes(), name)).collect();
         let mut by_name = HashMap::new();
         table.for_each(|name, address| {
             if let Some(&name) = wanted.get(without_suffix(name)) {
@@ -129,6 +130,7 @@ fn without_suffix(name: &[u8]) -> &[u8] {
 pub(crate) struct Found {
     pub(crate) reader: Reader,
     pub(crate) symbols: Symbols,
+    pub(crate) names: SymbolNames,
     pub(crate) btf: Btf,
     pub(crate) kernel: Kernel,
 }
@@ -170,7 +172,7 @@ impl Heartbeats {
 struct Candidate {
     place: Place,
     symbols: Symbols,
-    symbol_count: usize,
+    table: Table,
 }
 
 /// Finds the kernel that runs in `memory`.
@@ -189,7 +191,7 @@ pub(crate) fn find(
         match Place::of(&*memory, &symbols) {
             Ok(_) if candidates.iter().any(|other| other.symbols == symbols) => {}
             Ok(_) if candidates.len() == CANDIDATES_MAX => return Err(AttachError::Crowded),
-            Ok(place) => candidates.push(Candidate { place, symbols, symbol_count: table.len() }),
+            Ok(place) => candidates.push(Candidate { place, symbols, table }),
             Err(error) => problem = error,
         }
     }
@@ -199,8 +201,8 @@ pub(crate) fn find(
             return Err(AttachError::Ambiguous);
         }
     }
-    let Candidate { place, symbols, symbol_count } = candidates.pop().ok_or(problem)?;
-    place.enter(memory, symbols, symbol_count)
+    let Candidate { place, symbols, table } = candidates.pop().ok_or(problem)?;
+    place.enter(memory, symbols, table)
 }
 
 /// Where a kernel lies, agreed upon by its types, symbols and page tables.
@@ -257,7 +259,7 @@ impl Place {
         self,
         memory: Arc<dyn PhysicalMemory>,
         symbols: Symbols,
-        symbol_count: usize,
+        table: Table,
     ) -> Result<Found, AttachError> {
         let mut bytes = vec![0; self.types_bytes];
         memory.read(self.types_gpa, &mut bytes).map_err(|_| AttachError::NoTypes)?;
@@ -265,6 +267,7 @@ impl Place {
         let start = symbols.find("_text").or(symbols.find("_stext"));
         let end = symbols.find("_end").or(symbols.find("__bss_stop"));
         let range = start.map_or(0, |start| start.0)..end.map_or(0, |end| end.0);
+        let image_range = range.clone();
         let image = Linear { gpa: range.start.wrapping_sub(self.image_offset), range };
         let kernel = Kernel {
             release: release_of(&self.banner).to_owned(),
@@ -273,9 +276,10 @@ impl Place {
             image_offset: self.image_offset,
             types_bytes: self.types_bytes,
             types: btf.type_count() - 1,
-            symbols: symbol_count,
+            symbols: table.len(),
         };
-        Ok(Found { reader: Reader::new(memory, self.tables, image), symbols, btf, kernel })
+        let names = SymbolNames::new(table, self.image_offset, image_range);
+        Ok(Found { reader: Reader::new(memory, self.tables, image), symbols, names, btf, kernel })
     }
 }
 

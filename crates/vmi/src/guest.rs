@@ -10,6 +10,7 @@ use model::{Attribution, Confidence, Process, Protocol, UnknownReason};
 use crate::attach::{self, Heartbeats, Kernel, Symbols};
 use crate::btf::{Btf, Structures};
 use crate::error::{AttachError, Fault, ViewError};
+use crate::integrity::{Integrity, IntegrityLayout};
 use crate::layout::{Layout, Vring};
 use crate::lookup::Hashing;
 use crate::memory::{Gva, PhysicalMemory};
@@ -47,12 +48,13 @@ pub(crate) struct Core {
 /// It reads the running guest's memory anew for every question; only what cannot change after boot is kept.
 /// What it remembers beyond that (who owned a socket) is verified before it is told.
 pub struct Guest {
-    core: Core,
+    pub(crate) core: Core,
     kernel: Kernel,
     virtqueues: Virtqueues,
     memo: Memo,
     hashing: Hashing,
     rings: Rings,
+    pub(crate) integrity: Integrity,
 }
 
 /// Whether it is known how virtqueues look.
@@ -99,6 +101,7 @@ impl Guest {
         let found = attach::find(memory, heartbeats)?;
         let types = Structures::of(&found.btf);
         let layout = Layout::resolve(&types)?;
+        let integrity = Integrity::new(IntegrityLayout::resolve(&types), found.names);
         let mut vring = Vring::resolve(&types).ok();
         if vring.is_none() && found.symbols.find("btf_modules").is_none() {
             vring = Vring::without_module_types(&types).ok();
@@ -124,6 +127,7 @@ impl Guest {
             memo: Memo::default(),
             hashing: Hashing::default(),
             rings: Rings::default(),
+            integrity,
         })
     }
 

@@ -137,6 +137,38 @@ impl Table {
     }
 }
 
+/// Names for addresses of the kernel's image: a table that is kept, compressed as it is (some 4 MB).
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SymbolNames {
+    table: Option<Table>,
+    /// What is added to the table's addresses to get virtual ones.
+    offset: u64,
+    image: std::ops::Range<u64>,
+}
+
+impl SymbolNames {
+    /// The names of `table`. `image_offset` is what is added to a physical address of the image.
+    pub(crate) fn new(table: Table, image_offset: u64, image: std::ops::Range<u64>) -> Self {
+        let offset = if table.encoding == Encoding::PlaceRelative { image_offset } else { 0 };
+        Self { table: Some(table), offset, image }
+    }
+
+    /// The last symbol at or before `address`, with the distance: `schedule+0x10`. Takes milliseconds.
+    pub(crate) fn nearest(&self, address: u64) -> Option<String> {
+        let table = self.table.as_ref().filter(|_| self.image.contains(&address))?;
+        let mut nearest: Option<(u64, Vec<u8>)> = None;
+        table.for_each(|name, place| {
+            let place = place.wrapping_add(self.offset);
+            if place <= address && nearest.as_ref().is_none_or(|(known, _)| place > *known) {
+                nearest = Some((place, name.to_vec()));
+            }
+        });
+        let (place, name) = nearest?;
+        let name = String::from_utf8_lossy(&name).into_owned();
+        Some(if place == address { name } else { format!("{name}+{:#x}", address - place) })
+    }
+}
+
 /// `kallsyms_token_table` and `kallsyms_token_index`.
 pub(crate) struct Tokens {
     gpa: u64,

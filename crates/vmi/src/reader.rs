@@ -57,6 +57,11 @@ impl Reader {
                 return Ok(Translation { gpa, left_bytes: linear.range.end - gva.0 });
             }
         }
+        self.walk(gva)
+    }
+
+    /// Where the page tables say that `gva` lies, short cuts aside.
+    pub(crate) fn walk(&self, gva: Gva) -> Result<Translation, Fault> {
         self.spend(u32::from(self.tables.levels))?;
         Ok(self.tables.translate(&*self.memory, gva)?)
     }

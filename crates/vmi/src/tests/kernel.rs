@@ -20,6 +20,9 @@ use crate::memory::fixture::Ram;
 
 use super::symbols::{self, SymbolOrder};
 
+mod inspected;
+pub(crate) use inspected::{KEY, KEY_TARGET};
+
 const RAM_BYTES: usize = 4 << 20;
 const IMAGE_GVA: u64 = START_KERNEL_MAP + 0x100_0000;
 const IMAGE_GPA: u64 = 2 << 20;
@@ -58,6 +61,7 @@ const STRUCTURES: &[(&str, &[&str])] = &[
             "se:sched_entity",
             "nvcsw",
             "nivcsw",
+            "pid_links/16",
         ],
     ),
     ("signal_struct", &["live", "thread_head/16", "nr_threads", "sum_sched_runtime"]),
@@ -65,7 +69,7 @@ const STRUCTURES: &[(&str, &[&str])] = &[
     ("mm_struct", &["pgd", "exe_file", "arg_start", "arg_end", "rss_stat/96"]),
     ("nsproxy", &["count", "mnt_ns", "net_ns"]),
     ("upid", &["nr", "ns"]),
-    ("pid", &["count", "level", "numbers/64"]),
+    ("pid", &["count", "level", "numbers/64", "tasks/16"]),
     ("rq", &["lock", "nr_running", "nr_switches", "curr", "cpu", "online"]),
     ("css_set", &["refcount", "dfl_cgrp"]),
     ("cgroup", &["flags", "kn"]),
@@ -110,6 +114,7 @@ const STRUCTURES: &[(&str, &[&str])] = &[
             "sk_cgrp_data:sock_cgroup_data",
             "sk_ack_backlog",
             "sk_max_ack_backlog",
+            "sk_protocol",
         ],
     ),
     ("tcp_sock", &["sk:sock", "srtt_us", "total_retrans", "bytes_sent", "bytes_acked", "bytes_received"]),
@@ -120,7 +125,9 @@ const STRUCTURES: &[(&str, &[&str])] = &[
     ("netns_ipv4", &["tcp_death_row:death_row", "udp_table"]),
     ("ns_common", &["inum"]),
     ("mnt_namespace", &["ns:ns_common"]),
-    ("pid_namespace", &["level", "ns:ns_common"]),
+    ("xarray", &["xa_head"]),
+    ("idr", &["idr_rt:xarray"]),
+    ("pid_namespace", &["level", "ns:ns_common", "idr:idr"]),
     ("user_namespace", &["flags", "ns:ns_common"]),
     (
         "net",
@@ -144,6 +151,9 @@ const STRUCTURES: &[(&str, &[&str])] = &[
     ("virtio_device", &["index", "dev:device", "vqs/16"]),
     ("virtqueue", &["list/16"]),
     ("vring", &["num", "desc"]),
+    ("xa_node", &["shift", "slots/512"]),
+    ("module_layout", &["base", "text_size"]),
+    ("module", &["list/16", "name/56", "core_layout:module_layout", "init_layout:module_layout"]),
     ("btf_module", &["list/16", "btf"]),
     ("btf", &["data", "data_size", "start_id", "start_str_off", "name/16"]),
 ];
@@ -233,6 +243,16 @@ pub(crate) struct Places {
     pub(crate) symbols_gpa: u64,
     pub(crate) types_gpa: u64,
     pub(crate) ring_gpa: u64,
+    pub(crate) text: Gva,
+    pub(crate) rodata: Gva,
+    pub(crate) syscalls: Gva,
+    pub(crate) gates: Gva,
+    pub(crate) ids: Gva,
+    pub(crate) exit_state: u32,
+    pub(crate) id_links: u32,
+    pub(crate) id_tasks: u32,
+    pub(crate) id_tree: u32,
+    pub(crate) sock_protocol: u32,
 }
 
 /// The kernel, and how to write to it.
@@ -263,7 +283,14 @@ impl Kernel {
             ram: Ram(vec![0; RAM_BYTES]),
             layout: Layout::resolve(&structures).unwrap(),
             vring: vring.unwrap_or_else(|_| Vring::without_module_types(&structures).unwrap()),
-            at: Places::default(),
+            at: Places {
+                exit_state: structures.offset("task_struct", "exit_state").unwrap(),
+                id_links: structures.offset("task_struct", "pid_links").unwrap(),
+                id_tasks: structures.offset("pid", "tasks").unwrap(),
+                id_tree: structures.offset("pid_namespace", "idr.idr_rt.xa_head").unwrap(),
+                sock_protocol: structures.offset("sock", "sk_protocol").unwrap(),
+                ..Places::default()
+            },
             levels,
             heap: HEAP_GPA,
             image: IMAGE_GPA,
@@ -294,6 +321,7 @@ impl Kernel {
         kernel.network();
         kernel.processes();
         kernel.decorate();
+        kernel.what_is_inspected();
         kernel.symbol_table(order);
         kernel
     }

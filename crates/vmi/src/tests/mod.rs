@@ -7,6 +7,8 @@ mod hostile;
 pub(crate) mod kernel;
 pub(crate) mod symbols;
 #[cfg(test)]
+mod threats;
+#[cfg(test)]
 mod truth;
 #[cfg(test)]
 mod views;
@@ -35,6 +37,10 @@ pub(crate) fn ask_everything(guest: &mut Guest, ring_gpa: u64) {
     let _ = guest.connection_owner(end("[fd00::1]:1235"), end("[fd00::2]:80"), Protocol::Tcp);
     let _ = guest.connection_owner(end("10.0.0.1:53"), end("10.0.0.9:9"), Protocol::Udp);
     let _ = guest.listener_owner(end("10.0.0.1:80"), Protocol::Tcp);
+    for seconds in 0..4 {
+        let _ = guest.inspect(std::time::Duration::from_secs(seconds));
+    }
+    let _ = (guest.threats(), guest.coverage());
 }
 
 /// A kernel in one of the known forms; the form matters to few tests.
