@@ -14,6 +14,7 @@ mod client;
 mod convert;
 mod inside;
 mod message;
+mod threats;
 pub mod wire;
 
 pub use client::{Client, ClientError, Watch};
@@ -26,3 +27,4 @@ pub use message::{
     NicState, Party, PolicyStatus, PollStats, PortStatus, Process, Refusal, Request, Response, Socket,
     SocketOwner, Status, UnknownReason, Verdict, Vm,
 };
+pub use threats::{Certainty, Threat, Threats};

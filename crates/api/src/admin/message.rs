@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::inside::{CpuSample, DataFlow, ProcessDetail, SocketDetail};
+use super::threats::Threats;
 use crate::Diagnostic;
 
 /// What a client asks. Machines are named `tenant/vm`.
@@ -42,6 +43,11 @@ pub enum Request {
     },
     /// Who in a machine talks to whom; answered by [`Response::DataFlow`].
     VmFlows {
+        /// The machine.
+        vm: String,
+    },
+    /// What inspections of a machine have found; answered by [`Response::Threats`].
+    VmThreats {
         /// The machine.
         vm: String,
     },
@@ -93,6 +99,8 @@ pub enum Response {
     Cpu(Box<CpuSample>),
     /// To [`Request::VmFlows`]; of [`Flow::LISTED_MAX`] flows at most.
     DataFlow(Box<DataFlow>),
+    /// To [`Request::VmThreats`].
+    Threats(Box<Threats>),
     /// To [`Request::FlowList`]; at most [`Flow::LISTED_MAX`].
     Flows(Vec<Flow>),
     /// One of the stream that answers [`Request::FlowWatch`].
