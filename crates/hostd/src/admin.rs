@@ -7,6 +7,7 @@
 mod dataflow;
 mod desk;
 mod inside;
+mod threats;
 mod view;
 mod why;
 

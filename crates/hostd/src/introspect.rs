@@ -220,6 +220,11 @@ impl Introspection {
         Some(view(&mut watched.state, memory.as_deref()))
     }
 
+    /// All machines that have a port.
+    pub fn vms(&self) -> Vec<VmRef> {
+        lock(&self.vms).keys().cloned().collect()
+    }
+
     fn watched_by_port(&self, port: PortId) -> Option<(VmRef, Arc<Mutex<Watched>>)> {
         let vm = lock(&self.ports).get(&port)?.clone();
         let watched = lock(&self.vms).get(&vm).map(Arc::clone)?;

@@ -6,6 +6,7 @@
 //!   watch     files settle -> main loads, compiles, publishes the next generation
 //!   poll      all guests' frames through the switch
 //!   introspect  answers the poll thread's questions     attach   understands kernels
+//!   inspect   looks for threats in all guests
 //!   flow-log  remembers and streams flow events         admin*   one per client
 //!   port*     one per network card: talks vhost-user with its VMM
 //! ```
@@ -21,6 +22,7 @@ mod admin;
 mod config;
 mod flowlog;
 mod handover;
+mod inspect;
 mod introspect;
 mod mesh;
 mod poll;
@@ -77,6 +79,9 @@ fn serve(config: &Config, mesh: &Arc<Mesh>) -> anyhow::Result<()> {
     let (hand_over, flow_memory) = HandOver::take(&config.runtime_dir, config.flow_capacity, random())?;
 
     let introspection = Introspection::start(config.introspection)?;
+    if config.introspection {
+        inspect::start(&introspection)?;
+    }
     let (events, logged) = bounded(poll::EVENTS_QUEUED_MAX);
     let flow_log = FlowLog::start(logged)?;
     let (poll, commands) = poll::handle()?;

@@ -118,6 +118,11 @@ pub(crate) enum VmCommand {
         #[arg(long)]
         dot: bool,
     },
+    /// What hides or was changed in a machine's kernel
+    Threats {
+        /// The machine, as tenant/name
+        vm: VmRef,
+    },
 }
 
 #[derive(Debug, Subcommand)]

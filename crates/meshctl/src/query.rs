@@ -49,6 +49,7 @@ fn request(command: &Command) -> Option<Request> {
             VmCommand::Ss { vm, wide: true } => Request::VmSocketDetails { vm: vm.to_string() },
             VmCommand::Flows { vm, .. } => Request::VmFlows { vm: vm.to_string() },
             VmCommand::Top { .. } => return None,
+            VmCommand::Threats { vm } => Request::VmThreats { vm: vm.to_string() },
         },
         Command::Flow { command: FlowCommand::List { vm } } => {
             Request::FlowList { vm: vm.as_ref().map(ToString::to_string) }
@@ -76,6 +77,7 @@ fn print(response: &Response, output: &Output) -> anyhow::Result<()> {
         Response::SocketDetails(sockets) => output.print(sockets.as_slice(), render::socket_details),
         Response::DataFlow(flow) => output.print(&**flow, render::data_flow),
         Response::Cpu(_) => Err(ClientError::Unexpected { expected: "an answer to the question" }.into()),
+        Response::Threats(threats) => output.print(&**threats, render::threats),
         Response::Flows(flows) => output.print(flows.as_slice(), render::flows),
         Response::Flow(flow) => output.print(&**flow, render::flow_line),
         Response::Explanation(explanation) => output.print(&**explanation, render::explanation),

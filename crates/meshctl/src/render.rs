@@ -6,6 +6,7 @@ mod explanation;
 mod flow;
 mod inside;
 mod status;
+mod threats;
 mod top;
 mod vm;
 
@@ -20,6 +21,7 @@ pub(crate) use self::explanation::explanation;
 pub(crate) use self::flow::{flow_line, flows};
 pub(crate) use self::inside::{process_details, process_tree, socket_details};
 pub(crate) use self::status::{policy_status, status};
+pub(crate) use self::threats::threats;
 pub(crate) use self::top::top;
 pub(crate) use self::vm::{processes, sockets, vms};
 use crate::text::{visible, visible_sentence};

@@ -62,7 +62,7 @@ fn each_command_asks_its_one_question() {
         protocol: protocol.into(),
         exe: exe.map(str::to_owned),
     };
-    let cases: [(&[&str], Request, Response); 12] = [
+    let cases: [(&[&str], Request, Response); 13] = [
         (&["vm", "list"], Request::VmList, Response::Vms(vec![])),
         (&["vm", "ps", "acme/web"], Request::VmProcesses { vm: vm() }, Response::Processes(vec![])),
         (&["vm", "ss", "acme/web"], Request::VmSockets { vm: vm() }, Response::Sockets(vec![])),
@@ -86,6 +86,7 @@ fn each_command_asks_its_one_question() {
             Request::VmFlows { vm: vm() },
             Response::DataFlow(Box::default()),
         ),
+        (&["vm", "threats", "acme/web"], Request::VmThreats { vm: vm() }, Response::Threats(Box::default())),
         (&["flow", "list"], Request::FlowList { vm: None }, Response::Flows(vec![])),
         (
             &["flow", "watch", "--vm", "acme/web"],

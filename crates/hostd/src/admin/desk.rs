@@ -10,11 +10,12 @@ use api::admin::{
     Request, Response, Status, Vm,
 };
 use crossbeam_channel::Receiver;
-use model::{NicRef, VmRef};
+use model::{NicRef, Protocol, VmRef};
 use vswitch::{FlowEvent, FlowRecord};
 
 use super::dataflow::DataFlowQuestion;
 use super::inside;
+use super::threats::{self, Connection};
 use super::view;
 use super::why::WhyQuestion;
 use crate::flowlog::FlowLog;
@@ -57,6 +58,7 @@ impl Desk {
             Request::VmSocketDetails { vm } => self.socket_details(vm),
             Request::VmCpu { vm } => self.cpu(vm),
             Request::VmFlows { vm } => self.data_flow(vm),
+            Request::VmThreats { vm } => self.threats(vm),
             Request::FlowList { vm } => self.flows(vm.as_deref()),
             Request::FlowWatch { .. } => Err(refusal("a watch is not one answer", "")),
             Request::Why { from, to, protocol, exe } => self.why(from, to, protocol, exe.as_deref()),
@@ -167,6 +169,32 @@ impl Desk {
         let (sockets, processes) = inside.unwrap_or_default();
         let flow = DataFlowQuestion { vm: &id, records: &records, sockets: &sockets, processes: &processes };
         Ok(Response::DataFlow(Box::new(flow.answer(crate::poll::now()))))
+    }
+
+    fn threats(&self, vm: &str) -> Answer {
+        let (findings, coverage) = self.look_inside(vm, |guest| Ok((guest.threats(), guest.coverage())))?;
+        let mut shown = threats::shown(&findings, coverage, crate::inspect::clock());
+        shown.findings.extend(self.without_socket(vm)?.iter().map(threats::unattributed));
+        Ok(Response::Threats(Box::new(shown)))
+    }
+
+    /// Connections that go on although the guest has no socket for them. One that merely ends meanwhile would
+    /// look so once: it has to send again.
+    fn without_socket(&self, vm: &str) -> Result<Vec<Connection>, Refusal> {
+        let id = self.known(vm)?;
+        let lack = |connections: Vec<Connection>| {
+            self.look_inside(vm, |guest| {
+                let mut lacks =
+                    |c: &Connection| guest.has_socket(c.local, c.remote, Protocol::Tcp) == Ok(false);
+                Ok(connections.into_iter().filter(|c| lacks(c)).collect::<Vec<_>>())
+            })
+        };
+        let before = lack(threats::connections(&self.records()?, &id))?;
+        if before.is_empty() {
+            return Ok(before);
+        }
+        std::thread::sleep(threats::SECOND_LOOK);
+        lack(threats::still_sending(&before, &threats::connections(&self.records()?, &id)))
     }
 
     fn look_inside<R>(
