@@ -64,6 +64,7 @@ struct RawConfig {
 #[serde(deny_unknown_fields)]
 struct RawIntrospection {
     enabled: Option<bool>,
+    threats: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -111,6 +112,9 @@ pub struct Config {
     pub attribution_wait: Duration,
     /// Whether guests' memory is looked into; default yes. If not, every process is unknown.
     pub introspection: bool,
+    /// Whether guests' kernels are inspected for threats all the time; default no, because it takes about one
+    /// percent of a CPU for each guest.
+    pub threats: bool,
     /// The one CPU that the poll thread may run on, counted from zero; default any.
     pub poll_cpu: Option<usize>,
     /// Entries of the flow table, two per flow: a power of two from 1,024 to 16,777,216, default 262,144.
@@ -189,6 +193,7 @@ impl Config {
             log_format: if json { LogFormat::Json } else { LogFormat::Text },
             attribution_wait: Duration::from_millis(wait_ms),
             introspection: raw.introspection.enabled.unwrap_or(true),
+            threats: raw.introspection.threats.unwrap_or(false),
             poll_cpu: raw.poll.cpu,
             flow_capacity,
             flows_per_port_max,

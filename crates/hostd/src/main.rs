@@ -79,7 +79,7 @@ fn serve(config: &Config, mesh: &Arc<Mesh>) -> anyhow::Result<()> {
     let (hand_over, flow_memory) = HandOver::take(&config.runtime_dir, config.flow_capacity, random())?;
 
     let introspection = Introspection::start(config.introspection)?;
-    if config.introspection {
+    if config.introspection && config.threats {
         inspect::start(&introspection)?;
     }
     let (events, logged) = bounded(poll::EVENTS_QUEUED_MAX);
@@ -118,7 +118,9 @@ fn serve(config: &Config, mesh: &Arc<Mesh>) -> anyhow::Result<()> {
     let ports =
         Arc::new(Ports::new(config.runtime_dir.clone(), hand_over, Arc::clone(&introspection), poll.clone()));
     ports.apply(&mesh.published().snapshot);
-    let desk = admin::Desk::new(Arc::clone(mesh), introspection, Arc::clone(&ports), poll, flow_log);
+    let inspected = config.introspection && config.threats;
+    let desk =
+        admin::Desk::new(inspected, Arc::clone(mesh), introspection, Arc::clone(&ports), poll, flow_log);
     let socket = config.runtime_dir.join("admin.sock");
     let _admin = admin::listen(&socket, config.admin_group, Arc::new(desk))
         .with_context(|| format!("cannot listen on {socket:?}"))?;

@@ -32,6 +32,8 @@ pub struct Desk {
     poll: PollHandle,
     flow_log: Arc<FlowLog>,
     started: Instant,
+    /// Whether guests are inspected for threats.
+    inspected: bool,
 }
 
 type Answer = Result<Response, Refusal>;
@@ -39,13 +41,14 @@ type Answer = Result<Response, Refusal>;
 impl Desk {
     /// A desk that knows these.
     pub fn new(
+        inspected: bool,
         mesh: Arc<Mesh>,
         introspection: Arc<Introspection>,
         ports: Arc<Ports>,
         poll: PollHandle,
         flow_log: Arc<FlowLog>,
     ) -> Self {
-        Self { mesh, introspection, ports, poll, flow_log, started: Instant::now() }
+        Self { mesh, introspection, ports, poll, flow_log, started: Instant::now(), inspected }
     }
 
     /// Answers anything but [`Request::FlowWatch`].
@@ -172,6 +175,10 @@ impl Desk {
     }
 
     fn threats(&self, vm: &str) -> Answer {
+        if !self.inspected {
+            let help = "set `threats = true` below [introspection] in the settings";
+            return Err(refusal("guests are not inspected for threats", help));
+        }
         let (findings, coverage) = self.look_inside(vm, |guest| Ok((guest.threats(), guest.coverage())))?;
         let mut shown = threats::shown(&findings, coverage, crate::inspect::clock());
         shown.findings.extend(self.without_socket(vm)?.iter().map(threats::unattributed));
