@@ -17,10 +17,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use model::{Attribution, FiveTuple, UnknownReason, VmRef};
+use platform::EventFd;
 use vhost_port::GuestMemory;
 use vswitch::{Answers, Ask, How, PortId, Question};
-
-use crate::poll::Wake;
 
 /// Tries per attach; the pauses between them double from [`ATTACH_PAUSE`], 16 s in all.
 pub const ATTACH_TRIES_MAX: u32 = 6;
@@ -147,7 +146,7 @@ impl Introspection {
         self: &Arc<Self>,
         inquiries: Receiver<Inquiry>,
         replies: Sender<Reply>,
-        wake: Wake,
+        waker: Arc<EventFd>,
     ) -> std::io::Result<()> {
         let introspection = Arc::clone(self);
         std::thread::Builder::new().name("introspect".into()).spawn(move || {
@@ -157,7 +156,7 @@ impl Introspection {
                 if replies.send(reply).is_err() {
                     return;
                 }
-                wake.wake();
+                waker.signal();
             }
         })?;
         Ok(())

@@ -94,14 +94,14 @@ fn serve(config: &Config, mesh: &Arc<Mesh>) -> anyhow::Result<()> {
     );
     let (inquiries, inquired) = bounded(handover::PORTS_MAX);
     let (replied, replies) = unbounded();
-    introspection.start_answering(inquired, replied, poll.wake())?;
+    introspection.start_answering(inquired, replied, poll.waker())?;
     let wiring = Wiring {
         commands,
         inquiries,
         replies,
         events,
         introspection: Arc::clone(&introspection),
-        wake: poll.wake(),
+        waker: poll.waker(),
         attribution_wait: config.attribution_wait,
     };
     let loop_state = Poll::new(switch, wiring)?;

@@ -100,22 +100,11 @@ pub struct Numbers {
     pub waits: Option<Histogram<u64>>,
 }
 
-/// Wakes the poll thread.
-#[derive(Clone, Debug)]
-pub struct Wake(Arc<EventFd>);
-
-impl Wake {
-    /// Makes the poll thread look at its channels.
-    pub fn wake(&self) {
-        self.0.signal();
-    }
-}
-
 /// The other threads' end of the poll thread.
 #[derive(Clone, Debug)]
 pub struct PollHandle {
     commands: Sender<Command>,
-    wake: Wake,
+    waker: Arc<EventFd>,
 }
 
 /// The poll thread does not answer: it is gone, or a bug holds it up.
@@ -131,7 +120,7 @@ impl PollHandle {
     pub fn send(&self, command: Command) {
         // Fails only when the poll thread is gone, and then so is the process.
         let _ = self.commands.send(command);
-        self.wake.wake();
+        self.waker.signal();
     }
 
     /// Asks for something and waits for it.
@@ -144,14 +133,9 @@ impl PollHandle {
         receiver.recv_timeout(Self::ANSWER_WAIT).map_err(|_| NoAnswer)
     }
 
-    /// What ports signal when they have something for the poll thread.
+    /// What ports and threads signal when they have something for the poll thread.
     pub fn waker(&self) -> Arc<EventFd> {
-        Arc::clone(&self.wake.0)
-    }
-
-    /// The same, for our own threads.
-    pub fn wake(&self) -> Wake {
-        self.wake.clone()
+        Arc::clone(&self.waker)
     }
 }
 
@@ -161,7 +145,7 @@ impl PollHandle {
 /// When the process is out of file descriptors.
 pub fn handle() -> std::io::Result<(PollHandle, Receiver<Command>)> {
     let (commands, receiver) = crossbeam_channel::unbounded();
-    Ok((PollHandle { commands, wake: Wake(Arc::new(EventFd::new()?)) }, receiver))
+    Ok((PollHandle { commands, waker: Arc::new(EventFd::new()?) }, receiver))
 }
 
 /// The channels of the poll thread.
@@ -177,7 +161,7 @@ pub struct Wiring {
     /// Told about memory that comes and goes.
     pub introspection: Arc<Introspection>,
     /// Signalled by everyone who sends.
-    pub wake: Wake,
+    pub waker: Arc<EventFd>,
     /// Longest wait for an answer.
     pub attribution_wait: Duration,
 }
@@ -205,7 +189,7 @@ impl Poll {
     /// When the process is out of file descriptors.
     pub fn new(switch: Switch<FlowMemory>, wiring: Wiring) -> std::io::Result<Self> {
         let poller = Poller::new()?;
-        poller.add(&*wiring.wake.0, WAKE_TOKEN, Trigger::Level)?;
+        poller.add(&*wiring.waker, WAKE_TOKEN, Trigger::Level)?;
         let waits = Histogram::new_with_max(WAIT_NS_MAX, 3).expect("a valid range");
         let (lanes, desk, numbers) = (Vec::new(), Desk::new(), Numbers::default());
         Ok(Self { switch, lanes, wiring, poller, desk, unsettled_flows: 0, numbers, waits })
@@ -377,7 +361,7 @@ impl Poll {
         match self.poller.wait(Some(timeout)) {
             Ok(mut woken) => {
                 if woken.any(|token| token == WAKE_TOKEN) {
-                    self.wiring.wake.0.drain();
+                    self.wiring.waker.drain();
                 }
             }
             Err(error) => tracing::error!(%error, "cannot wait for kicks"),

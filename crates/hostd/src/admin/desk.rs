@@ -16,7 +16,7 @@ use vswitch::{FlowEvent, FlowRecord};
 use super::dataflow::DataFlowQuestion;
 use super::inside;
 use super::threats::{self, Connection};
-use super::view;
+use super::view::{self, refusal};
 use super::why::WhyQuestion;
 use crate::flowlog::FlowLog;
 use crate::introspect::{Introspection, State};
@@ -323,10 +323,6 @@ impl Desk {
             }
         }
     }
-}
-
-pub(super) fn refusal(reason: &str, help: &str) -> Refusal {
-    Refusal { reason: reason.into(), help: help.into() }
 }
 
 fn age_ms(since: Instant) -> u64 {

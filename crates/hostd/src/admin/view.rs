@@ -3,11 +3,16 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use api::admin::{Flow, Latency, Party, Socket, SocketOwner, Verdict};
+use api::admin::{Flow, Latency, Party, Refusal, Socket, SocketOwner, Verdict};
 use hdrhistogram::Histogram;
 use model::{Moment, VmRef};
 use vhost_port::Features;
 use vswitch::{FlowEnd, FlowRecord, FlowState};
+
+/// Why a request cannot be answered, and what to do about it.
+pub fn refusal(reason: &str, help: &str) -> Refusal {
+    Refusal { reason: reason.into(), help: help.into() }
+}
 
 /// Whether the machine is at one end of the flow; without a machine, always.
 pub fn concerns(record: &FlowRecord, vm: Option<&VmRef>) -> bool {

@@ -14,8 +14,7 @@ use model::{
 };
 use vswitch::FlowRecord;
 
-use super::desk::refusal;
-use super::view;
+use super::view::{self, refusal};
 use crate::flowlog::FlowLog;
 use crate::mesh::Published;
 
