@@ -43,13 +43,7 @@ impl Output {
         value: &T,
         render: impl FnOnce(&T, Style) -> String,
     ) -> anyhow::Result<()> {
-        match self.format {
-            Format::Table => write_out(&render(value, self.style)),
-            Format::Json => {
-                let document = serde_json::to_string_pretty(value).context("cannot write JSON")?;
-                write_out(&(text::visible_json(&document) + "\n"))
-            }
-        }
+        self.write(value, render, serde_json::to_string_pretty)
     }
 
     /// Prints one of a stream of answers: for programs as one line.
@@ -58,10 +52,19 @@ impl Output {
         value: &T,
         render: impl FnOnce(&T, Style) -> String,
     ) -> anyhow::Result<()> {
+        self.write(value, render, serde_json::to_string)
+    }
+
+    fn write<T: ?Sized>(
+        &self,
+        value: &T,
+        render: impl FnOnce(&T, Style) -> String,
+        encode: impl FnOnce(&T) -> serde_json::Result<String>,
+    ) -> anyhow::Result<()> {
         match self.format {
             Format::Table => write_out(&render(value, self.style)),
             Format::Json => {
-                let document = serde_json::to_string(value).context("cannot write JSON")?;
+                let document = encode(value).context("cannot write JSON")?;
                 write_out(&(text::visible_json(&document) + "\n"))
             }
         }

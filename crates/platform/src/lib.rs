@@ -11,11 +11,9 @@
 mod clock;
 mod cpu;
 mod event;
-mod peer;
 mod table;
 
 pub use clock::monotonic_ns;
 pub use cpu::{pin_current_thread, prefetch, prefetch_to_write};
 pub use event::{EventFd, Poller, Trigger};
-pub use peer::{PeerCredentials, peer_credentials};
 pub use table::{SharedTable, TableError};

@@ -139,8 +139,8 @@ impl Desk {
     fn sockets(&self, vm: &str) -> Answer {
         let (sockets, processes) =
             self.look_inside(vm, |guest| Ok((guest.sockets()?, guest.processes()?)))?;
-        let name = |pid| processes.iter().find(|p| p.pid == pid).map_or(String::new(), |p| p.name.clone());
-        Ok(Response::Sockets(sockets.iter().map(|socket| view::socket(socket, name)).collect()))
+        let name = names(processes);
+        Ok(Response::Sockets(sockets.iter().map(|socket| view::socket(socket, &name)).collect()))
     }
 
     fn process_details(&self, vm: &str) -> Answer {
@@ -151,9 +151,7 @@ impl Desk {
     fn socket_details(&self, vm: &str) -> Answer {
         let (sockets, processes) =
             self.look_inside(vm, |guest| Ok((guest.socket_details()?, guest.processes()?)))?;
-        let names: HashMap<u32, String> = processes.into_iter().map(|p| (p.pid, p.name)).collect();
-        let name = |pid| names.get(&pid).cloned().unwrap_or_default();
-        Ok(Response::SocketDetails(inside::sockets(&sockets, name)))
+        Ok(Response::SocketDetails(inside::sockets(&sockets, names(processes))))
     }
 
     fn cpu(&self, vm: &str) -> Answer {
@@ -164,10 +162,7 @@ impl Desk {
     /// The wire's flows joined with what the guest tells of them, which may be nothing.
     fn data_flow(&self, vm: &str) -> Answer {
         let id = self.known(vm)?;
-        let mut records = self.records()?;
-        records.retain(|record| view::concerns(record, Some(&id)));
-        records.sort_by_key(|record| std::cmp::Reverse(record.last_seen));
-        records.truncate(Flow::LISTED_MAX);
+        let records = self.newest_records(Some(&id))?;
         let inside = self.look_inside(vm, |guest| Ok((guest.socket_details()?, guest.processes()?)));
         let (sockets, processes) = inside.unwrap_or_default();
         let flow = DataFlowQuestion { vm: &id, records: &records, sockets: &sockets, processes: &processes };
@@ -227,12 +222,18 @@ impl Desk {
 
     fn flows(&self, vm: Option<&str>) -> Answer {
         let vm = vm.map(|vm| self.known(vm)).transpose()?;
-        let mut records = self.records()?;
-        records.retain(|record| view::concerns(record, vm.as_ref()));
-        records.sort_by_key(|record| std::cmp::Reverse(record.last_seen));
-        records.truncate(Flow::LISTED_MAX);
+        let records = self.newest_records(vm.as_ref())?;
         let now = crate::poll::now();
         Ok(Response::Flows(records.iter().map(|record| view::flow(record, now)).collect()))
+    }
+
+    /// The flows that were seen last, of one machine or of all; as many as one answer holds.
+    fn newest_records(&self, vm: Option<&VmRef>) -> Result<Vec<FlowRecord>, Refusal> {
+        let mut records = self.records()?;
+        records.retain(|record| view::concerns(record, vm));
+        records.sort_by_key(|record| std::cmp::Reverse(record.last_seen));
+        records.truncate(Flow::LISTED_MAX);
+        Ok(records)
     }
 
     fn records(&self) -> Result<Vec<FlowRecord>, Refusal> {
@@ -323,6 +324,12 @@ impl Desk {
             }
         }
     }
+}
+
+/// Gives the name of a process by its id; empty if there is none any more.
+fn names(processes: Vec<model::Process>) -> impl Fn(u32) -> String {
+    let names: HashMap<u32, String> = processes.into_iter().map(|p| (p.pid, p.name)).collect();
+    move |pid| names.get(&pid).cloned().unwrap_or_default()
 }
 
 fn age_ms(since: Instant) -> u64 {
