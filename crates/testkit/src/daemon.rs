@@ -23,6 +23,7 @@ pub struct Daemon {
     program: PathBuf,
     manifests: PathBuf,
     runtime: PathBuf,
+    settings: Option<PathBuf>,
     process: Process,
 }
 
@@ -32,9 +33,23 @@ impl Daemon {
     /// # Errors
     /// When it ends early or takes too long; the error holds the end of its log.
     pub fn start(program: &Path, manifests: &Path, runtime: &Path) -> Result<Self> {
-        let process = spawn(program, manifests, runtime)?;
+        Self::start_with(program, manifests, runtime, None)
+    }
+
+    /// As [`Daemon::start`], with a settings file.
+    ///
+    /// # Errors
+    /// As [`Daemon::start`].
+    pub fn start_with(
+        program: &Path,
+        manifests: &Path,
+        runtime: &Path,
+        settings: Option<&Path>,
+    ) -> Result<Self> {
+        let process = spawn(program, manifests, runtime, settings)?;
         let (program, manifests, runtime) = (program.to_owned(), manifests.to_owned(), runtime.to_owned());
-        let mut daemon = Self { program, manifests, runtime, process };
+        let settings = settings.map(Path::to_owned);
+        let mut daemon = Self { program, manifests, runtime, settings, process };
         daemon.await_admin()?;
         Ok(daemon)
     }
@@ -52,7 +67,7 @@ impl Daemon {
     /// # Errors
     /// As [`Daemon::start`].
     pub fn restart(&mut self) -> Result<()> {
-        self.process = spawn(&self.program, &self.manifests, &self.runtime)?;
+        self.process = spawn(&self.program, &self.manifests, &self.runtime, self.settings.as_deref())?;
         self.await_admin()
     }
 
@@ -125,9 +140,12 @@ impl Daemon {
     }
 }
 
-fn spawn(program: &Path, manifests: &Path, runtime: &Path) -> Result<Process> {
+fn spawn(program: &Path, manifests: &Path, runtime: &Path, settings: Option<&Path>) -> Result<Process> {
     Process::start(program, log_file(runtime), |command| {
         command.arg("--manifests").arg(manifests).arg("--runtime-dir").arg(runtime);
+        if let Some(settings) = settings {
+            command.arg("--config").arg(settings);
+        }
     })
 }
 

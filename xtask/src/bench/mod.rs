@@ -10,12 +10,12 @@ mod testpmd;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use api::admin::{Client, Request, Response, Status};
 use serde::Serialize;
+use testkit::daemon::Daemon;
 use testkit::guests::shipped;
 use testkit::scratch::Scratch;
 
@@ -77,22 +77,22 @@ pub fn switch(json: bool, no_install: bool) -> Result<()> {
 
 fn measure(case: &Case) -> Result<Figure> {
     let dir = Scratch::new("bench")?;
-    let daemon = Daemon::start(&dir)?;
+    let daemon = start(&dir)?;
     for (name, reversed) in [("a.pcap", false), ("b.pcap", true)] {
         pcap::write(&dir.join(name), case.flows, case.frame_bytes, reversed)?;
     }
     let generator = testpmd::Generator::start(&dir, case.flows)?;
     await_frames(&daemon)?;
     let mut rates = Vec::with_capacity(WINDOWS);
-    let mut before = (Instant::now(), delivered(&daemon.status()?));
+    let mut before = (Instant::now(), delivered(&status(&daemon)?));
     for _ in 0..WINDOWS {
         std::thread::park_timeout(WINDOW);
-        let after = (Instant::now(), delivered(&daemon.status()?));
+        let after = (Instant::now(), delivered(&status(&daemon)?));
         rates.push((after.1 - before.1) as f64 / (after.0 - before.0).as_secs_f64() / 1e6);
         before = after;
     }
     let received = generator.stop()?;
-    let sent = delivered(&daemon.status()?);
+    let sent = delivered(&status(&daemon)?);
     rates.sort_by(f64::total_cmp);
     Ok(Figure {
         case: case.name,
@@ -113,67 +113,28 @@ fn delivered(status: &Status) -> u64 {
 fn await_frames(daemon: &Daemon) -> Result<()> {
     let deadline = Instant::now() + START_LIMIT;
     // Enough for every flow to have been opened, so that the windows see an even load.
-    while delivered(&daemon.status()?) < 1_000_000 {
+    while delivered(&status(daemon)?) < 1_000_000 {
         if Instant::now() > deadline {
-            bail!("the generator's frames do not arrive; the daemon says {:?}", daemon.status()?.drops);
+            bail!("the generator's frames do not arrive; the daemon says {:?}", status(daemon)?.drops);
         }
         std::thread::park_timeout(Duration::from_millis(20));
     }
     Ok(())
 }
 
-/// The daemon under load; killed on drop.
-struct Daemon {
-    child: Child,
-    socket: std::path::PathBuf,
+/// The daemon under load.
+fn start(dir: &Scratch) -> Result<Daemon> {
+    let (mesh, settings) = (dir.join("mesh"), dir.join("hostd.toml"));
+    fs::create_dir(&mesh)?;
+    fs::write(mesh.join("mesh.yaml"), MESH)?;
+    fs::write(&settings, SETTINGS)?;
+    Daemon::start_with(&shipped("meshvisor-hostd"), &mesh, dir.path(), Some(&settings))
 }
 
-impl Daemon {
-    fn start(dir: &Scratch) -> Result<Self> {
-        fs::create_dir(dir.join("mesh"))?;
-        fs::write(dir.join("mesh/mesh.yaml"), MESH)?;
-        fs::write(dir.join("hostd.toml"), SETTINGS)?;
-        let log = fs::File::create(dir.join("hostd.log"))?;
-        let child = Command::new(shipped("meshvisor-hostd"))
-            .args(["--log", "warn", "--config"])
-            .arg(dir.join("hostd.toml"))
-            .arg("--manifests")
-            .arg(dir.join("mesh"))
-            .arg("--runtime-dir")
-            .arg(dir.path())
-            .stderr(log)
-            .stdin(Stdio::null())
-            .spawn()
-            .context("start meshvisor-hostd")?;
-        let daemon = Self { child, socket: dir.join("admin.sock") };
-        daemon.await_socket()?;
-        Ok(daemon)
-    }
-
-    fn await_socket(&self) -> Result<()> {
-        let deadline = Instant::now() + START_LIMIT;
-        while Client::connect(&self.socket).is_err() {
-            if Instant::now() > deadline {
-                bail!("the daemon does not answer");
-            }
-            std::thread::park_timeout(Duration::from_millis(10));
-        }
-        Ok(())
-    }
-
-    fn status(&self) -> Result<Status> {
-        match Client::connect(&self.socket)?.call(&Request::Status)? {
-            Response::Status(status) => Ok(*status),
-            other => bail!("the daemon answers {other:?}"),
-        }
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+fn status(daemon: &Daemon) -> Result<Status> {
+    match Client::connect(&daemon.admin_socket())?.call(&Request::Status)? {
+        Response::Status(status) => Ok(*status),
+        other => bail!("the daemon answers {other:?}"),
     }
 }
 
@@ -187,6 +148,8 @@ const SETTINGS: &str = "\
 enabled = false
 [poll]
 cpu = 1
+[log]
+filter = 'warn'
 [flows]
 capacity = 1048576
 per_port_max = 400000
