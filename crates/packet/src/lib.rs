@@ -10,7 +10,7 @@
 //! - What the headers claim is checked against the frame: an offset or length in a parsed value lies
 //!   within the frame's `total_len_bytes`, though not always within the copied head.
 //!
-//! Deliberately absent: VLAN tags, IPv6 jumbograms and routing headers (refused), reassembly, TCP options,
+//! Deliberately absent: VLAN tags, IPv6 jumbograms and routing headers (refused), reassembly,
 //! and verification of transport checksums, which the receiving guest does anyway.
 #![forbid(unsafe_code)]
 
@@ -24,6 +24,7 @@ pub mod icmp;
 mod ip;
 pub mod nd;
 mod parse;
+pub mod tcp;
 mod transport;
 mod vnet;
 

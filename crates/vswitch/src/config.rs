@@ -17,6 +17,12 @@ pub struct SwitchConfig {
     pub hash_seed: u64,
     /// Most live flows that one port may have opened. Default: 65,536. At zero a port opens none.
     pub flows_per_port_max: u32,
+    /// Most connections that one port may have opened and that are not complete, as those of a scan or a SYN
+    /// flood. Default: 4,096. At zero a port opens no connection.
+    pub half_open_per_port_max: u32,
+    /// Most connections towards one port that are not complete. Default: 16,384, more than one port can open.
+    /// At zero nobody connects to any port.
+    pub half_open_per_target_max: u32,
     /// Most ICMP errors sent to one port in a second. Default: 100. At zero none is sent.
     pub errors_per_second_max: u32,
     /// Most denials of one port reported as events in a second. Default: 100. At zero none is reported.
@@ -35,6 +41,8 @@ impl SwitchConfig {
             gateway_mac: MacAddr([0x02, 0x00, 0x5e, 0x00, 0x01, 0x01]),
             hash_seed,
             flows_per_port_max: 65_536,
+            half_open_per_port_max: 4096,
+            half_open_per_target_max: 16_384,
             errors_per_second_max: 100,
             denials_per_second_max: 100,
             dhcp_lease: Duration::from_secs(3600),

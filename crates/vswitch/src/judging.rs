@@ -95,8 +95,8 @@ impl<S: FlowSlots> Switch<S> {
             return Verdict::Drop(DropReason::ToSelf);
         }
         let Some(mut case) = self.case(&key, output) else { return Verdict::Drop(DropReason::NoEndpoint) };
-        if !self.has_quota(arrival.ingress, replaced) {
-            return Verdict::Drop(DropReason::PortQuota);
+        if let Some(reason) = self.over_quota(arrival, output, replaced) {
+            return Verdict::Drop(reason);
         }
         match arrival.answers {
             Some(answers) => case.learn(answers),
@@ -114,15 +114,33 @@ impl<S: FlowSlots> Switch<S> {
         }
     }
 
-    /// Whether the port may open one more flow, given that the flow at `replaced` ends.
-    fn has_quota(&self, opener: PortId, replaced: Option<usize>) -> bool {
-        let frees_own = replaced.is_some_and(|index| {
-            let position = self.table.flow_at(index);
-            let slot = self.table.slot(self.table.flow(position).initiator as usize);
-            !self.table.state(position).is_over() && slot.key.ingress() == opener
+    /// Why the port may not open one more flow towards `output`, given that the flow at `replaced` ends.
+    fn over_quota(
+        &self,
+        arrival: &Arrival<'_>,
+        output: PortId,
+        replaced: Option<usize>,
+    ) -> Option<DropReason> {
+        let opener = arrival.ingress;
+        let freed = replaced.map(|index| self.table.flow_at(index)).filter(|position| {
+            self.table.slot(self.table.flow(*position).initiator as usize).key.ingress() == opener
         });
-        let opened = self.states[usize::from(opener.0)].flows.saturating_sub(frees_own.into());
-        opened < self.config.flows_per_port_max
+        let freed = freed.map(|position| self.table.state(position));
+        let without =
+            |count: u32, counted: fn(FlowState) -> bool| count - u32::from(freed.is_some_and(counted));
+        let (opener, target) = (&self.states[usize::from(opener.0)], &self.states[usize::from(output.0)]);
+        let half_open = |count| without(count, FlowState::is_half_open);
+        if without(opener.flows, |state| !state.is_over()) >= self.config.flows_per_port_max {
+            Some(DropReason::PortQuota)
+        } else if !matches!(arrival.ip.transport, Transport::Tcp(_)) {
+            None
+        } else if half_open(opener.half_open) >= self.config.half_open_per_port_max {
+            Some(DropReason::HalfOpenQuota)
+        } else if half_open(target.half_open_towards) >= self.config.half_open_per_target_max {
+            Some(DropReason::HalfOpenTarget)
+        } else {
+            None
+        }
     }
 
     /// Everything about a flow that policy may look at; `None` when an end is gone.
@@ -164,7 +182,7 @@ impl<S: FlowSlots> Switch<S> {
             _ => FlowState::OneWay,
         };
         let position = self.enter(key, output, (at.0, Some(at.1)), state, (case, judgement));
-        self.states[usize::from(arrival.ingress.0)].flows += 1;
+        self.charge(position, state, u32::saturating_add);
         self.counters.flows_opened += 1;
         let verdict = self.pass(arrival, at.0 as usize, state, millisecond(self.now));
         let record = self.record(position);

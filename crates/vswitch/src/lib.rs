@@ -18,8 +18,7 @@
 //! - All tables, queues and loops are bounded; what did not fit is counted.
 //!
 //! Deliberately absent: clocks and sockets (time is an argument), threads, reassembly of fragments (they are
-//! dropped), router advertisements, traffic between link-local addresses, address translation, and TCP window tracking: sequence numbers are
-//! followed only as far as a reset of ours must be exact (RFC 5961).
+//! dropped), router advertisements, traffic between link-local addresses, and address translation.
 #![forbid(unsafe_code)]
 
 mod config;
@@ -39,6 +38,7 @@ mod state;
 mod sweep;
 mod switch;
 mod table;
+mod tcp;
 mod verdict;
 
 pub use config::{SwitchConfig, Timeouts};

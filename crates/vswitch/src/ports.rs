@@ -100,6 +100,10 @@ impl Port {
 pub(crate) struct PortState {
     /// Live flows that the port has opened.
     pub flows: u32,
+    /// Connections it has opened that are not complete.
+    pub half_open: u32,
+    /// Connections towards it that are not complete.
+    pub half_open_towards: u32,
     /// ICMP errors sent to it.
     pub errors: Rate,
     /// Denials of it that were reported.

@@ -4,7 +4,8 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::key::FlowKey;
-use crate::state::Progress;
+use crate::table::SLOTS_MAX;
+use crate::tcp::Progress;
 use crate::{FlowState, PortId};
 
 /// One direction of a flow: a cache line, plain bytes, all zero when free.
@@ -16,9 +17,9 @@ use crate::{FlowState, PortId};
 #[repr(C, align(64))]
 pub struct FlowSlot {
     pub(crate) key: FlowKey,
-    /// Position of the other direction's slot.
-    pub(crate) partner: u32,
-    /// Keyed hash of `key`, `partner`, `output` and the role bit of `state`.
+    /// Position of the other direction's slot in the low bits, [`Progress::marks`] in the highest byte.
+    partner: u32,
+    /// Keyed hash of `key`, the partner's position, `output` and the role bit of `state`.
     pub(crate) check: u32,
     sequence_end: u32,
     acknowledged: u32,
@@ -36,6 +37,11 @@ const _: () = assert!(size_of::<FlowSlot>() == 64, "a slot is one cache line");
 
 /// Set in the state of the slot that the initiator's frames hit.
 const INITIATOR: u8 = 0x80;
+
+/// What of `partner` is a position.
+const POSITION: u32 = SLOTS_MAX as u32 - 1;
+const MARKS_BIT: u32 = 24;
+const _: () = assert!(POSITION < 1 << MARKS_BIT, "a position leaves room for a byte");
 
 impl FlowSlot {
     /// A slot that holds nothing.
@@ -85,13 +91,21 @@ impl FlowSlot {
 
     #[inline]
     pub(crate) fn progress(&self) -> Progress {
-        Progress { sequence_end: self.sequence_end, acknowledged: self.acknowledged }
+        let marks = (self.partner >> MARKS_BIT) as u8;
+        Progress { sequence_end: self.sequence_end, acknowledged: self.acknowledged, marks }
     }
 
     #[inline]
     pub(crate) fn set_progress(&mut self, progress: Progress) {
         self.sequence_end = progress.sequence_end;
         self.acknowledged = progress.acknowledged;
+        self.partner = self.partner & POSITION | u32::from(progress.marks) << MARKS_BIT;
+    }
+
+    /// Position of the other direction's slot.
+    #[inline]
+    pub(crate) fn partner(&self) -> usize {
+        (self.partner & POSITION) as usize
     }
 
     /// Time since a frame last came this way. A time before `last_seen_ms` counts as zero.
@@ -103,7 +117,7 @@ impl FlowSlot {
 
     /// What the check covers beside the key.
     pub(crate) fn place(&self) -> u64 {
-        u64::from(self.partner) | u64::from(self.output) << 32 | u64::from(self.is_initiator()) << 48
+        self.partner() as u64 | u64::from(self.output) << 32 | u64::from(self.is_initiator()) << 48
     }
 }
 

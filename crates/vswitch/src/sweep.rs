@@ -10,8 +10,8 @@ use packet::{TcpFlags, emit};
 use crate::judging::Case;
 use crate::key::FlowKey;
 use crate::ports::Ports;
-use crate::state::Progress;
 use crate::table::millisecond;
+use crate::tcp::Progress;
 use crate::{FlowChange, FlowSlots, FlowState, PortId, Switch};
 
 /// What becomes of a flow that was judged again.
@@ -139,8 +139,8 @@ impl<S: FlowSlots> Switch<S> {
             flags: TcpFlags::RST | TcpFlags::ACK,
         };
         self.emit(port, emit::tcp(link, from_peer.addresses(), segment));
-        if own.acknowledged != 0 && own.acknowledged != peer.sequence_end {
-            let segment = Segment { sequence: own.acknowledged, ..segment };
+        if let Some(sequence) = own.acknowledged().filter(|expected| *expected != peer.sequence_end) {
+            let segment = Segment { sequence, ..segment };
             self.emit(port, emit::tcp(link, from_peer.addresses(), segment));
         }
     }
@@ -170,12 +170,7 @@ impl<S: FlowSlots> Switch<S> {
         for position in 0..self.table.len() {
             self.table.touch(position, millisecond(self.now));
             self.table.flow_mut(position).opened = self.now;
-            let opener = self.table.slot(self.table.flow(position).initiator as usize).key.ingress();
-            if !self.table.state(position).is_over()
-                && let Some(state) = self.states.get_mut(usize::from(opener.0))
-            {
-                state.flows += 1;
-            }
+            self.charge(position, self.table.state(position), u32::saturating_add);
         }
     }
 }

@@ -11,7 +11,6 @@ use packet::{edit, emit};
 use crate::key::FlowKey;
 use crate::outbox::Outbox;
 use crate::ports::{Port, PortState, Ports};
-use crate::state::after_segment;
 use crate::table::{FlowTable, millisecond};
 use crate::{
     Answers, Counters, DropReason, Emission, FRAME_LEN_BYTES_MAX, FlowChange, FlowEnd, FlowEvent, FlowRecord,
@@ -49,6 +48,13 @@ pub(crate) struct Arrival<'a> {
     /// The offloads to hand on.
     pub vnet: VnetHeader,
     pub answers: Option<&'a Answers>,
+}
+
+impl Arrival<'_> {
+    /// What the SYN in this packet offers to scale its window by.
+    fn window_scale(&self) -> Result<Option<u8>, ParseError> {
+        packet::tcp::window_scale(self.frame.parsable(), self.ip)
+    }
 }
 
 impl<S: FlowSlots> Switch<S> {
@@ -213,7 +219,7 @@ impl<S: FlowSlots> Switch<S> {
         }
         if let Transport::Tcp(tcp) = &arrival.ip.transport
             && tcp.flags.opens()
-            && !is_retransmission(&slot, state, tcp)
+            && !belongs(&slot, state, tcp)
         {
             return self.open_flow(arrival, key, Some(index));
         }
@@ -245,34 +251,35 @@ impl<S: FlowSlots> Switch<S> {
         now_ms: u32,
     ) -> Verdict {
         let output = self.table.slot(index).output();
+        let after = match self.track(arrival, index, state) {
+            Ok(after) => after,
+            Err(verdict) => return verdict,
+        };
         if let Some(verdict) = self.rewrite(arrival, output) {
             return verdict;
         }
-        let slot = self.table.slot_mut(index);
-        slot.last_seen_ms = now_ms;
-        let from_initiator = slot.is_initiator();
-        let after = match &arrival.ip.transport {
-            Transport::Tcp(tcp) => {
-                let own = slot.progress();
-                slot.set_progress(own.after(tcp));
-                let partner = slot.partner as usize;
-                let steady =
-                    state == FlowState::Established && tcp.flags.0 & (TcpFlags::FIN | TcpFlags::RST).0 == 0;
-                if steady {
-                    state
-                } else {
-                    let peer = self.table.slot(partner).progress();
-                    after_segment(state, from_initiator, tcp, own, peer)
-                }
-            }
-            _ if !from_initiator => FlowState::TwoWay,
-            _ => state,
-        };
+        self.table.slot_mut(index).last_seen_ms = now_ms;
         self.table.count(index, arrival.frame.total_len_bytes);
         if after != state {
             self.change_state(self.table.flow_at(index), after);
         }
         Verdict::Forward(output)
+    }
+
+    /// The state of a flow after a packet of it; a verdict if the packet does not fit the flow.
+    #[inline]
+    fn track(&mut self, arrival: &Arrival<'_>, index: usize, state: FlowState) -> Result<FlowState, Verdict> {
+        match &arrival.ip.transport {
+            Transport::Tcp(tcp) => {
+                let scale = match tcp.flags.has(TcpFlags::SYN) {
+                    true => arrival.window_scale().map_err(|error| unreadable(error, arrival.frame))?,
+                    false => None,
+                };
+                self.table.track(index, state, tcp, scale).map_err(Verdict::Drop)
+            }
+            _ if !self.table.slot(index).is_initiator() => Ok(FlowState::TwoWay),
+            _ => Ok(state),
+        }
     }
 
     /// Rewrites the frame for its way out of `output`; a verdict if it may not go there.
@@ -305,29 +312,34 @@ impl<S: FlowSlots> Switch<S> {
         self.table.idle_ms(position, now_ms) > limit_ms
     }
 
-    /// Sets a flow's state, and its opener's quota with it.
+    /// Sets a flow's state, and what its ports are charged for with it.
     pub(crate) fn change_state(&mut self, position: usize, state: FlowState) {
-        let was_over = self.table.state(position).is_over();
+        let was = self.table.state(position);
         self.table.set_state(position, state);
-        if state.is_over() && !was_over {
-            self.uncharge(position);
+        if was.is_half_open() != state.is_half_open() || was.is_over() != state.is_over() {
+            self.charge(position, was, u32::saturating_sub);
+            self.charge(position, state, u32::saturating_add);
         }
     }
 
-    /// The port state that a flow counts towards.
-    fn uncharge(&mut self, position: usize) {
-        let opener = self.table.slot(self.table.flow(position).initiator as usize).key.ingress();
-        if let Some(state) = self.states.get_mut(usize::from(opener.0)) {
-            state.flows = state.flows.saturating_sub(1);
+    /// Counts, or counts no longer, a flow in this state towards its ports.
+    pub(crate) fn charge(&mut self, position: usize, state: FlowState, change: impl Fn(u32, u32) -> u32) {
+        let slot = self.table.slot(self.table.flow(position).initiator as usize);
+        let (opener, target) = (slot.key.ingress(), slot.output());
+        let half_open = u32::from(state.is_half_open());
+        if let Some(opener) = self.states.get_mut(usize::from(opener.0)) {
+            opener.flows = change(opener.flows, u32::from(!state.is_over()));
+            opener.half_open = change(opener.half_open, half_open);
+        }
+        if let Some(target) = self.states.get_mut(usize::from(target.0)) {
+            target.half_open_towards = change(target.half_open_towards, half_open);
         }
     }
 
     /// Removes a flow and reports how it ended, unless that was reported before.
     pub(crate) fn end_flow(&mut self, position: usize, change: FlowChange) {
         let state = self.table.state(position);
-        if !state.is_over() {
-            self.uncharge(position);
-        }
+        self.charge(position, state, u32::saturating_sub);
         if !matches!(state, FlowState::Reset | FlowState::Refused) {
             self.counters.flows_closed += u64::from(change == FlowChange::Closed);
             let record = self.record(position);
@@ -417,12 +429,11 @@ pub(crate) fn unreadable(error: ParseError, frame: &Frame) -> Verdict {
     }
 }
 
-/// Whether an opening SYN is the one that opened this very flow, sent once more. Any other opens anew: its
-/// socket may belong to another process.
-fn is_retransmission(slot: &FlowSlot, state: FlowState, tcp: &Tcp) -> bool {
-    slot.is_initiator()
-        && matches!(state, FlowState::SynSent | FlowState::SynReceived)
-        && slot.progress().sequence_end == tcp.sequence_end()
+/// Whether an opening SYN belongs to this very flow: one sent once more, or one that crosses the initiator's
+/// in a simultaneous open. Any other opens anew: its socket may belong to another process.
+fn belongs(slot: &FlowSlot, state: FlowState, tcp: &Tcp) -> bool {
+    let crosses = state == FlowState::SynSent && !slot.is_initiator();
+    state.is_half_open() && (crosses || slot.progress().repeats_syn(tcp))
 }
 
 /// From the gateway, if there is one, else in the name of the destination.

@@ -15,11 +15,12 @@ use std::hash::Hasher as _;
 use foldhash::SharedSeed;
 use foldhash::fast::FoldHasher;
 use model::{Moment, Protocol};
+use packet::Tcp;
 
 use crate::flow::Flow;
 use crate::key::FlowKey;
-use crate::state::Progress;
-use crate::{FlowSlot, FlowSlots, FlowState, PortId};
+use crate::tcp::{BothLimits, Ends, Limits, Progress, is_steady};
+use crate::{DropReason, FlowSlot, FlowSlots, FlowState, PortId};
 
 /// Fewest slots a table can work with.
 pub const SLOTS_MIN: usize = WINDOW_SLOTS;
@@ -31,7 +32,7 @@ const WINDOW_SLOTS: usize = 32;
 /// How long an answered flow must have been idle before it may be evicted.
 const EVICTABLE_IDLE_MS: u32 = 10_000;
 /// Changes whenever the meaning of a slot's bytes changes, so that a successor does not adopt old ones.
-const LAYOUT: u64 = 1;
+const LAYOUT: u64 = 2;
 const NO_FLOW: u32 = u32::MAX;
 
 /// The millisecond of a moment, low bits.
@@ -39,18 +40,24 @@ pub(crate) fn millisecond(now: Moment) -> u32 {
     (now.0 / 1_000_000) as u32
 }
 
-/// What is counted per slot. Aligned so that one fetch brings all of it.
+/// What is kept of a slot's direction in this process only. Aligned so that one fetch brings all of it.
 #[derive(Clone, Copy, Debug)]
-#[repr(align(32))]
+#[repr(C, align(32))]
 pub struct Tally {
     /// Position in the list of flows.
     flow: u32,
+    /// What the peer allows a TCP sender.
+    limits: Limits,
     frames: u64,
     bytes: u64,
 }
 
+const _: () = assert!(size_of::<Tally>() == 32, "a tally is half a cache line");
+
 impl Tally {
-    const FREE: Self = Self { flow: NO_FLOW, frames: 0, bytes: 0 };
+    fn of_flow(position: u32) -> Self {
+        Self { flow: position, limits: Limits::default(), frames: 0, bytes: 0 }
+    }
 }
 
 /// Position of the first slot in which a key may live.
@@ -88,7 +95,7 @@ impl<S: FlowSlots> FlowTable<S> {
         let len = 1 << len.ilog2();
         let mut table = Self {
             slots,
-            tallies: vec![Tally::FREE; len],
+            tallies: vec![Tally::of_flow(NO_FLOW); len],
             flows: Vec::new(),
             mask: len - 1,
             reach: WINDOW_SLOTS - 1,
@@ -106,8 +113,9 @@ impl<S: FlowSlots> FlowTable<S> {
                     generation: model::Generation::default(),
                     opened: Moment::default(),
                 };
-                for member in [index, partner] {
+                for (member, peer) in [(index, partner), (partner, index)] {
                     table.tallies[member].flow = table.flows.len() as u32;
+                    table.tallies[member].limits = Limits::adopted(table.slot(peer).progress());
                     table.slot_mut(member).set_state(state);
                     table.slot_mut(member).epoch = 0;
                 }
@@ -123,11 +131,11 @@ impl<S: FlowSlots> FlowTable<S> {
     /// The partner and state of the initiator's slot at `index`, if both slots are as they were written.
     fn intact(&self, index: usize) -> Option<(usize, FlowState)> {
         let slot = self.slot(index);
-        let partner = usize::try_from(slot.partner).ok().filter(|p| *p <= self.mask && *p != index)?;
+        let partner = Some(slot.partner()).filter(|p| *p <= self.mask && *p != index)?;
         let other = self.slot(partner);
         let paired = slot.is_initiator()
             && !other.is_initiator()
-            && other.partner as usize == index
+            && other.partner() == index
             && other.key == slot.key.mirrored(slot.output())
             && slot.key == other.key.mirrored(other.output())
             && [index, partner].into_iter().all(|member| self.is_sound(member));
@@ -274,7 +282,7 @@ impl<S: FlowSlots> FlowTable<S> {
             let mut slot = FlowSlot::new(key, output, partner, index == initiator);
             slot.set_state(state);
             slot.check = self.check(&slot);
-            self.tallies[index as usize] = Tally { flow: position as u32, ..Tally::FREE };
+            self.tallies[index as usize] = Tally::of_flow(position as u32);
             *self.slot_mut(index as usize) = slot;
             self.reach = self.reach.max(self.distance(index as usize));
         }
@@ -287,7 +295,7 @@ impl<S: FlowSlots> FlowTable<S> {
         let flow = self.flows.swap_remove(position);
         for index in members(&flow) {
             *self.slot_mut(index) = FlowSlot::FREE;
-            self.tallies[index] = Tally::FREE;
+            self.tallies[index] = Tally::of_flow(NO_FLOW);
         }
         if let Some(moved) = self.flows.get(position) {
             for index in members(moved) {
@@ -352,6 +360,33 @@ impl<S: FlowSlots> FlowTable<S> {
         let flow = &self.flows[position];
         let of = |index: u32| self.slot(index as usize).progress();
         (of(flow.initiator), flow.responder.map_or(Progress::default(), of))
+    }
+
+    /// Takes a segment that came through the slot at `index` into account, if the connection admits it, and
+    /// tells the state after it. `scale` is what a SYN offers.
+    #[inline]
+    pub(crate) fn track(
+        &mut self,
+        index: usize,
+        state: FlowState,
+        tcp: &Tcp,
+        scale: Option<u8>,
+    ) -> Result<FlowState, DropReason> {
+        let slot = &mut self.slots.as_mut()[index];
+        let (own, from_initiator) = (slot.progress(), slot.is_initiator());
+        let partner = slot.partner();
+        let limits = self.tallies.get_disjoint_mut([index, partner]);
+        let [own_tally, peer_tally] = limits.expect("a connection has two slots");
+        let limits = BothLimits(&mut own_tally.limits, &mut peer_tally.limits);
+        if is_steady(state, tcp) {
+            slot.set_progress(own.advance(tcp, limits)?);
+            return Ok(state);
+        }
+        let ends = Ends { own, peer: self.slots.as_ref()[partner].progress(), from_initiator };
+        let (after, own, peer) = ends.follow(state, tcp, scale, limits)?;
+        self.slot_mut(index).set_progress(own);
+        self.slot_mut(partner).set_progress(peer);
+        Ok(after)
     }
 
     /// Counts a frame that came through a slot.

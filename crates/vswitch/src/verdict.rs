@@ -121,6 +121,16 @@ drop_reasons! {
     ToSelf = "to-self",
     /// The middle of a conversation of which no start was seen.
     NoConnection = "no-connection",
+    /// A TCP segment with flags that mean nothing where it comes.
+    TcpFlags = "tcp-flags",
+    /// A TCP segment that no window of its connection admits.
+    OutOfWindow = "out-of-window",
+    /// A reset that its receiver would not even challenge.
+    BadReset = "bad-reset",
+    /// The sender has as many half-open connections as it may have.
+    HalfOpenQuota = "half-open-quota",
+    /// The receiver has as many half-open connections as it may have.
+    HalfOpenTarget = "half-open-target",
     /// Policy denies the flow.
     Denied = "denied",
     /// The connection was reset because policy has changed.

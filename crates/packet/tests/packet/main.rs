@@ -3,4 +3,5 @@
 
 mod emitting;
 mod malformed;
+mod options;
 mod oracle;

@@ -9,4 +9,5 @@ mod model_based;
 mod restart;
 mod table;
 mod tcp;
+mod windows;
 mod world;
