@@ -66,6 +66,9 @@ pub enum ParseError {
     /// An IPv6 routing header, which would send the packet past policy (RFC 5095).
     #[error("the packet has an IPv6 routing header")]
     RoutingHeader,
+    /// The first piece of a packet without all of its transport header (RFC 1858, RFC 7112).
+    #[error("the first piece of the packet does not hold its whole transport header")]
+    TinyFragment,
     /// An IPv4-mapped address on the wire.
     #[error("the packet has an IPv4-mapped IPv6 address")]
     MappedAddress,

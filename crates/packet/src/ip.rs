@@ -176,7 +176,10 @@ impl Ip {
     #[inline]
     pub(crate) fn read_transport(&mut self, head: Head<'_>) -> Result<(), ParseError> {
         if self.fragment.is_none_or(|piece| piece.offset_bytes == 0) {
-            self.transport = Transport::parse(head.until(self.end), self)?;
+            self.transport = Transport::parse(head.until(self.end), self).map_err(|error| match error {
+                ParseError::Truncated(_) if self.fragment.is_some() => ParseError::TinyFragment,
+                error => error,
+            })?;
         }
         Ok(())
     }

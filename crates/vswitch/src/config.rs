@@ -23,6 +23,11 @@ pub struct SwitchConfig {
     /// Most connections towards one port that are not complete. Default: 16,384, more than one port can open.
     /// At zero nobody connects to any port.
     pub half_open_per_target_max: u32,
+    /// Most packets of one port of which pieces are still to come; the oldest is forgotten for a new one.
+    /// Default: 64. At zero only first pieces pass.
+    pub fragmented_per_port_max: usize,
+    /// How long after the first piece of a packet the others may come. Default: 5 seconds.
+    pub fragment_timeout: Duration,
     /// Most ICMP errors sent to one port in a second. Default: 100. At zero none is sent.
     pub errors_per_second_max: u32,
     /// Most denials of one port reported as events in a second. Default: 100. At zero none is reported.
@@ -43,6 +48,8 @@ impl SwitchConfig {
             flows_per_port_max: 65_536,
             half_open_per_port_max: 4096,
             half_open_per_target_max: 16_384,
+            fragmented_per_port_max: 64,
+            fragment_timeout: Duration::from_secs(5),
             errors_per_second_max: 100,
             denials_per_second_max: 100,
             dhcp_lease: Duration::from_secs(3600),

@@ -17,14 +17,15 @@
 //!   not, so an adopted flow is judged again before its next frame passes.
 //! - All tables, queues and loops are bounded; what did not fit is counted.
 //!
-//! Deliberately absent: clocks and sockets (time is an argument), threads, reassembly of fragments (they are
-//! dropped), router advertisements, traffic between link-local addresses, and address translation.
+//! Deliberately absent: clocks and sockets (time is an argument), threads, reassembly of fragments (each is
+//! forwarded for itself), router advertisements, traffic between link-local addresses, and address translation.
 #![forbid(unsafe_code)]
 
 mod config;
 mod counters;
 mod dhcp;
 mod flow;
+mod fragment;
 mod frame;
 mod judging;
 mod key;

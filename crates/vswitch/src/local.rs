@@ -4,7 +4,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use model::MacAddr;
+use model::{MacAddr, Protocol};
 use packet::arp::{Arp, Operation};
 use packet::emit::Link;
 use packet::icmp::{Icmp, Meaning, Quoted};
@@ -75,7 +75,8 @@ impl<S: FlowSlots> Switch<S> {
             return None;
         };
         let server = port.dhcp_server();
-        let served = (udp.source_port, udp.destination_port) == (CLIENT_PORT, SERVER_PORT)
+        let served = arrival.ip.fragment.is_none()
+            && (udp.source_port, udp.destination_port) == (CLIENT_PORT, SERVER_PORT)
             && (source.is_unspecified() || port.holds(source.into()))
             && (destination == Ipv4Addr::BROADCAST || destination == server);
         if !served {
@@ -147,6 +148,9 @@ impl<S: FlowSlots> Switch<S> {
     }
 
     fn answer_echo(&mut self, arrival: &mut Arrival<'_>, port: &Port, icmp: &Icmp) -> Verdict {
+        if arrival.ip.fragment.is_some() {
+            return Verdict::Drop(DropReason::Fragment);
+        }
         if !matches!(icmp.meaning(arrival.ip.addresses), Meaning::EchoRequest { .. }) {
             return Verdict::Drop(DropReason::NothingToAnswer);
         }
@@ -177,6 +181,11 @@ impl<S: FlowSlots> Switch<S> {
         let slot = self.table.slot(index as usize);
         let dead = matches!(slot.state(), None | Some(FlowState::Reset | FlowState::Refused));
         if dead || slot.output() != arrival.ingress || slot.epoch != self.epoch {
+            return unrelated;
+        }
+        if quoted.protocol == Protocol::Tcp
+            && !self.table.may_have_sent(index as usize, u32::from_be_bytes(quoted.rest))
+        {
             return unrelated;
         }
         self.pass_message(arrival, output)

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use model::{Cidr, MacAddr, Name, NicRef, Snapshot, VmIndex};
 
 use crate::PortId;
+use crate::fragment::Fragments;
 use crate::rate::Rate;
 
 /// Longest prefixes that leave room for a gateway beside a host.
@@ -96,7 +97,7 @@ impl Port {
 }
 
 /// What a port does over time, whatever the snapshot.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct PortState {
     /// Live flows that the port has opened.
     pub flows: u32,
@@ -104,6 +105,8 @@ pub(crate) struct PortState {
     pub half_open: u32,
     /// Connections towards it that are not complete.
     pub half_open_towards: u32,
+    /// Packets of it of which pieces are still to come.
+    pub fragments: Fragments,
     /// ICMP errors sent to it.
     pub errors: Rate,
     /// Denials of it that were reported.

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use model::{Moment, NicRef, Snapshot};
 use packet::emit::{Link, Segment, Unreachable};
-use packet::{Addresses, Ethernet, Ip, Network, ParseError, Tcp, TcpFlags, Transport, VnetHeader};
+use packet::{Addresses, Ethernet, Fragment, Ip, Network, ParseError, Tcp, TcpFlags, Transport, VnetHeader};
 use packet::{edit, emit};
 
+use crate::fragment;
 use crate::key::FlowKey;
 use crate::outbox::Outbox;
 use crate::ports::{Port, PortState, Ports};
@@ -190,9 +191,15 @@ impl<S: FlowSlots> Switch<S> {
     }
 
     fn decide_ip(&mut self, arrival: &mut Arrival<'_>, preview: &Preview) -> Verdict {
-        if arrival.ip.fragment.is_some() {
-            return Verdict::Drop(DropReason::Fragment);
+        match arrival.ip.fragment {
+            None => self.decide_packet(arrival, preview),
+            Some(piece) if piece.offset_bytes == 0 => self.decide_first(arrival, preview, piece),
+            Some(piece) => self.decide_later(arrival, piece),
         }
+    }
+
+    #[inline]
+    fn decide_packet(&mut self, arrival: &mut Arrival<'_>, preview: &Preview) -> Verdict {
         let Some((key, home)) = preview.flow else {
             return self.decide_message(arrival);
         };
@@ -206,6 +213,53 @@ impl<S: FlowSlots> Switch<S> {
                 self.open_flow(arrival, key, None)
             }
         }
+    }
+
+    /// The first piece of a packet, which carries its ports.
+    fn decide_first(&mut self, arrival: &mut Arrival<'_>, preview: &Preview, piece: Fragment) -> Verdict {
+        let Some((key, _)) = preview.flow else { return Verdict::Drop(DropReason::Fragment) };
+        if fragment::is_malformed(arrival.ip, piece) {
+            return Verdict::Drop(DropReason::Malformed);
+        }
+        let verdict = self.decide_packet(arrival, preview);
+        // A packet with a fragment header may well be whole (RFC 6946).
+        if piece.more && matches!(verdict, Verdict::Forward(_)) {
+            let fragments = &mut self.states[usize::from(arrival.ingress.0)].fragments;
+            fragments.begin(self.now, arrival.ip, piece, key, self.config.fragmented_per_port_max);
+        }
+        verdict
+    }
+
+    /// A later piece of a packet, which follows the first.
+    fn decide_later(&mut self, arrival: &mut Arrival<'_>, piece: Fragment) -> Verdict {
+        let from = usize::from(arrival.ingress.0);
+        let timeout = self.config.fragment_timeout;
+        let followed = match self.states[from].fragments.find(self.now, arrival.ip, piece, timeout) {
+            Ok(followed) => followed,
+            Err(reason) => return Verdict::Drop(reason),
+        };
+        let Some(index) = self.table.find(&followed.flow).map(|index| index as usize) else {
+            return Verdict::Drop(DropReason::FragmentUnknown);
+        };
+        if self.table.slot(index).epoch != self.epoch
+            && let Some(verdict) = self.judge_again(arrival, followed.flow, index)
+        {
+            return verdict;
+        }
+        let slot = *self.table.slot(index);
+        if matches!(slot.state(), None | Some(FlowState::Reset | FlowState::Refused)) {
+            return Verdict::Drop(DropReason::Denied);
+        }
+        if let Some(verdict) = self.rewrite(arrival, slot.output()) {
+            return verdict;
+        }
+        self.states[from].fragments.advance(followed, piece);
+        if let Some(sequence_end) = followed.sequence_end {
+            self.table.extend(index, sequence_end);
+        }
+        self.table.slot_mut(index).last_seen_ms = millisecond(self.now);
+        self.table.count(index, arrival.frame.total_len_bytes);
+        Verdict::Forward(slot.output())
     }
 
     /// A frame whose flow is in the slot at `index`.
@@ -425,6 +479,7 @@ pub(crate) fn unreadable(error: ParseError, frame: &Frame) -> Verdict {
     match error {
         ParseError::NeedMore { .. } if frame.has_more() => Verdict::NeedMore,
         ParseError::NeedMore { .. } => Verdict::Drop(DropReason::Unanswerable),
+        ParseError::TinyFragment => Verdict::Drop(DropReason::TinyFragment),
         _ => Verdict::Drop(DropReason::Malformed),
     }
 }

@@ -389,6 +389,19 @@ impl<S: FlowSlots> FlowTable<S> {
         Ok(after)
     }
 
+    /// Notes that a later piece of a segment, which came through the slot at `index`, reaches up to `end`.
+    pub(crate) fn extend(&mut self, index: usize, end: u32) {
+        let slot = &mut self.slots.as_mut()[index];
+        let progress = slot.progress().extended(end, &mut self.tallies[slot.partner()].limits);
+        slot.set_progress(progress);
+    }
+
+    /// Whether the packet of which an ICMP error quotes this sequence number may have come through the slot at
+    /// `index` lately (RFC 5927 section 4.1).
+    pub(crate) fn may_have_sent(&self, index: usize, sequence: u32) -> bool {
+        self.tallies[index].limits.covers(self.slot(index).progress(), sequence)
+    }
+
     /// Counts a frame that came through a slot.
     #[inline]
     pub(crate) fn count(&mut self, index: usize, len_bytes: usize) {

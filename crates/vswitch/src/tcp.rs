@@ -124,6 +124,12 @@ impl Limits {
         self.peer_reach == 0 || inside && after(own, tcp.sequence_end()) <= reach(self.peer_reach)
     }
 
+    /// Whether an end that has come so far may have sent this number lately.
+    pub(crate) fn covers(&self, own: Progress, sequence: u32) -> bool {
+        let age = after(own.sequence_end, sequence);
+        age >= 0 && (self.peer_reach == 0 || age <= reach(self.peer_reach))
+    }
+
     /// The peer has sent up to `end`, and the end's own window is `window_bytes`.
     #[inline]
     fn widen(&mut self, edge: u32, end: u32, units: u16) {
@@ -169,6 +175,12 @@ impl Progress {
         limits.0.own_reach = limits.0.own_reach.max(units);
         limits.1.widen(tcp.acknowledgment.wrapping_add(window_bytes), sequence_end, units);
         Ok(Self { sequence_end, ..self.acknowledging(tcp) })
+    }
+
+    /// The progress after more of an admitted segment, up to `sequence_end`.
+    pub(crate) fn extended(self, sequence_end: u32, peer: &mut Limits) -> Self {
+        peer.acknowledgment_max = later(peer.acknowledgment_max, sequence_end);
+        Self { sequence_end: later(self.sequence_end, sequence_end), ..self }
     }
 
     /// The progress of an end that has come so far after its SYN, which offers this scale. Data that comes

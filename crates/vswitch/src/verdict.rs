@@ -103,8 +103,14 @@ drop_reasons! {
     SpoofedMac = "spoofed-mac",
     /// The network source is not one of the card's addresses.
     SpoofedAddress = "spoofed-address",
-    /// A piece of a packet; fragments are not reassembled.
+    /// A piece of a packet for the switch itself, or of an ICMP message other than echo.
     Fragment = "fragment",
+    /// A later piece of a packet whose first piece did not come, was not forwarded or is too long ago.
+    FragmentUnknown = "fragment-unknown",
+    /// A piece of a packet that does not come after the one before it.
+    FragmentOverlap = "fragment-overlap",
+    /// A first piece of a packet that does not hold the whole transport header.
+    TinyFragment = "tiny-fragment",
     /// Sent to all of a subnet.
     Broadcast = "broadcast",
     /// Sent to a group.

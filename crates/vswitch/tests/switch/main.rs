@@ -2,6 +2,7 @@
 //! The switch as its callers see it: frames in, verdicts, emissions and events out.
 
 mod forwarding;
+mod fragments;
 mod hostile;
 mod judging;
 mod local;
