@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the daemon is told: flags over a TOML file over defaults, validated once.
 
+mod flows;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
 use telemetry::LogFormat;
+
+pub use flows::Flows;
+use flows::RawFlows;
 
 /// The service mesh under the virtual machines of this host.
 ///
@@ -87,13 +92,6 @@ struct RawAttribution {
     wait_ms: Option<u64>,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawFlows {
-    capacity: Option<usize>,
-    per_port_max: Option<usize>,
-}
-
 /// Validated settings.
 #[derive(Debug)]
 pub struct Config {
@@ -117,10 +115,8 @@ pub struct Config {
     pub threats: bool,
     /// The one CPU that the poll thread may run on, counted from zero; default any.
     pub poll_cpu: Option<usize>,
-    /// Entries of the flow table, two per flow: a power of two from 1,024 to 16,777,216, default 262,144.
-    pub flow_capacity: usize,
-    /// Flows that one port may hold at the most: from 16, default a quarter of the table.
-    pub flows_per_port_max: usize,
+    /// The flow table, limits and time-outs.
+    pub flows: Flows,
 }
 
 /// Why the settings cannot be used.
@@ -161,8 +157,6 @@ pub enum ConfigError {
 }
 
 impl Config {
-    const FLOW_CAPACITY_DEFAULT: usize = 1 << 18;
-
     /// Reads the settings file, if any, and lays the flags over it.
     ///
     /// # Errors
@@ -171,14 +165,7 @@ impl Config {
         let raw = args.config.as_deref().map(read).transpose()?.unwrap_or_default();
         let wait_ms =
             within("attribution.wait_ms", raw.attribution.wait_ms.unwrap_or(50), 1, 1000, "1 to 1000")?;
-        let flow_capacity = raw.flows.capacity.unwrap_or(Self::FLOW_CAPACITY_DEFAULT);
-        within("flows.capacity", flow_capacity as u64, 1 << 10, 1 << 24, "1024 to 16777216")?;
-        if !flow_capacity.is_power_of_two() {
-            let value = flow_capacity as u64;
-            return Err(ConfigError::Range { key: "flows.capacity", value, range: "a power of two" });
-        }
-        let flows_per_port_max = raw.flows.per_port_max.unwrap_or(flow_capacity / 8);
-        within("flows.per_port_max", flows_per_port_max as u64, 16, 1 << 23, "16 to 8388608")?;
+        let flows = raw.flows.validated()?;
         let json = args.log_json || raw.log.json;
         Ok(Self {
             manifests: args.manifests.clone().or(raw.manifests).ok_or(ConfigError::NoManifests)?,
@@ -195,8 +182,7 @@ impl Config {
             introspection: raw.introspection.enabled.unwrap_or(true),
             threats: raw.introspection.threats.unwrap_or(false),
             poll_cpu: raw.poll.cpu,
-            flow_capacity,
-            flows_per_port_max,
+            flows,
         })
     }
 }
@@ -255,8 +241,8 @@ mod tests {
             ("manifest = 'x'", "unknown field `manifest`"),
             ("manifests = 3", "expected"),
             ("[attribution]\nwait_ms = 0", "`attribution.wait_ms` is 0"),
-            ("[flows]\ncapacity = 5000", "`flows.capacity` is 5000: must be a power of two"),
             ("[flows]\nper_port_max = 1", "`flows.per_port_max` is 1"),
+            ("[flows.timeouts]\nclosed_s = 0", "`flows.timeouts.closed_s` is 0"),
             ("runtime_dir = '/r'", "no resources"),
         ] {
             let error = config(toml, &[]).unwrap_err();

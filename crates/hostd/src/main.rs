@@ -37,7 +37,7 @@ use anyhow::Context;
 use clap::Parser;
 use crossbeam_channel::{Receiver, bounded, select, unbounded};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use vswitch::{Switch, SwitchConfig};
+use vswitch::Switch;
 
 use crate::config::{Args, Config};
 use crate::flowlog::FlowLog;
@@ -76,7 +76,7 @@ fn serve(config: &Config, mesh: &Arc<Mesh>) -> anyhow::Result<()> {
     let (_watcher, reloads) = mesh::watch(mesh.source()).context("cannot watch the resources")?;
     ports::make_runtime_dir(&config.runtime_dir)
         .with_context(|| format!("cannot make the runtime directory {:?}", config.runtime_dir))?;
-    let (hand_over, flow_memory) = HandOver::take(&config.runtime_dir, config.flow_capacity, random())?;
+    let (hand_over, flow_memory) = HandOver::take(&config.runtime_dir, config.flows.capacity(), random())?;
 
     let introspection = Introspection::start(config.introspection)?;
     if config.introspection && config.threats {
@@ -85,13 +85,7 @@ fn serve(config: &Config, mesh: &Arc<Mesh>) -> anyhow::Result<()> {
     let (events, logged) = bounded(poll::EVENTS_QUEUED_MAX);
     let flow_log = FlowLog::start(logged)?;
     let (poll, commands) = poll::handle()?;
-    let switch = Switch::new(
-        SwitchConfig {
-            flows_per_port_max: u32::try_from(config.flows_per_port_max).unwrap_or(u32::MAX),
-            ..SwitchConfig::new(hand_over.hash_seed())
-        },
-        flow_memory,
-    );
+    let switch = Switch::new(config.flows.switch_config(hand_over.hash_seed()), flow_memory);
     let (inquiries, inquired) = bounded(handover::PORTS_MAX);
     let (replied, replies) = unbounded();
     introspection.start_answering(inquired, replied, poll.waker())?;
