@@ -26,14 +26,15 @@ pub const NOTICE_LIMIT: Duration = Duration::from_secs(10);
 /// Pause between two questions to the daemon while waiting for it to notice.
 const ASK_AGAIN: Duration = Duration::from_millis(2);
 
-/// Which kernel and processor each machine gets: every kernel, and page tables of four and five levels.
-const MACHINES: [(&str, GuestKernel, Cpu); 5] = [
-    ("acme/web", GuestKernel::V6_1, Cpu::Qemu64),
-    ("acme/api", GuestKernel::V6_12, Cpu::Max),
-    ("acme/db", GuestKernel::V6_1, Cpu::Max),
-    ("globex/web", GuestKernel::V6_12, Cpu::Qemu64),
+/// Which kernel, processor and card each machine gets: every kernel, page tables of four and five levels, split and packed
+/// rings.
+const MACHINES: [(&str, GuestKernel, Cpu, &str); 5] = [
+    ("acme/web", GuestKernel::V6_1, Cpu::Qemu64, ""),
+    ("acme/api", GuestKernel::V6_12, Cpu::Max, "packed=on"),
+    ("acme/db", GuestKernel::V6_1, Cpu::Max, "packed=on"),
+    ("globex/web", GuestKernel::V6_12, Cpu::Qemu64, ""),
     // Not in the example: a scenario adds it.
-    ("acme/batch", GuestKernel::V6_1, Cpu::Qemu64),
+    ("acme/batch", GuestKernel::V6_1, Cpu::Qemu64, ""),
 ];
 /// How many of them the example names.
 const EXAMPLE_MACHINES: usize = 4;
@@ -70,12 +71,16 @@ impl Shop {
         for (id, ..) in MACHINES.into_iter().take(EXAMPLE_MACHINES) {
             shop.start(id)?;
         }
-        for (id, kernel, cpu) in MACHINES.into_iter().take(EXAMPLE_MACHINES) {
+        for (id, kernel, cpu, properties) in MACHINES.into_iter().take(EXAMPLE_MACHINES) {
             let started = Instant::now();
             shop.await_machine(id)?;
             let levels = if cpu == Cpu::Max { "five" } else { "four" };
             let more = started.elapsed().as_secs_f64();
-            println!("   {id} is up: Linux {}, page tables of {levels} levels (+{more:.1} s)", kernel.line());
+            let rings = if properties.contains("packed=on") { "packed" } else { "split" };
+            println!(
+                "   {id} is up: Linux {}, page tables of {levels} levels, {rings} rings (+{more:.1} s)",
+                kernel.line()
+            );
         }
         shop.serve_api()?;
         shop.serve_database()?;
@@ -88,7 +93,7 @@ impl Shop {
     /// When QEMU does not start.
     pub fn start(&mut self, id: &str) -> Result<()> {
         let machine = MACHINES.into_iter().find(|(name, ..)| *name == id);
-        let (_, kernel, cpu) = machine.with_context(|| format!("no machine is called {id}"))?;
+        let (_, kernel, cpu, properties) = machine.with_context(|| format!("no machine is called {id}"))?;
         let loaded = api::manifest::load(&[self.manifests()]);
         let manifests = loaded.map_err(|diagnostics| anyhow::anyhow!("{diagnostics:?}"))?;
         let mut all = manifests.inventory().vms();
@@ -98,7 +103,7 @@ impl Shop {
             model::SocketMode::Listen => SocketRole::Connects,
             model::SocketMode::Connect => SocketRole::Listens,
         };
-        let nic = NicSpec { mac: nic.mac, socket: self.runtime().join(&nic.socket), role };
+        let nic = NicSpec { mac: nic.mac, socket: self.runtime().join(&nic.socket), role, properties };
         let name = id.replace('/', "-");
         let spec = VmSpec { kernel, cpu, nic: Some(nic), reboots: true, ..VmSpec::new(&name, self.accel) };
         let vm = Vm::start(spec, self.scratch.path())?;

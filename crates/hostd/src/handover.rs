@@ -4,7 +4,8 @@
 //! The flow table is a shared mapping of a file in the runtime directory, so it outlives even SIGKILL.
 //! Its slots name ports by number and are placed by a keyed hash, so the numbers and the key are left
 //! beside it, in a small JSON file replaced atomically before a number is first used.
-//! A file of another shape is discarded: flows then start anew.
+//! A file of another shape is discarded: flows then start anew. Where packed rings stand is in one file a ring, which the
+//! ports write themselves.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -78,7 +79,9 @@ impl HandOver {
     /// # Errors
     /// When another daemon is using it, or files cannot be made.
     pub fn take(dir: &Path, flow_capacity: usize, seed: u64) -> Result<(Self, FlowMemory), HandOverError> {
-        let notes_path = dir.join("ports.json");
+        let (notes_path, rings) = (dir.join("ports.json"), dir.join("rings"));
+        crate::ports::make_runtime_dir(&rings)
+            .map_err(|source| HandOverError::Notes { path: rings.clone(), source })?;
         let table_path = dir.join("flows.table");
         if let Some(notes) = read_notes(&notes_path)
             && notes.flow_capacity == flow_capacity
@@ -101,6 +104,11 @@ impl HandOver {
     /// Key of the flow table's hash.
     pub fn hash_seed(&self) -> u64 {
         self.notes.hash_seed
+    }
+
+    /// Stem of the files of a port's packed rings.
+    pub fn journal(&self, port: PortId) -> PathBuf {
+        self.notes_path.with_file_name("rings").join(port.0.to_string())
     }
 
     /// The number of a card's port: the one it had before, else a free one.

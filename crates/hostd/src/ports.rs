@@ -102,6 +102,7 @@ impl Ports {
             socket: self.socket_path(nic),
             mode: nic.socket_mode,
             offloads: true,
+            journal: Some(lock(&self.hand_over).journal(id)),
         };
         let (port, control) = vhost_port::open(config, self.poll.waker())?;
         self.introspection.add_port(id, &card.vm);
@@ -132,7 +133,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Makes the runtime directory if it is missing, for owner and group only.
+/// Makes the runtime directory, or one in it, if it is missing, for owner and group only.
 ///
 /// # Errors
 /// When it cannot be made, or something that is no directory is there.

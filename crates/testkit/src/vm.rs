@@ -63,6 +63,8 @@ pub struct NicSpec {
     pub socket: PathBuf,
     /// Who listens on it.
     pub role: SocketRole,
+    /// More properties of the card, as QEMU names them, such as `packed=on`.
+    pub properties: &'static str,
 }
 
 /// What to boot.
@@ -377,13 +379,14 @@ fn machine(spec: &VmSpec) -> Vec<String> {
         Accel::Tcg => ",vectors=0",
         Accel::Kvm => "",
     };
+    let comma = if nic.properties.is_empty() { "" } else { "," };
     options.extend([
         "-chardev".into(),
         format!("socket,id=net,path={},{role}", nic.socket.display()),
         "-netdev".into(),
         "vhost-user,id=net,chardev=net".into(),
         "-device".into(),
-        format!("virtio-net-pci,netdev=net,mac={},romfile={vectors}", nic.mac),
+        format!("virtio-net-pci,netdev=net,mac={},romfile={vectors}{comma}{}", nic.mac, nic.properties),
     ]);
     options
 }

@@ -49,7 +49,8 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
         <[String; 2]>::try_from(sockets).map_err(|_| "usage: patch [--connect] [--cpu N] A.sock B.sock")?;
     let waker = Arc::new(EventFd::new()?);
     let open = |socket: String| {
-        let config = PortConfig { name: socket.clone(), socket: socket.into(), mode, offloads: true };
+        let config =
+            PortConfig { name: socket.clone(), socket: socket.into(), mode, offloads: true, journal: None };
         vhost_port::open(config, Arc::clone(&waker))
     };
     let (a, control_a) = open(a)?;

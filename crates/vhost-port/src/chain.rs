@@ -6,10 +6,11 @@ use std::sync::Arc;
 use crate::fault::ChainFault;
 use crate::features::VNET_HEADER_BYTES;
 use crate::memory::GuestMemory;
+use crate::ring::{Head, Vring};
 use crate::window::Window;
 
 /// Most descriptors of one chain. Drivers use at most 19 (Linux) to about 256 (others).
-const CHAIN_DESCRIPTORS_MAX: usize = 1024;
+pub(crate) const CHAIN_DESCRIPTORS_MAX: usize = 1024;
 /// Longest frame with its virtio-net header, in bytes: an IP packet of 64 KiB behind Ethernet and tags, rounded up.
 pub(crate) const FRAME_BYTES_MAX: usize = 68 * 1024;
 /// How far apart prefetches are, in bytes.
@@ -17,8 +18,8 @@ const CACHE_LINE_BYTES: usize = 64;
 /// Shortest frame with its virtio-net header, in bytes: an Ethernet header and nothing in it.
 pub(crate) const FRAME_BYTES_MIN: usize = VNET_HEADER_BYTES + 14;
 
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
+pub(crate) const NEXT: u16 = 1;
+pub(crate) const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
 
 /// Which way a chain's bytes flow.
@@ -34,11 +35,29 @@ pub(crate) enum Direction {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Table<'m>(Window<'m>);
 
-struct Descriptor {
+pub(crate) struct Descriptor {
     address: u64,
     len: u32,
     flags: u16,
     next: u16,
+}
+
+impl Descriptor {
+    #[inline(always)]
+    pub(crate) fn is_indirect(&self) -> bool {
+        self.flags & INDIRECT != 0
+    }
+
+    /// Hints at the start of its buffer, if it is where it should be.
+    #[inline(always)]
+    pub(crate) fn prefetch_buffer(&self, memory: &GuestMemory) {
+        if !self.is_indirect()
+            && let Some(window) = memory.window(self.address, self.len as usize)
+        {
+            window.prefetch_to_write(0);
+            window.prefetch_to_write(CACHE_LINE_BYTES);
+        }
+    }
 }
 
 impl<'m> Table<'m> {
@@ -49,28 +68,24 @@ impl<'m> Table<'m> {
         Self(window)
     }
 
-    fn entries(&self) -> usize {
+    pub(crate) fn entries(&self) -> usize {
         self.0.len() / Self::ENTRY_BYTES
     }
 
     /// Reads a descriptor once.
     #[inline(always)]
-    fn read(&self, index: usize) -> Descriptor {
+    pub(crate) fn read(&self, index: usize) -> Descriptor {
         let address = self.0.read_u64(index * Self::ENTRY_BYTES);
         let rest = self.0.read_u64(index * Self::ENTRY_BYTES + 8);
         Descriptor { address, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 }
     }
 
-    /// Hints at the start of the first buffer of the chain that begins at `head`, if it is where it should be.
+    /// Reads a descriptor of a packed ring, or of its indirect tables, once.
     #[inline(always)]
-    pub(crate) fn prefetch_buffer(&self, memory: &GuestMemory, head: u16) {
-        let descriptor = self.read(usize::from(head));
-        if descriptor.flags & INDIRECT == 0
-            && let Some(window) = memory.window(descriptor.address, descriptor.len as usize)
-        {
-            window.prefetch_to_write(0);
-            window.prefetch_to_write(CACHE_LINE_BYTES);
-        }
+    pub(crate) fn read_packed(&self, index: usize) -> Descriptor {
+        let address = self.0.read_u64(index * Self::ENTRY_BYTES);
+        let rest = self.0.read_u64(index * Self::ENTRY_BYTES + 8);
+        Descriptor { address, len: rest as u32, flags: (rest >> 48) as u16, next: 0 }
     }
 
     /// Walks the chain that begins at `head`, which is in the table, and appends its buffers to `segments`.
@@ -89,11 +104,11 @@ impl<'m> Table<'m> {
         let mut table: Table<'s> = self;
         let mut index = usize::from(head);
         let mut indirect = false;
-        let mut total = 0;
+        let mut tally = Tally::default();
         let mut left = table.entries().min(CHAIN_DESCRIPTORS_MAX);
         loop {
             let descriptor = table.read(index);
-            if descriptor.flags & INDIRECT != 0 {
+            if descriptor.is_indirect() {
                 if indirect || descriptor.flags & NEXT != 0 {
                     return Err(ChainFault::Nested);
                 }
@@ -103,20 +118,9 @@ impl<'m> Table<'m> {
                 left = table.entries();
                 continue;
             }
-            let len = descriptor.len as usize;
-            if (descriptor.flags & WRITE != 0) != (rules.direction == Direction::ToGuest) {
-                return Err(ChainFault::Direction);
-            }
-            if len == 0 {
-                return Err(ChainFault::Empty);
-            }
-            total += len;
-            if rules.direction == Direction::FromGuest && total > FRAME_BYTES_MAX {
-                return Err(ChainFault::TooLong);
-            }
-            push(memory.window(descriptor.address, len).ok_or(ChainFault::Address)?);
+            push(tally.add(memory, rules, &descriptor)?);
             if descriptor.flags & NEXT == 0 {
-                return if total < FRAME_BYTES_MIN { Err(ChainFault::TooShort) } else { Ok(total) };
+                return tally.total();
             }
             left -= 1;
             if left == 0 {
@@ -130,6 +134,40 @@ impl<'m> Table<'m> {
     }
 }
 
+/// The length of a chain that is being walked, in bytes.
+#[derive(Default)]
+pub(crate) struct Tally(usize);
+
+impl Tally {
+    /// The buffer of one descriptor more.
+    #[inline(always)]
+    pub(crate) fn add<'s>(
+        &mut self,
+        memory: &'s GuestMemory,
+        rules: &Rules,
+        descriptor: &Descriptor,
+    ) -> Result<Window<'s>, ChainFault> {
+        let len = descriptor.len as usize;
+        if (descriptor.flags & WRITE != 0) != (rules.direction == Direction::ToGuest) {
+            return Err(ChainFault::Direction);
+        }
+        if len == 0 {
+            return Err(ChainFault::Empty);
+        }
+        self.0 += len;
+        if rules.direction == Direction::FromGuest && self.0 > FRAME_BYTES_MAX {
+            return Err(ChainFault::TooLong);
+        }
+        memory.window(descriptor.address, len).ok_or(ChainFault::Address)
+    }
+
+    /// All of it, at the chain's end.
+    #[inline(always)]
+    pub(crate) fn total(self) -> Result<usize, ChainFault> {
+        if self.0 < FRAME_BYTES_MIN { Err(ChainFault::TooShort) } else { Ok(self.0) }
+    }
+}
+
 /// What a chain of a ring must be.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rules {
@@ -138,7 +176,7 @@ pub(crate) struct Rules {
 }
 
 impl Rules {
-    fn indirect_table<'m>(
+    pub(crate) fn indirect_table<'m>(
         &self,
         memory: &'m GuestMemory,
         descriptor: &Descriptor,
@@ -249,13 +287,13 @@ impl Batch {
         self.segments.clear();
     }
 
-    /// Adds the chain at `head` of the ring's table; nothing on a fault. The table is of the memory that `begin` got.
+    /// Adds a chain of a ring; nothing on a fault. The ring is of the memory that `begin` got.
     #[inline(always)]
-    pub(crate) fn add(&mut self, table: Table<'_>, head: u16, rules: &Rules) -> Result<(), ChainFault> {
+    pub(crate) fn add(&mut self, ring: &impl Vring, head: Head, rules: &Rules) -> Result<(), ChainFault> {
         let Self { spans, segments, memory } = self;
         let memory = memory.as_deref().expect("a batch begins before it is added to");
         let first = segments.len();
-        let walked = table.walk(memory, head, rules, |window| {
+        let walked = ring.walk(memory, head, rules, |window| {
             // SAFETY: the batch keeps `memory` until its segments are forgotten.
             segments.push(unsafe { window.detach() });
         });
@@ -263,7 +301,7 @@ impl Batch {
             Ok(len) => {
                 // Counts and lengths are bounded by `CHAIN_DESCRIPTORS_MAX` and `FRAME_BYTES_MAX`.
                 let count = (segments.len() - first) as u16;
-                spans.push(Span { first: first as u32, count, head, len: len as u32 });
+                spans.push(Span { first: first as u32, count, head: head.id, len: len as u32 });
                 Ok(())
             }
             Err(fault) => {
@@ -305,8 +343,8 @@ impl Chain<'_> {
         self.len
     }
 
-    /// Index of the chain's first descriptor in the ring's table. The guest's driver keeps its own note of the frame
-    /// under this index until the chain is completed.
+    /// What the chain is known by: in a split ring the index of its first descriptor, in a packed one its buffer id. The
+    /// guest's driver keeps its own note of the frame under this number until the chain is completed.
     #[must_use]
     pub fn head(&self) -> u16 {
         self.head

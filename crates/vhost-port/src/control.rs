@@ -16,7 +16,7 @@ use crate::endpoint::{self, Listener, Source};
 use crate::features::Features;
 use crate::link::Link;
 use crate::port::Port;
-use crate::session::SessionError;
+use crate::session::{SessionError, Terms};
 
 /// How to open a port.
 #[derive(Clone, Debug)]
@@ -29,6 +29,9 @@ pub struct PortConfig {
     pub mode: SocketMode,
     /// Whether guests may leave checksums and segmentation to whoever receives, in both directions.
     pub offloads: bool,
+    /// Stem of the files that say where packed rings stand, so that they can be resumed after this process died; its folder
+    /// must exist. Without, they can be resumed only by their VMM's word.
+    pub journal: Option<PathBuf>,
 }
 
 /// Why a port cannot be opened.
@@ -207,12 +210,12 @@ pub fn open(config: PortConfig, waker: Arc<EventFd>) -> Result<(Port, PortContro
     };
     let (link, inbox) = Link::new(waker, Arc::clone(&shared));
     let port = Port::new(inbox, Arc::clone(&shared));
-    let offered = Features::offered(config.offloads);
+    let terms = Arc::new(Terms { offered: Features::offered(config.offloads), journal: config.journal });
     let link = Arc::new(link);
     let theirs = Arc::clone(&shared);
     let thread = std::thread::Builder::new()
         .name(format!("vhost-{}", config.name))
-        .spawn(move || endpoint::run(&source, offered, &link, &theirs))
+        .spawn(move || endpoint::run(&source, &terms, &link, &theirs))
         .map_err(OpenError::Thread)?;
     Ok((port, PortControl { shared, thread: Some(thread) }))
 }

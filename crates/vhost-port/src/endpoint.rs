@@ -15,9 +15,8 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::control::{OpenError, Shared};
 use crate::conversation::Conversation;
-use crate::features::Features;
 use crate::link::{Command, Link};
-use crate::session::{Session, SessionError};
+use crate::session::{Session, SessionError, Terms};
 
 /// Shortest and longest pause before trying again: after a failed connect, or accept, or a session of ours that ended early.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -127,7 +126,7 @@ impl Waiter {
 }
 
 /// The thread of a port, until it is closed.
-pub(crate) fn run(source: &Source, offered: Features, link: &Arc<Link>, shared: &Arc<Shared>) {
+pub(crate) fn run(source: &Source, terms: &Arc<Terms>, link: &Arc<Link>, shared: &Arc<Shared>) {
     let mut waiter = match Waiter::new(shared.closing(), source) {
         Ok(waiter) => waiter,
         Err(error) => return shared.note_error(SessionError::Accept(error)),
@@ -137,7 +136,7 @@ pub(crate) fn run(source: &Source, offered: Features, link: &Arc<Link>, shared: 
         match next_connection(source, &mut waiter) {
             Ok(Some(stream)) => {
                 let began = Instant::now();
-                serve(stream, source, &mut waiter, offered, link, shared);
+                serve(stream, source, &mut waiter, terms, link, shared);
                 // Whoever connects to us sets the pace.
                 if matches!(source, Source::Listen(_)) || began.elapsed() >= SESSION_GOOD {
                     pause = PAUSE_MIN;
@@ -194,14 +193,14 @@ fn serve(
     stream: UnixStream,
     source: &Source,
     waiter: &mut Waiter,
-    offered: Features,
+    terms: &Arc<Terms>,
     link: &Arc<Link>,
     shared: &Arc<Shared>,
 ) {
     if let Err(error) = shared.connected(&stream) {
         return shared.note_error(SessionError::Accept(error));
     }
-    let session = Session::new(Arc::clone(link), Arc::clone(shared), offered);
+    let session = Session::new(Arc::clone(link), Arc::clone(shared), Arc::clone(terms));
     let ended = Conversation::new(stream, session)
         .and_then(|conversation| {
             waiter.poller.add(conversation.stream(), Waiter::CONNECTION, Trigger::Level)?;

@@ -8,7 +8,7 @@ pub enum ChainFault {
     /// A descriptor's `next` is not in its table.
     #[error("descriptor index outside its table")]
     DescriptorIndex,
-    /// More descriptors than the table has.
+    /// More descriptors than the table has, or than any frame needs.
     #[error("descriptors form a loop")]
     Loop,
     /// A buffer, or indirect table, is not within one memory region.
@@ -70,7 +70,13 @@ pub enum RingFault {
         /// Entries of the ring.
         size: u16,
     },
-    /// An available entry names no descriptor.
+    /// A chain of a packed ring that goes on through descriptors that are not the guest's to use.
+    #[error("a chain does not end within a ring of {size}")]
+    Endless {
+        /// Entries of the ring.
+        size: u16,
+    },
+    /// An available entry names no descriptor, or no buffer.
     #[error("available entry {head} is outside a table of {size}")]
     Head {
         /// What the guest wrote.

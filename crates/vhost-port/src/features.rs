@@ -41,6 +41,8 @@ impl Features {
     pub const PROTOCOL_FEATURES: Self = Self(1 << 30);
     /// Virtio 1.0 or later.
     pub const VERSION_1: Self = Self(1 << 32);
+    /// Rings are packed.
+    pub const RING_PACKED: Self = Self(1 << 34);
     /// Buffers are used in the order in which they were made available.
     pub const IN_ORDER: Self = Self(1 << 35);
 
@@ -64,6 +66,7 @@ impl Features {
             .with(Self::EVENT_IDX)
             .with(Self::PROTOCOL_FEATURES)
             .with(Self::VERSION_1)
+            .with(Self::RING_PACKED)
             .with(Self::IN_ORDER);
         if !offloads {
             return plain;

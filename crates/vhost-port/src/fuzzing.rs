@@ -4,7 +4,8 @@
 
 use crate::chain::Batch;
 use crate::features::Features;
-use crate::tests::driver::{BUFFERS, Bench, Guest, MEMORY_BYTES, frame, linux, without};
+use crate::tests::driver::{BUFFERS, Bench, Guest, MEMORY_BYTES, frame, linux, scribble_packed, without};
+use crate::tests::packed_driver::PackedGuest;
 
 /// Descriptors of a ring.
 const RING: u16 = 16;
@@ -15,9 +16,15 @@ const DESCRIPTOR_BYTES: usize = 8;
 /// Bytes that describe a ring: its descriptors, its heads, and the index.
 const RING_BYTES: usize = (DESCRIPTOR_BYTES + 1) * RING as usize + 2;
 
+/// Bytes that describe both packed rings and what the guest wants to be told of.
+const PACKED_ROUND_BYTES: usize = 2 * 8 * (RING as usize + 1);
+
 /// One run: features, then for each round what both rings hold.
 pub fn run(bytes: &[u8]) {
     let Some((&features, rest)) = bytes.split_first() else { return };
+    if features & 0x80 != 0 {
+        return run_packed(rest);
+    }
     let mut offered = linux();
     for (bit, feature) in [Features::MRG_RXBUF, Features::EVENT_IDX].into_iter().enumerate() {
         if features & 1 << bit != 0 {
@@ -47,6 +54,24 @@ pub fn run(bytes: &[u8]) {
         other.port.flush();
     }
     assert!(other.port.is_running(), "the neighbour noticed");
+}
+
+/// The same for packed rings, with nobody beside.
+fn run_packed(bytes: &[u8]) {
+    let guest = PackedGuest::new(RING, linux());
+    let mut bench = guest.serving();
+    let mut batch = Batch::new();
+    for round in bytes.chunks(PACKED_ROUND_BYTES).take(ROUNDS_MAX) {
+        let words = round.as_chunks::<8>().0;
+        scribble_packed(&guest.guest, words);
+        let count = bench.port.receive(&mut batch).unwrap_or(0);
+        assert!(count <= usize::from(RING), "no more frames than descriptors");
+        let _ = bench.port.send(&frame(128, 0), None);
+        bench.port.complete(usize::from(round[0] % 20));
+        bench.port.arm_kicks();
+        bench.port.suppress_kicks();
+        bench.port.flush();
+    }
 }
 
 /// Fills one ring, and the place where indirect tables are likely to lie, as `bytes` say.

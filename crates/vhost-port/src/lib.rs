@@ -15,7 +15,8 @@
 //!   index alone says what has been done, and every start resumes there, be it after a reconnect, a crash of this process
 //!   or a reset of the guest's. `SET_VRING_BASE` says at best the same, at worst (from a VMM that counts what was
 //!   available when the backend died) something that loses every receive buffer; it is ignored. Frames that were
-//!   received but not completed are received again.
+//!   received but not completed are received again. A packed ring has no such index: it is resumed where the port itself
+//!   wrote down (see `ring::journal`), or else where the VMM says.
 //! - Notifications are given and asked for as late as possible: used entries are published once per
 //!   [`Port::flush`], kicks are suppressed until [`Port::arm_kicks`].
 //!
@@ -32,7 +33,7 @@
 //! A frame for a guest that has no receive buffers left is refused ([`SendError::NoBuffers`]), never kept: a slow guest
 //! must not hold up others. The sender's TCP takes it for congestion, which it is.
 //!
-//! Deliberately absent: packed rings, more than one queue pair, dirty logging (so no live migration), post-copy, an IOMMU,
+//! Deliberately absent: more than one queue pair, dirty logging (so no live migration), post-copy, an IOMMU,
 //! error notifications (`SET_VRING_ERR` is accepted and ignored), and any idea of what is in a frame behind the
 //! virtio-net header.
 #![allow(unsafe_code)] // Guest memory is mapped and reached by address; all of it is in `memory` and `window`.
@@ -40,6 +41,7 @@
 mod chain;
 mod control;
 mod conversation;
+mod device;
 mod endpoint;
 mod fault;
 mod features;

@@ -9,9 +9,10 @@ use std::time::Duration;
 use platform::EventFd;
 
 use crate::control::Shared;
+use crate::device::Rings;
 use crate::features::Features;
 use crate::memory::GuestMemory;
-use crate::ring::{Ring, RingAddresses};
+use crate::ring::RingAddresses;
 
 /// The ring of frames to the guest, by its number in the protocol.
 pub(crate) const RECEIVE: usize = 0;
@@ -41,20 +42,20 @@ pub(crate) enum Command {
 
 #[derive(Debug)]
 pub(crate) struct Start {
-    pub(crate) rings: [Ring; RINGS],
+    pub(crate) rings: Rings,
     pub(crate) addresses: [RingAddresses; RINGS],
     pub(crate) kick: Option<OwnedFd>,
     pub(crate) memory: Arc<GuestMemory>,
     pub(crate) features: Features,
 }
 
-/// Used indices of the rings when the poll thread last let go of them.
-pub(crate) type UsedIndices = [u16; RINGS];
+/// Where the rings stood when the poll thread last let go of them, as `GET_VRING_BASE` says it.
+pub(crate) type Bases = [u32; RINGS];
 
 #[derive(Debug)]
 pub(crate) struct Envelope {
     pub(crate) command: Command,
-    pub(crate) done: SyncSender<UsedIndices>,
+    pub(crate) done: SyncSender<Bases>,
 }
 
 /// The poll thread did not take up a command in time, or is gone, or the port is being closed.
@@ -77,7 +78,7 @@ impl Link {
     }
 
     /// Sends a command and waits until the poll thread has taken it up.
-    pub(crate) fn send(&self, command: Command) -> Result<UsedIndices, Stalled> {
+    pub(crate) fn send(&self, command: Command) -> Result<Bases, Stalled> {
         let (done, answer) = sync_channel(1);
         self.commands.try_send(Envelope { command, done }).map_err(|_| Stalled)?;
         self.waker.signal();

@@ -33,6 +33,7 @@ pub struct GuestMemory {
     /// Ordered by guest address, not overlapping.
     regions: Box<[Region]>,
     sealed: bool,
+    owner: [u64; 2],
 }
 
 /// An address range, or part of it, that is not guest memory.
@@ -128,13 +129,16 @@ impl GuestMemory {
         }
         check_layout(&requests)?;
         let mut sealed = true;
+        let stat = fstat(&requests[0].file);
+        let owner = stat.map(|stat| [stat.st_dev, stat.st_ino]);
+        let owner = owner.map_err(|errno| MapError::Io { gpa: requests[0].gpa, source: errno.into() })?;
         let mut regions = Vec::with_capacity(requests.len());
         for request in requests {
             sealed &= fcntl_get_seals(&request.file).is_ok_and(|seals| seals.contains(SealFlags::SHRINK));
             regions.push(Region::map(request)?);
         }
         regions.sort_unstable_by_key(|region| region.gpa);
-        Ok(Self { regions: regions.into(), sealed })
+        Ok(Self { regions: regions.into(), sealed, owner })
     }
 
     /// All of the guest's memory, in bytes; how much of it exists is another question.
@@ -147,6 +151,12 @@ impl GuestMemory {
     #[must_use]
     pub fn sealed(&self) -> bool {
         self.sealed
+    }
+
+    /// Tells this memory from that of other guests, also across restarts of this process: device and inode of its
+    /// (first) file.
+    pub(crate) fn owner(&self) -> [u64; 2] {
+        self.owner
     }
 
     /// Guest address ranges that are memory, in ascending order.

@@ -5,15 +5,15 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
-use crate::chain::{Batch, Chain, Direction, FRAME_BYTES_MAX, Rules};
+use crate::chain::{Batch, Chain};
 use crate::control::Shared;
+use crate::device::{Device, with};
 use crate::fault::{ChainFault, RingFault, SendError};
-use crate::features::{Features, NUM_BUFFERS, VNET_HEADER_BYTES};
-use crate::link::{Command, Envelope, RECEIVE, RINGS, Start, TRANSMIT, UsedIndices};
+use crate::features::{Features, VNET_HEADER_BYTES};
+use crate::link::{Bases, Command, Envelope, RINGS, Start};
 use crate::memory::GuestMemory;
-use crate::ring::{Ring, RingAddresses};
+use crate::ring::RingAddresses;
 use crate::session::SessionError;
-use crate::window::Window;
 
 /// One network card, as a poll thread sees it. Nothing here blocks.
 ///
@@ -28,7 +28,8 @@ pub struct Port {
     kick_retired: bool,
     /// The device has stopped by a fault, which is yet to be told as an event.
     faulted: bool,
-    used: UsedIndices,
+    /// Where the rings stood when they were last let go of.
+    bases: Bases,
     counters: PortCounters,
     shared: Arc<Shared>,
 }
@@ -78,7 +79,7 @@ impl Port {
             kick: None,
             kick_retired: false,
             faulted: false,
-            used: [0; RINGS],
+            bases: [0; RINGS],
             counters: PortCounters::default(),
             shared,
         }
@@ -99,7 +100,7 @@ impl Port {
         while let Ok(Envelope { command, done }) = self.inbox.try_recv() {
             let event = self.apply(command);
             // A sender that gave up waiting is no concern here.
-            let _ = done.try_send(self.used);
+            let _ = done.try_send(self.bases);
             if event.is_some() {
                 return event;
             }
@@ -112,8 +113,6 @@ impl Port {
             Command::Start(start) => {
                 self.stop();
                 let Start { rings, addresses, kick, memory, features } = *start;
-                // Whoever served these rings before may have died before it notified.
-                rings.iter().for_each(Ring::call);
                 self.kick = kick;
                 self.kick_retired = false;
                 self.device = Some(Device::new(rings, features));
@@ -127,8 +126,7 @@ impl Port {
             }
             Command::SetCall { ring, call } => {
                 if let Some(device) = &mut self.device {
-                    let ring = if ring == TRANSMIT { &mut device.transmit } else { &mut device.receive };
-                    ring.set_call(call);
+                    with!(device, pair => pair.call(ring)).replace(call);
                 }
                 None
             }
@@ -139,9 +137,8 @@ impl Port {
     fn stop(&mut self) -> bool {
         let Some(mut device) = self.device.take() else { return false };
         self.kick_retired = true;
-        device.flush();
-        self.used[RECEIVE] = device.receive.used_index();
-        self.used[TRANSMIT] = device.transmit.used_index();
+        with!(&mut device, pair => pair.flush());
+        self.bases = with!(&device, pair => pair.bases());
         true
     }
 
@@ -162,7 +159,7 @@ impl Port {
     /// What VMM and driver agreed to; nothing while the device is not running.
     #[must_use]
     pub fn features(&self) -> Features {
-        self.device.as_ref().map_or(Features::default(), |device| device.features)
+        self.device.as_ref().map_or(Features::default(), Device::features)
     }
 
     /// What has been done so far.
@@ -182,7 +179,7 @@ impl Port {
             batch.clear();
             return Ok(0);
         };
-        match device.receive_batch(batch, &mut self.counters) {
+        match with!(device, pair => pair.receive_batch(batch, &mut self.counters)) {
             Ok(count) => Ok(count),
             Err(fault) => {
                 batch.clear();
@@ -197,7 +194,7 @@ impl Port {
     #[inline]
     pub fn complete(&mut self, count: usize) {
         if let Some(device) = &mut self.device {
-            device.complete(count);
+            with!(device, pair => pair.complete(count));
         }
     }
 
@@ -228,7 +225,7 @@ impl Port {
         rest: Option<(Chain<'_>, usize)>,
     ) -> Result<(), SendError> {
         let Some(device) = &mut self.device else { return Err(SendError::Stopped) };
-        match device.send(header, head, rest) {
+        match with!(device, pair => pair.send(header, head, rest)) {
             Ok(len) => {
                 self.counters.sent_frames += 1;
                 self.counters.sent_bytes += len as u64;
@@ -250,7 +247,7 @@ impl Port {
     #[inline]
     pub fn expect_to_send(&mut self, frames: usize) {
         if let Some(device) = &mut self.device {
-            device.prefetch_buffers(frames);
+            with!(device, pair => pair.prefetch_buffers(frames));
         }
     }
 
@@ -258,14 +255,14 @@ impl Port {
     #[inline]
     pub fn flush(&mut self) {
         if let Some(device) = &mut self.device {
-            device.flush();
+            with!(device, pair => pair.flush());
         }
     }
 
     /// Asks for a kick when the guest next sends a frame. Tells whether there is already one to receive, in which case
     /// the caller must not sleep.
     pub fn arm_kicks(&mut self) -> bool {
-        let armed = self.device.as_mut().map_or(Ok(false), |device| device.transmit.arm());
+        let armed = self.device.as_mut().map_or(Ok(false), |device| with!(device, pair => pair.arm()));
         match armed {
             Ok(waiting) => waiting,
             Err(fault) => {
@@ -278,8 +275,7 @@ impl Port {
     /// Asks for no kicks: the caller polls.
     pub fn suppress_kicks(&mut self) {
         if let Some(device) = &mut self.device {
-            device.transmit.suppress();
-            device.receive.suppress();
+            with!(device, pair => pair.suppress());
         }
     }
 
@@ -292,277 +288,5 @@ impl Port {
     #[must_use]
     pub fn kick_fd(&self) -> Option<BorrowedFd<'_>> {
         self.kick.as_ref().map(AsFd::as_fd)
-    }
-}
-
-/// A running device.
-#[derive(Debug)]
-struct Device {
-    /// Buffers gathered for one frame, and their segments; scratch, empty between frames.
-    gathered: Vec<Gathered>,
-    segments: Vec<Window<'static>>,
-    /// First descriptors of the chains held, by position in the transmit ring.
-    held: Box<[Held]>,
-    receive: Ring,
-    transmit: Ring,
-    features: Features,
-    indirect: bool,
-    mergeable: bool,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Held {
-    head: u16,
-    /// Malformed: was not handed out.
-    refused: bool,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Gathered {
-    head: u16,
-    room: usize,
-}
-
-impl Device {
-    fn new(rings: [Ring; RINGS], features: Features) -> Self {
-        let [mut receive, mut transmit] = rings;
-        receive.suppress();
-        transmit.suppress();
-        Self {
-            gathered: Vec::new(),
-            segments: Vec::new(),
-            held: vec![Held::default(); usize::from(transmit.size())].into(),
-            receive,
-            transmit,
-            features,
-            indirect: features.has(Features::INDIRECT_DESC),
-            mergeable: features.has(Features::MRG_RXBUF),
-        }
-    }
-
-    #[inline(always)]
-    fn receive_batch(&mut self, batch: &mut Batch, counters: &mut PortCounters) -> Result<usize, RingFault> {
-        let ring = &mut self.transmit;
-        batch.begin(ring.memory());
-        let count = ring.waiting(Batch::FRAMES_MAX as u16)?.min(Batch::FRAMES_MAX as u16);
-        if count == 0 {
-            return Ok(0);
-        }
-        let mut heads = [0; Batch::FRAMES_MAX];
-        for (ahead, head) in (0..count).zip(&mut heads) {
-            *head = ring.head(ahead)?;
-            ring.prefetch_descriptor(*head);
-        }
-        let rules = Rules { direction: Direction::FromGuest, indirect: self.indirect };
-        for (ahead, head) in (0..count).zip(heads) {
-            let refused = match batch.add(ring.table(), head, &rules) {
-                Ok(()) => false,
-                Err(fault) => {
-                    counters.chain_faults[fault as usize] += 1;
-                    true
-                }
-            };
-            self.held[ring.position(ahead)] = Held { head, refused };
-        }
-        ring.advance(count);
-        batch.prefetch();
-        counters.received_frames += batch.len() as u64;
-        counters.received_bytes += batch.len_bytes() as u64;
-        if batch.is_empty() {
-            self.complete(0);
-        }
-        Ok(batch.len())
-    }
-
-    #[inline(always)]
-    fn complete(&mut self, count: usize) {
-        let mut left = count;
-        while let Some(position) = self.transmit.oldest() {
-            let Held { head, refused } = self.held[position];
-            if !refused {
-                if left == 0 {
-                    break;
-                }
-                left -= 1;
-            }
-            self.transmit.put(head, 0);
-        }
-    }
-
-    #[inline(always)]
-    fn send(
-        &mut self,
-        header: [u8; VNET_HEADER_BYTES],
-        head: &[u8],
-        rest: Option<(Chain<'_>, usize)>,
-    ) -> Result<usize, SendError> {
-        let rest_len = rest.map_or(0, |(chain, offset)| chain.len_bytes().saturating_sub(offset));
-        let len = header.len() + head.len() + rest_len;
-        if len > FRAME_BYTES_MAX {
-            return Err(SendError::Malformed);
-        }
-        if !self.features.take(&header) {
-            return Err(SendError::Offload);
-        }
-        self.gather(len)?;
-        // At most one per ring entry, of which there are at most 2^15.
-        let buffers = self.gathered.len() as u16;
-        let mut cursor = Cursor::new(&self.segments);
-        cursor.write_header(header);
-        cursor.write(head);
-        if let Some((chain, offset)) = rest {
-            cursor.write_chain(chain, offset);
-        }
-        // Into the guest's copy, for the sake of speed: see the method's documentation.
-        write_at(&self.segments, NUM_BUFFERS, buffers.to_le_bytes());
-        self.receive.advance(buffers);
-        let mut left = len;
-        for buffer in &self.gathered {
-            let written = left.min(buffer.room);
-            left -= written;
-            // At most `FRAME_BYTES_MAX`.
-            self.receive.put(buffer.head, written as u32);
-        }
-        Ok(len)
-    }
-
-    #[inline(always)]
-    fn prefetch_buffers(&mut self, frames: usize) {
-        let frames = frames.min(Batch::FRAMES_MAX) as u16;
-        let ring = &mut self.receive;
-        // What is wrong with the ring will be found out by those who depend on it.
-        let waiting = ring.waiting(frames).map_or(0, |waiting| waiting.min(frames));
-        let mut heads = [0; Batch::FRAMES_MAX];
-        for (ahead, head) in (0..waiting).zip(&mut heads) {
-            *head = ring.head(ahead).unwrap_or(0);
-            ring.prefetch_descriptor(*head);
-        }
-        for head in &heads[..usize::from(waiting)] {
-            ring.table().prefetch_buffer(ring.memory(), *head);
-        }
-    }
-
-    /// Finds waiting buffers for `len` bytes, without taking them. A malformed one is given back empty, and so are those
-    /// before it, because order is kept.
-    #[inline(always)]
-    fn gather(&mut self, len: usize) -> Result<(), SendError> {
-        let Self { gathered, segments, receive, .. } = self;
-        gathered.clear();
-        segments.clear();
-        let rules = Rules { direction: Direction::ToGuest, indirect: self.indirect };
-        let mut room_total = 0;
-        while room_total < len {
-            // At most as many as wait, and that is at most 2^15.
-            let ahead = gathered.len() as u16;
-            if ahead > 0 && !self.mergeable {
-                return Err(SendError::TooSmall);
-            }
-            if receive.waiting(ahead + 1).map_err(SendError::Ring)? <= ahead {
-                return Err(SendError::NoBuffers);
-            }
-            let head = receive.head(ahead).map_err(SendError::Ring)?;
-            let walked = receive.table().walk(receive.memory(), head, &rules, |window| {
-                // SAFETY: the segments are cleared before the ring, and with it the memory, is let go of: the rings are
-                // in this same structure, declared and so dropped later.
-                segments.push(unsafe { window.detach() });
-            });
-            match walked {
-                Ok(room) => {
-                    gathered.push(Gathered { head, room });
-                    room_total = room_total.saturating_add(room);
-                }
-                Err(fault) => {
-                    receive.advance(ahead + 1);
-                    gathered.iter().for_each(|buffer| receive.put(buffer.head, 0));
-                    receive.put(head, 0);
-                    return Err(SendError::Chain(fault));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    #[inline(always)]
-    fn flush(&mut self) {
-        self.transmit.publish();
-        self.receive.publish();
-    }
-}
-
-/// Writes two bytes, which may be in different segments.
-#[inline(always)]
-fn write_at(segments: &[Window<'static>], offset: usize, bytes: [u8; 2]) {
-    if segments[0].skip(offset).put(bytes) {
-        return;
-    }
-    let mut skip = offset;
-    let mut left = &bytes[..];
-    for segment in segments {
-        let written = segment.skip(skip).copy_in(left);
-        left = &left[written..];
-        skip = skip.saturating_sub(segment.len());
-    }
-}
-
-/// Fills segments one after the other. What does not fit is left out.
-struct Cursor<'s> {
-    segments: std::slice::Iter<'s, Window<'static>>,
-    current: Window<'s>,
-}
-
-impl<'s> Cursor<'s> {
-    #[inline(always)]
-    fn new(segments: &'s [Window<'static>]) -> Self {
-        let mut segments = segments.iter();
-        let current = *segments.next().expect("a frame has bytes, so buffers were gathered for it");
-        Self { segments, current }
-    }
-
-    /// Writes the virtio-net header, which nearly always fits the first segment.
-    #[inline(always)]
-    fn write_header(&mut self, header: [u8; VNET_HEADER_BYTES]) {
-        if self.current.put(header) {
-            self.current = self.current.skip(header.len());
-        } else {
-            self.write(&header);
-        }
-    }
-
-    #[inline(always)]
-    fn write(&mut self, mut bytes: &[u8]) {
-        while !bytes.is_empty() && self.has_room() {
-            let written = self.current.copy_in(bytes);
-            self.current = self.current.skip(written);
-            bytes = &bytes[written..];
-        }
-    }
-
-    #[inline(always)]
-    fn write_chain(&mut self, chain: Chain<'_>, offset: usize) {
-        let mut skip = offset;
-        for segment in chain.segments() {
-            if skip >= segment.len() {
-                skip -= segment.len();
-                continue;
-            }
-            let mut from = segment.skip(skip);
-            skip = 0;
-            while from.len() > 0 && self.has_room() {
-                let written = self.current.copy_from(&from);
-                self.current = self.current.skip(written);
-                from = from.skip(written);
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn has_room(&mut self) -> bool {
-        while self.current.len() == 0 {
-            match self.segments.next() {
-                Some(segment) => self.current = *segment,
-                None => return false,
-            }
-        }
-        true
     }
 }

@@ -1,38 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The device's side of one split virtqueue (virtio 1.2, section 2.7).
+//! The device's side of one virtqueue, split or packed.
 //!
-//! Indices run freely modulo 2^16. Between `next_used` and `next_available` lie the chains that the device holds,
-//! between `next_available` and the guest's index those it has not looked at. All three are private; the
-//! guest's index is read again only when the last one read is used up, and checked against the ring's size.
+//! Both kinds are used alike: chains are looked at from [`Vring::next`] on, [`Vring::take`]n in order, [`Vring::put`] back
+//! in the same order, and shown to the guest by [`Vring::publish`]. Where a ring stands after its process died is its own
+//! business: a split ring asks the guest's memory, a packed one its [`Journal`].
 
+mod journal;
+mod packed;
+mod split;
+
+use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 
-use crate::chain::Table;
-use crate::fault::RingFault;
+pub(crate) use journal::Journal;
+pub(crate) use packed::Packed;
+pub(crate) use split::Split;
+
+use crate::chain::{Descriptor, Rules};
+use crate::fault::{ChainFault, RingFault};
 use crate::memory::GuestMemory;
 use crate::window::Window;
 
-/// Most entries of a ring (section 2.7: a queue's size is at most 32768).
+/// Most entries of a ring (sections 2.7 and 2.8: a queue's size is at most 32768).
 pub(crate) const RING_SIZE_MAX: u32 = 32768;
-
-/// Available flag: the guest does not want to be notified.
-const NO_INTERRUPT: u16 = 1;
-/// Used flag: the device does not want to be notified.
-const NO_NOTIFY: u16 = 1;
-/// Offsets in the available and used areas.
-const INDEX: usize = 2;
-const ENTRIES: usize = 4;
-const AVAILABLE_ENTRY_BYTES: usize = 2;
-const USED_ENTRY_BYTES: usize = 8;
 
 /// Where a ring is, in guest addresses, and its size in entries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RingAddresses {
     /// Entries.
     pub size: u16,
-    /// The descriptor table.
+    /// The descriptor table, or descriptor ring.
     pub descriptors: u64,
     /// The available (driver) area.
     pub available: u64,
@@ -43,7 +41,7 @@ pub struct RingAddresses {
 /// Why a ring cannot be where the VMM says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
-    /// Not a power of two of at most 32768.
+    /// More than 32768, none, or for a split ring not a power of two.
     #[error("ring of {0} entries")]
     Size(u32),
     /// Not within one memory region, or misaligned.
@@ -51,21 +49,22 @@ pub enum LayoutError {
     Place(u64),
 }
 
-/// An index that runs freely modulo 2^16.
+/// A place in the order of chains: for a split ring an index that runs freely modulo 2^16, for a packed one a slot in the
+/// lower 15 bits and the wrap counter in the highest.
 ///
 /// It takes 32 bits because compilers like to read a field of 16 bits with its neighbour, and a processor that has just
 /// written one of the two then waits until all stores before are done, those to guest memory included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Index(u32);
+pub(crate) struct Position(u32);
 
-impl Index {
+impl Position {
     #[inline(always)]
-    fn new(value: u16) -> Self {
+    pub(crate) fn new(value: u16) -> Self {
         Self(value.into())
     }
 
     #[inline(always)]
-    fn value(self) -> u16 {
+    pub(crate) fn value(self) -> u16 {
         self.0 as u16
     }
 
@@ -81,195 +80,107 @@ impl Index {
     }
 }
 
-#[derive(Debug)]
-pub(crate) struct Ring {
-    size: u16,
-    mask: u16,
-    event_index: bool,
-    descriptors: Window<'static>,
-    available: Window<'static>,
-    used: Window<'static>,
-    /// The guest's index as last read.
-    guest_index: Index,
-    next_available: Index,
-    next_used: Index,
-    published: Index,
-    call: Option<OwnedFd>,
-    /// Holds the mapping of the windows above; dropped after them.
-    memory: Arc<GuestMemory>,
+/// A chain that the guest made available.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Head {
+    /// What the chain is given back under, and what the driver keeps its own note of it under.
+    pub(crate) id: u16,
+    /// Its first descriptor.
+    pub(crate) first: u16,
+    /// How far the next chain is behind this one.
+    slots: u16,
 }
 
-impl Ring {
-    /// Takes up a ring where the guest's used index says.
-    pub(crate) fn new(
-        addresses: RingAddresses,
-        memory: &Arc<GuestMemory>,
-        event_index: bool,
-        call: Option<OwnedFd>,
-    ) -> Result<Self, LayoutError> {
-        let size = addresses.size;
-        if !size.is_power_of_two() || u32::from(size) > RING_SIZE_MAX {
-            return Err(LayoutError::Size(size.into()));
-        }
-        let entries = usize::from(size);
-        // Both areas end in an event index, also where it is not used.
-        let part = |gpa: u64, entry_bytes: usize, around: usize, align: usize| {
-            let window = memory.window(gpa, entries * entry_bytes + around).filter(|w| w.is_aligned(align));
-            let window = window.ok_or(LayoutError::Place(gpa))?;
-            // SAFETY: the ring keeps `memory` and drops the window before it.
-            Ok(unsafe { window.detach() })
-        };
-        let descriptors = part(addresses.descriptors, Table::ENTRY_BYTES, 0, 16)?;
-        let available = part(addresses.available, AVAILABLE_ENTRY_BYTES, ENTRIES + 2, 2)?;
-        let used = part(addresses.used, USED_ENTRY_BYTES, ENTRIES + 2, 4)?;
-        let done = Index::new(used.acquire_u16(INDEX));
-        Ok(Self {
-            size,
-            mask: size - 1,
-            event_index,
-            descriptors,
-            available,
-            used,
-            guest_index: done,
-            next_available: done,
-            next_used: done,
-            published: done,
-            call,
-            memory: Arc::clone(memory),
-        })
-    }
+/// The device's side of one virtqueue.
+pub(crate) trait Vring: fmt::Debug {
+    /// Most chains that can be given back so that all become visible at once.
+    const BUFFERS_MAX: usize;
 
-    pub(crate) fn memory(&self) -> &Arc<GuestMemory> {
-        &self.memory
-    }
+    fn memory(&self) -> &Arc<GuestMemory>;
 
-    pub(crate) fn size(&self) -> u16 {
-        self.size
-    }
+    /// Entries, and so the most chains that can be held.
+    fn size(&self) -> u16;
 
-    pub(crate) fn table(&self) -> Table<'_> {
-        Table::new(self.descriptors)
-    }
+    /// Where the ring is resumed, as the protocol's messages say it.
+    fn base(&self) -> u32;
 
-    /// Chains not looked at yet, reading the guest's index only if fewer than `wanted` are known.
+    /// The place of the first chain not taken.
+    fn next(&self) -> Position;
+
+    /// The place behind the chain that was found at `at`.
+    fn after(&self, at: Position, head: Head) -> Position;
+
+    /// The chain at a place at or behind [`Vring::next`], if it is there. All chains before it must be.
+    fn peek(&mut self, at: Position) -> Result<Option<Head>, RingFault>;
+
+    /// Hints at what [`Vring::walk`] will read first.
+    fn prefetch_descriptor(&self, head: Head);
+
+    /// The first descriptor of a chain.
+    fn descriptor(&self, head: Head) -> Descriptor;
+
+    /// Walks a chain and hands over its buffers; returns their length in bytes. On a fault, some may have been handed
+    /// over. `memory` is the ring's.
+    fn walk<'s>(
+        &self,
+        memory: &'s GuestMemory,
+        head: Head,
+        rules: &Rules,
+        push: impl FnMut(Window<'s>),
+    ) -> Result<usize, ChainFault>;
+
+    /// Takes the next chain, which was peeked at.
+    fn take(&mut self, head: Head);
+
+    /// Sees to it that so many chains can be put without any becoming visible early.
     #[inline(always)]
-    pub(crate) fn waiting(&mut self, wanted: u16) -> Result<u16, RingFault> {
-        let known = self.guest_index.ahead_of(self.next_available);
-        if known >= wanted {
-            return Ok(known);
-        }
-        let guest_index = Index::new(self.available.acquire_u16(INDEX));
-        let ahead = guest_index.ahead_of(self.next_used);
-        let held = self.next_available.ahead_of(self.next_used);
-        if ahead > self.size || ahead < held {
-            let (available, used) = (guest_index.value(), self.next_used.value());
-            return Err(RingFault::AvailableIndex { available, used, size: self.size });
-        }
-        self.guest_index = guest_index;
-        Ok(ahead - held)
-    }
+    fn make_room(&mut self, _chains: usize) {}
 
-    /// The first descriptor of the chain `ahead` of the next one; the caller knows that it waits.
-    #[inline(always)]
-    pub(crate) fn head(&self, ahead: u16) -> Result<u16, RingFault> {
-        let entry = self.next_available.plus(ahead).value() & self.mask;
-        let head = self.available.read_u16(ENTRIES + usize::from(entry) * AVAILABLE_ENTRY_BYTES);
-        if head < self.size { Ok(head) } else { Err(RingFault::Head { head, size: self.size }) }
-    }
-
-    /// Takes `count` waiting chains.
-    #[inline(always)]
-    pub(crate) fn advance(&mut self, count: u16) {
-        self.next_available = self.next_available.plus(count);
-    }
-
-    /// Position, below the ring's size, of the oldest chain held; `None` if none is.
-    #[inline(always)]
-    pub(crate) fn oldest(&self) -> Option<usize> {
-        (self.next_used != self.next_available).then(|| usize::from(self.next_used.value() & self.mask))
-    }
-
-    /// Position, below the ring's size, of the chain `ahead` of the next one.
-    #[inline(always)]
-    pub(crate) fn position(&self, ahead: u16) -> usize {
-        usize::from(self.next_available.plus(ahead).value() & self.mask)
-    }
-
-    /// Gives a chain back, not yet visibly; `written` bytes of it were filled.
-    #[inline(always)]
-    pub(crate) fn put(&mut self, head: u16, written: u32) {
-        let entry = ENTRIES + usize::from(self.next_used.value() & self.mask) * USED_ENTRY_BYTES;
-        self.used.write_u32(entry, u32::from(head));
-        self.used.write_u32(entry + 4, written);
-        self.next_used = self.next_used.plus(1);
-    }
+    /// Gives the oldest chain taken back, not yet visibly; `written` bytes of it were filled.
+    fn put(&mut self, head: Head, written: u32);
 
     /// Makes visible what was given back; notifies the guest if it asked for that.
-    #[inline(always)]
-    pub(crate) fn publish(&mut self) {
-        if self.published == self.next_used {
-            return;
-        }
-        let before = self.published;
-        self.published = self.next_used;
-        self.used.release_u16(INDEX, self.next_used.value());
-        // The guest writes its wish, then reads our index; we write our index, then read its wish. Without this fence
-        // both could read the old value, and nobody would wake (section 2.7.13.4.1).
-        fence(Ordering::SeqCst);
-        let wanted = if self.event_index {
-            let event = Index::new(self.available.read_u16(self.available.len() - 2));
-            self.next_used.ahead_of(event).wrapping_sub(1) < self.next_used.ahead_of(before)
-        } else {
-            self.available.read_u16(0) & NO_INTERRUPT == 0
-        };
-        if wanted {
-            self.call();
-        }
+    fn publish(&mut self);
+
+    /// How the guest is notified.
+    fn call(&mut self) -> &mut Call;
+
+    /// Asks the guest for a notification when it makes the next chain available. Tells whether one waits already,
+    /// in which case no notification may come.
+    fn arm(&mut self) -> Result<bool, RingFault>;
+
+    /// Asks the guest not to notify; it may do so all the same.
+    fn suppress(&mut self);
+}
+
+/// The descriptor that tells the guest of used chains, if it has one.
+#[derive(Debug, Default)]
+pub(crate) struct Call(Option<OwnedFd>);
+
+impl Call {
+    pub(crate) fn new(fd: Option<OwnedFd>) -> Self {
+        Self(fd)
     }
 
     /// Notifies the guest.
-    pub(crate) fn call(&self) {
-        if let Some(call) = &self.call {
+    pub(crate) fn notify(&self) {
+        if let Some(call) = &self.0 {
             // A full counter is a pending notification, and a broken descriptor is the VMM's loss alone.
             let _ = rustix::io::write(call, &1_u64.to_ne_bytes());
         }
     }
 
     /// Takes another way of notifying, and uses it once: the guest may have missed one on the old way.
-    pub(crate) fn set_call(&mut self, call: Option<OwnedFd>) {
-        self.call = call;
-        self.call();
+    pub(crate) fn replace(&mut self, fd: Option<OwnedFd>) {
+        self.0 = fd;
+        self.notify();
     }
+}
 
-    /// Asks the guest for a notification when it makes the next chain available. Tells whether one waits already,
-    /// in which case no notification may come.
-    pub(crate) fn arm(&mut self) -> Result<bool, RingFault> {
-        if self.event_index {
-            self.used.write_u16(self.used.len() - 2, self.next_available.value());
-        } else {
-            self.used.write_u16(0, 0);
-        }
-        // As in `publish`, with the roles exchanged.
-        fence(Ordering::SeqCst);
-        Ok(self.waiting(1)? > 0)
-    }
-
-    /// Asks the guest not to notify; it may do so all the same.
-    pub(crate) fn suppress(&mut self) {
-        // With an event index, the one that `arm` wrote is passed and will not be met again for 65536 chains.
-        if !self.event_index {
-            self.used.write_u16(0, NO_NOTIFY);
-        }
-    }
-
-    /// The used index that the guest sees.
-    pub(crate) fn used_index(&self) -> u16 {
-        self.published.value()
-    }
-
-    /// Hints at the parts of the chain `ahead` that [`Ring::head`] and a walk from `head` will read.
-    #[inline(always)]
-    pub(crate) fn prefetch_descriptor(&self, head: u16) {
-        self.descriptors.prefetch(usize::from(head) * Table::ENTRY_BYTES);
-    }
+/// A part of a ring, without its lifetime: the ring keeps `memory` and drops its windows before it.
+fn part(memory: &GuestMemory, gpa: u64, len: usize, align: usize) -> Result<Window<'static>, LayoutError> {
+    let window = memory.window(gpa, len).filter(|window| window.is_aligned(align));
+    let window = window.ok_or(LayoutError::Place(gpa))?;
+    // SAFETY: both kinds of ring hold the memory in their last field.
+    Ok(unsafe { window.detach() })
 }

@@ -8,8 +8,10 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use platform::TableError;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
@@ -22,11 +24,12 @@ use vhost::vhost_user::{
 };
 
 use crate::control::Shared;
+use crate::device::Rings;
 use crate::fault::RingFault;
 use crate::features::Features;
-use crate::link::{Command, Link, RECEIVE, RINGS, Stalled, Start, TRANSMIT, UsedIndices};
+use crate::link::{Bases, Command, Link, RECEIVE, RINGS, Stalled, Start, TRANSMIT};
 use crate::memory::{GuestMemory, MapError, RegionRequest};
-use crate::ring::{LayoutError, RING_SIZE_MAX, Ring, RingAddresses};
+use crate::ring::{Call, Journal, LayoutError, Packed, RING_SIZE_MAX, RingAddresses, Split};
 
 /// What went wrong last on a port.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +47,14 @@ pub enum SessionError {
         ring: usize,
         /// Why.
         source: LayoutError,
+    },
+    /// Where a packed ring stands cannot be written down.
+    #[error("no notes of ring {ring} can be kept")]
+    Journal {
+        /// Its number in the protocol.
+        ring: usize,
+        /// Why.
+        source: TableError,
     },
     /// The VMM accepted features that were not offered.
     #[error("features {0:#x} were not offered")]
@@ -73,7 +84,8 @@ struct RingSetup {
     kick: Option<Kick>,
     call: Option<OwnedFd>,
     enabled: bool,
-    used: u16,
+    /// Where the VMM says the ring stands, or where it stood when it was last stopped.
+    base: u32,
 }
 
 /// A started ring's way of telling us.
@@ -84,11 +96,25 @@ enum Kick {
     Polled,
 }
 
+/// What is the same for all of a port's connections.
+#[derive(Debug)]
+pub(crate) struct Terms {
+    pub(crate) offered: Features,
+    /// Where packed rings' positions are written down; each ring's file has its number as an extension.
+    pub(crate) journal: Option<PathBuf>,
+}
+
+impl Terms {
+    fn journal(&self, ring: usize) -> Option<PathBuf> {
+        self.journal.as_ref().map(|path| path.with_added_extension(ring.to_string()))
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Session {
     link: Arc<Link>,
     shared: Arc<Shared>,
-    offered: Features,
+    terms: Arc<Terms>,
     features: Option<Features>,
     memory: Option<Arc<GuestMemory>>,
     rings: [RingSetup; RINGS],
@@ -98,11 +124,11 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    pub(crate) fn new(link: Arc<Link>, shared: Arc<Shared>, offered: Features) -> Self {
+    pub(crate) fn new(link: Arc<Link>, shared: Arc<Shared>, terms: Arc<Terms>) -> Self {
         Self {
             link,
             shared,
-            offered,
+            terms,
             features: None,
             memory: None,
             rings: Default::default(),
@@ -129,7 +155,7 @@ impl Session {
     }
 
     /// Has the poll thread do something.
-    fn tell(&mut self, command: Command) -> ProtocolResult<UsedIndices> {
+    fn tell(&mut self, command: Command) -> ProtocolResult<Bases> {
         self.link.send(command).map_err(|stalled| self.refuse(stalled))
     }
 
@@ -144,9 +170,9 @@ impl Session {
         }
         self.running = false;
         self.shared.update(|status| status.running = false);
-        let used = self.tell(Command::Stop)?;
-        for (ring, used) in self.rings.iter_mut().zip(used) {
-            ring.used = used;
+        let bases = self.tell(Command::Stop)?;
+        for (ring, base) in self.rings.iter_mut().zip(bases) {
+            ring.base = base;
         }
         Ok(())
     }
@@ -184,23 +210,43 @@ impl Session {
             let place = ring.place(memory).map_err(|source| SessionError::Layout { ring: index, source })?;
             addresses[index] = place;
         }
-        let event_index = features.has(Features::EVENT_IDX);
-        let open = |index: usize| {
-            let call = self.rings[index].call.as_ref().and_then(|call| call.try_clone().ok());
-            Ring::new(addresses[index], memory, event_index, call)
-                .map_err(|source| SessionError::Layout { ring: index, source })
+        let rings = if features.has(Features::RING_PACKED) {
+            let open = |ring| self.open_packed(ring, addresses[ring], memory, features);
+            Rings::Packed([open(RECEIVE)?, open(TRANSMIT)?])
+        } else {
+            let open = |ring: usize| {
+                let event_index = features.has(Features::EVENT_IDX);
+                Split::new(addresses[ring], memory, event_index, self.rings[ring].call())
+                    .map_err(|source| SessionError::Layout { ring, source })
+            };
+            Rings::Split([open(RECEIVE)?, open(TRANSMIT)?])
         };
         let kick = match &self.rings[TRANSMIT].kick {
             Some(Kick::Descriptor(kick)) => kick.try_clone().ok(),
             Some(Kick::Polled) | None => None,
         };
-        Ok(Start {
-            rings: [open(RECEIVE)?, open(TRANSMIT)?],
-            addresses,
-            kick,
-            memory: Arc::clone(memory),
-            features,
-        })
+        Ok(Start { rings, addresses, kick, memory: Arc::clone(memory), features })
+    }
+
+    fn open_packed(
+        &self,
+        ring: usize,
+        addresses: RingAddresses,
+        memory: &Arc<GuestMemory>,
+        features: Features,
+    ) -> Result<Packed, SessionError> {
+        let journal = Journal::open(self.terms.journal(ring).as_deref());
+        let journal = journal.map_err(|source| SessionError::Journal { ring, source })?;
+        let setup = &self.rings[ring];
+        Packed::new(addresses, memory, features.has(Features::EVENT_IDX), setup.call(), setup.base, journal)
+            .map_err(|source| SessionError::Layout { ring, source })
+    }
+
+    /// From now on the VMM's word is what counts.
+    fn forget_position(&self, ring: usize) {
+        if let Some(path) = self.terms.journal(ring) {
+            Journal::discard(&path);
+        }
     }
 
     /// Forgets everything that was said about the device.
@@ -208,6 +254,7 @@ impl Session {
         self.halt()?;
         self.features = None;
         self.rings = Default::default();
+        (0..RINGS).for_each(|ring| self.forget_position(ring));
         Ok(())
     }
 }
@@ -215,6 +262,11 @@ impl Session {
 impl RingSetup {
     fn is_ready(&self) -> bool {
         self.enabled && self.size != 0 && self.addresses.is_some() && self.kick.is_some()
+    }
+
+    /// Another handle of its way to notify.
+    fn call(&self) -> Call {
+        Call::new(self.call.as_ref().and_then(|call| call.try_clone().ok()))
     }
 
     /// Guest addresses of a ring that is ready.
@@ -259,12 +311,12 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn get_features(&mut self) -> ProtocolResult<u64> {
-        Ok(self.offered.0)
+        Ok(self.terms.offered.0)
     }
 
     fn set_features(&mut self, features: u64) -> ProtocolResult<()> {
-        if !self.offered.has(Features(features)) {
-            return Err(self.refuse(SessionError::Features(features & !self.offered.0)));
+        if !self.terms.offered.has(Features(features)) {
+            return Err(self.refuse(SessionError::Features(features & !self.terms.offered.0)));
         }
         let features = Features(features);
         if self.features == Some(features) {
@@ -306,7 +358,9 @@ impl VhostUserBackendReqHandlerMut for Session {
 
     fn set_vring_num(&mut self, index: u32, num: u32) -> ProtocolResult<()> {
         self.ring(index)?;
-        if !num.is_power_of_two() || num > RING_SIZE_MAX {
+        // Features come first, and only packed rings may have any size.
+        let packed = self.features.is_some_and(|features| features.has(Features::RING_PACKED));
+        if num == 0 || num > RING_SIZE_MAX || !(packed || num.is_power_of_two()) {
             let source = LayoutError::Size(num);
             return Err(self.refuse(SessionError::Layout { ring: index as usize, source }));
         }
@@ -331,8 +385,8 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn set_vring_base(&mut self, index: u32, base: u32) -> ProtocolResult<()> {
-        // Only echoed by `get_vring_base` of a ring that never ran: see the crate's documentation.
-        self.ring(index)?.used = base as u16;
+        // Of a split ring only echoed by `get_vring_base` if it never ran: see the crate's documentation.
+        self.ring(index)?.base = base;
         Ok(())
     }
 
@@ -342,7 +396,9 @@ impl VhostUserBackendReqHandlerMut for Session {
         let ring = self.ring(index)?;
         ring.kick = None;
         ring.call = None;
-        Ok(VhostUserVringState::new(index, ring.used.into()))
+        let base = ring.base;
+        self.forget_position(index as usize);
+        Ok(VhostUserVringState::new(index, base))
     }
 
     fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> ProtocolResult<()> {

@@ -7,7 +7,7 @@
 
 use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
 /// `len` bytes of guest memory that stay mapped for `'m`.
 #[derive(Clone, Copy, Debug)]
@@ -86,6 +86,31 @@ impl<'m> Window<'m> {
     #[inline(always)]
     pub(crate) fn write_u16(&self, offset: usize, value: u16) {
         self.atomic_u16(offset).store(value.to_le(), Ordering::Relaxed);
+    }
+
+    #[inline(always)]
+    fn atomic_u64(&self, offset: usize) -> &AtomicU64 {
+        // SAFETY: `at` checked bounds and alignment, and an atomic tolerates other writers.
+        unsafe { AtomicU64::from_ptr(self.at(offset)) }
+    }
+
+    /// As [`Window::acquire_u16`].
+    #[inline(always)]
+    pub(crate) fn acquire_u64(&self, offset: usize) -> u64 {
+        u64::from_le(self.atomic_u64(offset).load(Ordering::Acquire))
+    }
+
+    /// As [`Window::release_u16`].
+    #[inline(always)]
+    pub(crate) fn release_u64(&self, offset: usize, value: u64) {
+        self.atomic_u64(offset).store(value.to_le(), Ordering::Release);
+    }
+
+    #[inline(always)]
+    pub(crate) fn read_u32(&self, offset: usize) -> u32 {
+        let field = self.at::<u32>(offset);
+        // SAFETY: `at` checked bounds and alignment; volatile, because the guest may write at the same time.
+        u32::from_le(unsafe { ptr::read_volatile(field) })
     }
 
     #[inline(always)]

@@ -33,13 +33,16 @@ struct Case {
     name: &'static str,
     frame_bytes: usize,
     flows: usize,
+    /// Properties of the guests' cards.
+    card: &'static str,
 }
 
-const CASES: [Case; 4] = [
-    Case { name: "conntrack_64B_1_flow", frame_bytes: 64, flows: 1 },
-    Case { name: "conntrack_64B_10k_flows", frame_bytes: 64, flows: 10_000 },
-    Case { name: "conntrack_64B_100k_flows", frame_bytes: 64, flows: 100_000 },
-    Case { name: "conntrack_1500B_10k_flows", frame_bytes: 1500, flows: 10_000 },
+const CASES: [Case; 5] = [
+    Case { name: "conntrack_64B_1_flow", frame_bytes: 64, flows: 1, card: "" },
+    Case { name: "conntrack_64B_10k_flows", frame_bytes: 64, flows: 10_000, card: "" },
+    Case { name: "conntrack_64B_10k_flows_packed", frame_bytes: 64, flows: 10_000, card: "packed_vq=1" },
+    Case { name: "conntrack_64B_100k_flows", frame_bytes: 64, flows: 100_000, card: "" },
+    Case { name: "conntrack_1500B_10k_flows", frame_bytes: 1500, flows: 10_000, card: "" },
 ];
 
 /// What a case came to.
@@ -61,7 +64,7 @@ pub fn switch(json: bool, no_install: bool) -> Result<()> {
     packages::require(&packages::DPDK, !no_install)?;
     shell::show(&mut test::shipped())?;
     if !json {
-        println!("{:<28} {:>8} {:>8} {:>8}  unit   lost", "case", "median", "min", "max");
+        println!("{:<30} {:>8} {:>8} {:>8}  unit   lost", "case", "median", "min", "max");
     }
     for case in &CASES {
         let figure = measure(case).with_context(|| format!("case {}", case.name))?;
@@ -69,7 +72,7 @@ pub fn switch(json: bool, no_install: bool) -> Result<()> {
             println!("{}", serde_json::to_string(&figure)?);
         } else {
             let Figure { case, ours, min, max, unit, lost_percent, .. } = figure;
-            println!("{case:<28} {ours:>8.2} {min:>8.2} {max:>8.2}  {unit}  {lost_percent:.2} %");
+            println!("{case:<30} {ours:>8.2} {min:>8.2} {max:>8.2}  {unit}  {lost_percent:.2} %");
         }
     }
     Ok(())
@@ -81,7 +84,7 @@ fn measure(case: &Case) -> Result<Figure> {
     for (name, reversed) in [("a.pcap", false), ("b.pcap", true)] {
         pcap::write(&dir.join(name), case.flows, case.frame_bytes, reversed)?;
     }
-    let generator = testpmd::Generator::start(&dir, case.flows)?;
+    let generator = testpmd::Generator::start(&dir, case.flows, case.card)?;
     await_frames(&daemon)?;
     let mut rates = Vec::with_capacity(WINDOWS);
     let mut before = (Instant::now(), delivered(&status(&daemon)?));

@@ -22,11 +22,12 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// Starts sending between the two sockets in `dir`, from `a.pcap` and `b.pcap` there, of `frames` each.
+    /// Starts sending between the two sockets in `dir`, from `a.pcap` and `b.pcap` there, of `frames` each. `card` is more
+    /// properties of both cards, such as `packed_vq=1`.
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn start(dir: &Scratch, frames: usize) -> Result<Self> {
+    pub fn start(dir: &Scratch, frames: usize, card: &str) -> Result<Self> {
         // Both files stay in memory whole; the rings need some more. A buffer takes 2.4 KB.
         let buffers = (2 * frames + 16_384).max(65_536);
         let memory_mib = 256 + buffers * 3 / 1024;
@@ -38,9 +39,10 @@ impl Generator {
         for (port, (socket, file)) in super::sockets(dir.path()).iter().zip(["a.pcap", "b.pcap"]).enumerate()
         {
             command.arg(format!(
-                "--vdev=net_virtio_user{port},mac=02:00:00:00:00:0{},path={},queues=1,queue_size=256",
+                "--vdev=net_virtio_user{port},mac=02:00:00:00:00:0{},path={},queues=1,queue_size=256{}{card}",
                 port + 1,
-                socket.display()
+                socket.display(),
+                if card.is_empty() { "" } else { "," },
             ));
             command.arg(format!("--vdev=net_pcap{port},rx_pcap={},infinite_rx=1", dir.join(file).display()));
         }

@@ -10,11 +10,12 @@ use platform::EventFd;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
 use crate::control::Shared;
+use crate::device::Rings;
 use crate::features::Features;
-use crate::link::{Command, Envelope, RINGS, Start, UsedIndices};
+use crate::link::{Bases, Command, Envelope, RINGS, Start};
 use crate::memory::{GuestMemory, RegionRequest};
 use crate::port::{Port, PortEvent};
-use crate::ring::{Ring, RingAddresses};
+use crate::ring::{Call, RingAddresses, Split};
 use crate::window::Window;
 
 pub(crate) const MEMORY_BYTES: u64 = 8 << 20;
@@ -27,9 +28,9 @@ pub(crate) const NEXT: u16 = 1;
 pub(crate) const WRITE: u16 = 2;
 pub(crate) const INDIRECT: u16 = 4;
 
-/// Everything that a Linux guest accepts from us.
+/// Everything that a Linux guest accepts from us, unless it is told to use packed rings.
 pub(crate) fn linux() -> Features {
-    Features(Features::offered(true).0 & !Features::IN_ORDER.0)
+    without(Features::offered(true), Features::IN_ORDER.with(Features::RING_PACKED))
 }
 
 pub(crate) fn without(features: Features, bit: Features) -> Features {
@@ -69,6 +70,11 @@ impl DriverRing {
         let called = EventFd::new().unwrap();
         let call = rustix::io::dup(&called).unwrap();
         Self { addresses, call, called, available: 0, seen: 0 }
+    }
+
+    /// Another handle of the descriptor that the device notifies through.
+    pub(crate) fn call(&self) -> Call {
+        Call::new(Some(rustix::io::dup(&self.call).unwrap()))
     }
 }
 
@@ -207,18 +213,44 @@ impl Guest {
 
     /// Rings as the port takes them up.
     pub(crate) fn start(&self) -> Start {
+        self.start_with(|memory| {
+            let ring = |ring: &DriverRing| {
+                let event_index = self.features.has(Features::EVENT_IDX);
+                Split::new(ring.addresses, memory, event_index, ring.call()).unwrap()
+            };
+            Rings::Split([ring(&self.receive), ring(&self.transmit)])
+        })
+    }
+
+    /// As [`Guest::start`], with rings of any kind.
+    pub(crate) fn start_with(&self, rings: impl FnOnce(&Arc<GuestMemory>) -> Rings) -> Start {
         let memory = Arc::new(map(&self.file));
-        let ring = |ring: &DriverRing| {
-            let call = Some(rustix::io::dup(&ring.call).unwrap());
-            Ring::new(ring.addresses, &memory, self.features.has(Features::EVENT_IDX), call).unwrap()
-        };
         Start {
-            rings: [ring(&self.receive), ring(&self.transmit)],
+            rings: rings(&memory),
             addresses: [self.receive.addresses, self.transmit.addresses],
             kick: None,
             features: self.features,
-            memory: Arc::clone(&memory),
+            memory,
         }
+    }
+}
+
+/// Fills both descriptor rings of sixteen, and both driver areas, with what is nearly right.
+pub(crate) fn scribble_packed(guest: &Guest, words: &[[u8; 8]]) {
+    let mut words = words.iter();
+    for ring in [&guest.receive, &guest.transmit] {
+        for slot in 0..16 {
+            let Some([kind, near, nearer, len, longer, flags, turn, id]) = words.next() else { return };
+            let offset = u64::from(u16::from_le_bytes([*near, *nearer]));
+            let address = if kind % 4 == 0 { offset << (kind % 49) } else { BUFFERS + offset };
+            let len = u32::from(u16::from_le_bytes([*len, *longer])) << if kind & 0x80 != 0 { 16 } else { 0 };
+            let id = if kind & 0x40 != 0 { u16::from(*id) } else { u16::from(*id % 16) };
+            let flags = u16::from(*flags % 8) | u16::from(*turn & 1) << 7 | u16::from(*turn >> 1 & 1) << 15;
+            guest.describe(ring.addresses.descriptors, slot, address, len, id, flags);
+            guest.describe(BUFFERS, slot, address, len, id, flags);
+        }
+        let Some(wish) = words.next() else { return };
+        guest.write(ring.addresses.available, &wish[..4]);
     }
 }
 
@@ -264,7 +296,7 @@ impl Bench {
         assert!(matches!(event, Some(PortEvent::Started { .. })));
     }
 
-    pub(crate) fn command(&mut self, command: Command) -> (Option<PortEvent>, UsedIndices) {
+    pub(crate) fn command(&mut self, command: Command) -> (Option<PortEvent>, Bases) {
         let (done, answer) = sync_channel(1);
         self.commands.try_send(Envelope { command, done }).unwrap();
         let event = self.port.service();

@@ -219,7 +219,8 @@ pub(super) fn open_at(
     mode: SocketMode,
     waker: &Arc<EventFd>,
 ) -> Result<(Port, PortControl), OpenError> {
-    let config = PortConfig { name: "test".into(), socket: socket.into(), mode, offloads: true };
+    let config =
+        PortConfig { name: "test".into(), socket: socket.into(), mode, offloads: true, journal: None };
     open(config, Arc::clone(waker))
 }
 

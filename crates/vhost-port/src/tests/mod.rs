@@ -15,4 +15,7 @@ mod memory;
 #[cfg(test)]
 mod oracle;
 #[cfg(test)]
+mod packed;
+pub(crate) mod packed_driver;
+#[cfg(test)]
 mod random;
