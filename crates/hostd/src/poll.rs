@@ -12,6 +12,7 @@
 //! configured wait; a frame whose answer is late, or whose guest is still being attached to, is dropped
 //! without a verdict, so that the guest's retransmission asks again.
 
+mod finish;
 mod lane;
 
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use vswitch::{Counters, Emission, FlowEvent, FlowRecord, PortId, Switch};
 
 use crate::handover::FlowMemory;
 use crate::introspect::{Inquiry, Introspection, Reply};
+use finish::Workbench;
 use lane::{Desk, Lane};
 
 /// How long the loop spins without a frame before it sleeps.
@@ -174,6 +176,7 @@ pub struct Poll {
     poller: Poller,
     /// The batch being handled.
     desk: Desk,
+    workbench: Workbench,
     /// Flows not looked after since policy last changed.
     unsettled_flows: usize,
     numbers: Numbers,
@@ -192,7 +195,8 @@ impl Poll {
         poller.add(&*wiring.waker, WAKE_TOKEN, Trigger::Level)?;
         let waits = Histogram::new_with_max(WAIT_NS_MAX, 3).expect("a valid range");
         let (lanes, desk, numbers) = (Vec::new(), Desk::new(), Numbers::default());
-        Ok(Self { switch, lanes, wiring, poller, desk, unsettled_flows: 0, numbers, waits })
+        let workbench = Workbench::default();
+        Ok(Self { switch, lanes, wiring, poller, desk, workbench, unsettled_flows: 0, numbers, waits })
     }
 
     /// Runs until the process ends. A panic here is a bug that would leave guests without a network and

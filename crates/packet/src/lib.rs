@@ -19,6 +19,7 @@ pub mod checksum;
 pub mod edit;
 pub mod emit;
 mod ethernet;
+pub mod finish;
 mod head;
 pub mod icmp;
 mod ip;

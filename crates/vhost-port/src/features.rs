@@ -13,6 +13,8 @@ const HEADER_NEEDS_CSUM: u8 = 1;
 const GSO_TCPV4: u8 = 1;
 /// `gso_type`: one TCP segment over IPv6, to be cut.
 const GSO_TCPV6: u8 = 4;
+/// `gso_type`: UDP datagrams of one size, to be cut.
+const GSO_UDP: u8 = 5;
 
 /// A set of feature bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,6 +25,8 @@ impl Features {
     pub const CSUM: Self = Self(1);
     /// Guest takes frames with partial checksums.
     pub const GUEST_CSUM: Self = Self(1 << 1);
+    /// Guest is told its largest packet by its VMM.
+    pub const MTU: Self = Self(1 << 3);
     /// Guest takes TCP super-frames over IPv4.
     pub const GUEST_TSO4: Self = Self(1 << 7);
     /// Guest takes TCP super-frames over IPv6.
@@ -31,6 +35,12 @@ impl Features {
     pub const HOST_TSO4: Self = Self(1 << 11);
     /// Guest may send TCP super-frames over IPv6.
     pub const HOST_TSO6: Self = Self(1 << 12);
+    /// Guest takes UDP super-frames over IPv4.
+    pub const GUEST_USO4: Self = Self(1 << 54);
+    /// Guest takes UDP super-frames over IPv6.
+    pub const GUEST_USO6: Self = Self(1 << 55);
+    /// Guest may send UDP super-frames.
+    pub const HOST_USO: Self = Self(1 << 56);
     /// A received frame may span several buffers.
     pub const MRG_RXBUF: Self = Self(1 << 15);
     /// A descriptor may name a table of descriptors.
@@ -61,7 +71,8 @@ impl Features {
     /// What a port offers; without `offloads`, every frame is complete and no longer than the MTU.
     #[must_use]
     pub const fn offered(offloads: bool) -> Self {
-        let plain = Self::MRG_RXBUF
+        let plain = Self::MTU
+            .with(Self::MRG_RXBUF)
             .with(Self::INDIRECT_DESC)
             .with(Self::EVENT_IDX)
             .with(Self::PROTOCOL_FEATURES)
@@ -78,6 +89,9 @@ impl Features {
             .with(Self::HOST_TSO6)
             .with(Self::GUEST_TSO4)
             .with(Self::GUEST_TSO6)
+            .with(Self::HOST_USO)
+            .with(Self::GUEST_USO4)
+            .with(Self::GUEST_USO6)
     }
 
     /// Whether a guest with these features takes a frame with this virtio-net header.
@@ -88,6 +102,8 @@ impl Features {
             0 => true,
             GSO_TCPV4 => self.has(Self::GUEST_TSO4),
             GSO_TCPV6 => self.has(Self::GUEST_TSO6),
+            // The header does not say over what.
+            GSO_UDP => self.has(Self::GUEST_USO4.with(Self::GUEST_USO6)),
             _ => false,
         };
         checksum && segment

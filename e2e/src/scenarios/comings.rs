@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use anyhow::{Context, Result};
 use api::admin::{IntrospectionState, NicState};
 
+use super::traffic::{API_V6, exchange, take_ipv6};
 use crate::conversation::{Stream, attempt};
 use crate::shop::{API, DB, NOTICE_LIMIT};
 use crate::{Report, Shop};
@@ -23,7 +24,7 @@ spec:
     socket: acme-batch.sock
     socketMode: Connect
     mac: \"02:6d:76:00:01:0e\"
-    addresses: [10.0.0.14/24]
+    addresses: [10.0.0.14/24, \"fd00:6d76::14/64\"]
 ";
 
 /// First words of a vhost-user conversation: GET_FEATURES, then a header that is cut off, a message that claims
@@ -81,7 +82,7 @@ pub(super) fn reset(shop: &mut Shop, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// A machine by manifest, there and gone.
+/// A machine by manifest, there and gone; meanwhile with a card that takes no offloads.
 pub(super) fn join_and_leave(shop: &mut Shop, report: &mut Report) -> Result<()> {
     shop.write("60-batch.yaml", BATCH)?;
     shop.until(NOTICE_LIMIT, || Ok(shop.machine("acme/batch").ok())).context("the machine is not noticed")?;
@@ -89,6 +90,13 @@ pub(super) fn join_and_leave(shop: &mut Shop, report: &mut Report) -> Result<()>
     shop.await_machine("acme/batch")?;
     let allowed = attempt(shop.vm("acme/batch"), "/usr/bin/storefront", API)?;
     report.check("the new machine takes part", allowed.connected());
+
+    // Its card does nothing for it, the API's leaves all to its receiver: frames must be finished in between.
+    take_ipv6(shop.vm("acme/batch"), "fd00:6d76::14")?;
+    take_ipv6(shop.vm("acme/api"), "fd00:6d76::12")?;
+    for to in [API, API_V6] {
+        exchange(shop, "acme/batch", to, report)?;
+    }
 
     // Left with an open connection, which must not trouble anyone else.
     Stream::start(shop, "acme/batch", "leaving", "/usr/bin/storefront", API)?;

@@ -2,13 +2,14 @@
 //! Other protocols, large frames, many connections.
 
 use anyhow::{Context, Result};
+use testkit::vm::Vm;
 
 use crate::conversation::attempt;
 use crate::shop::{API, NOTICE_LIMIT};
 use crate::{Report, Shop};
 
 /// The API's address in the other family.
-const API_V6: &str = "[fd00:6d76::12]:8080";
+pub(super) const API_V6: &str = "[fd00:6d76::12]:8080";
 /// Lets the storefront send datagrams to the API as well.
 const DATAGRAMS: &str = "\
 # SPDX-License-Identifier: Apache-2.0
@@ -31,12 +32,8 @@ const CONNECTIONS: usize = 200;
 /// The same two programs, the same two verdicts.
 pub(super) fn protocols(shop: &mut Shop, report: &mut Report) -> Result<()> {
     let (web, api) = (shop.vm("acme/web"), shop.vm("acme/api"));
-    web.expect("ip address add fd00:6d76::11/64 dev eth0")?;
-    api.expect("ip address add fd00:6d76::12/64 dev eth0")?;
-    // An address must have proved unique before it is used.
-    for vm in [web, api] {
-        vm.expect("until ! ip address show dev eth0 | grep -q tentative; do usleep 50000; done")?;
-    }
+    take_ipv6(web, "fd00:6d76::11")?;
+    take_ipv6(api, "fd00:6d76::12")?;
     report.check("storefront by IPv6 is connected", attempt(web, "/usr/bin/storefront", API_V6)?.connected());
     report.check(
         "an intruder by IPv6 is refused",
@@ -54,10 +51,24 @@ pub(super) fn protocols(shop: &mut Shop, report: &mut Report) -> Result<()> {
     shop.remove("50-datagrams.yaml").map(drop)
 }
 
+/// Gives a machine its IPv6 address, unless it has it. An address must have proved unique before it is used.
+pub(super) fn take_ipv6(vm: &Vm, address: &str) -> Result<()> {
+    vm.expect(&format!(
+        "ip address show dev eth0 | grep -q {address}/ || ip address add {address}/64 dev eth0; \
+         until ! ip address show dev eth0 | grep -q tentative; do usleep 50000; done"
+    ))
+    .map(drop)
+}
+
 /// With checksums left to the receiver, and segments larger than the link's packets.
 pub(super) fn bulk(shop: &mut Shop, report: &mut Report) -> Result<()> {
-    let sent = shop.vm("acme/web").run(&format!("/usr/bin/storefront bulk {API} {BULK_MIB}"))?.stdout;
-    let claim = format!("{BULK_MIB} MiB come back as they were sent");
+    exchange(shop, "acme/web", API, report)
+}
+
+/// Has a machine send much to an API, which sends it back.
+pub(super) fn exchange(shop: &Shop, from: &str, to: &str, report: &mut Report) -> Result<()> {
+    let sent = shop.vm(from).run(&format!("/usr/bin/storefront bulk {to} {BULK_MIB}"))?.stdout;
+    let claim = format!("{BULK_MIB} MiB from {from} to {to} come back as they were sent");
     report.claim(claim, sent.starts_with("whole "), sent);
     Ok(())
 }

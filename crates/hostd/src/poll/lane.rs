@@ -9,7 +9,7 @@
 //! 2. *Decide*: the switch is asked frame by frame, in order, for a frame's verdict may depend on the frame
 //!    before. The first frame that must wait for an answer ends the stage; it and those after it stay in the
 //!    lane, and those after it will be read anew.
-//! 3. *Deliver*: what was decided goes out, in order.
+//! 3. *Deliver*: what was decided goes out, in order; finished first, if its receiver does not take it as it is.
 //!
 //! Delivery writes to memory that a guest has in its cache. Nothing that was just written is read back in
 //! between, because such a read may wait for all of these writes to be done.
@@ -251,7 +251,12 @@ impl Poll {
             let frame = &self.desk.frames[position];
             let rest = (batch.chain(position), VNET_HEADER_BYTES + frame.head_len_bytes);
             let sent = match self.lanes.get_mut(usize::from(to.0)) {
-                Some(Some(lane)) => lane.port.send_parts(frame.vnet.to_bytes(), frame.bytes(), Some(rest)),
+                Some(Some(Lane { port, .. })) => {
+                    match port.send_parts(frame.vnet.to_bytes(), frame.bytes(), Some(rest)) {
+                        Err(SendError::Offload) => self.workbench.deliver(port, frame, rest),
+                        sent => sent,
+                    }
+                }
                 _ => Err(SendError::Stopped),
             };
             self.numbers.undelivered += u64::from(sent.is_err());

@@ -2,6 +2,7 @@
 //! Frames in, values out, against hand-made bytes and an independent parser.
 
 mod emitting;
+mod finishing;
 mod malformed;
 mod options;
 mod oracle;
