@@ -43,8 +43,8 @@ impl Shop {
         };
         ask(&FlowQuery {
             tuple,
-            source: Party { vm: vm(from), attribution: caller },
-            destination: Party { vm: vm(to), attribution: None },
+            source: Party { vm: Some(vm(from)), attribution: caller },
+            destination: Party { vm: Some(vm(to)), attribution: None },
         })
     }
 
@@ -133,7 +133,7 @@ fn services_are_found_by_name() {
     let name = |text: &str| text.parse().unwrap();
     let api = shop.policy.service(&name("acme"), &name("api")).unwrap();
     assert_eq!(api.vms, [shop.inventory.find(&"acme/api".parse().unwrap()).unwrap()]);
-    assert_eq!(api.ports[0].port, Some(8080));
+    assert_eq!(api.ports[0].ports, Some(8080.into()));
     assert!(shop.policy.service(&name("globex"), &name("api")).is_none());
 }
 

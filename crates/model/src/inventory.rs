@@ -158,8 +158,8 @@ impl Inventory {
     }
 
     /// All machines with their positions.
-    pub fn vms(&self) -> impl Iterator<Item = (VmIndex, &Vm)> {
-        self.vms.iter().zip(0..).map(|(vm, index)| (VmIndex(index), vm))
+    pub fn vms(&self) -> impl ExactSizeIterator<Item = (VmIndex, &Vm)> {
+        self.vms.iter().enumerate().map(|(index, vm)| (VmIndex(index as u32), vm))
     }
 
     /// The machine at a position of this inventory.

@@ -37,13 +37,13 @@ impl fmt::Display for RuleId {
 /// One end of a flow.
 #[derive(Clone, Copy, Debug)]
 pub struct Party<'a> {
-    /// The machine.
-    pub vm: VmIndex,
+    /// The machine; `None` outside the mesh, where only the address in the flow's tuple is known.
+    pub vm: Option<VmIndex>,
     /// The process behind the flow; `None` when nobody asked for it.
     pub attribution: Option<&'a Attribution>,
 }
 
-/// A flow to be judged, as its first packet shows it.
+/// A flow to be judged, as its first packet shows it. At least one end is a machine.
 #[derive(Clone, Copy, Debug)]
 pub struct FlowQuery<'a> {
     /// As the initiator sent it.

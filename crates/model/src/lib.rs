@@ -23,8 +23,8 @@ pub use judge::{Action, FlowQuery, Judge, Judgement, Needs, Party, RuleId, Snaps
 pub use name::{Name, NameError, NicRef, VmRef};
 pub use net::{Cidr, CidrError, FiveTuple, MacAddr, MacError, Moment, Protocol};
 pub use policy::{
-    AccessPolicy, Application, Glob, GlobError, Mode, Origin, PolicySet, PortMatch, ProcessSelector, Service,
-    Target, VmSelector, Workload,
+    AccessPolicy, Application, Glob, GlobError, Mode, Origin, PolicySet, PortMatch, PortRange,
+    ProcessSelector, Service, Target, VmSelector, Workload,
 };
 
 /// Number of a published snapshot. Greater is newer; zero is "before the first".

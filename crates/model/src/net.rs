@@ -126,6 +126,27 @@ impl Cidr {
             _ => false,
         }
     }
+
+    /// Whether all of `inner`'s subnet lies in this one.
+    #[must_use]
+    pub fn includes(&self, inner: &Self) -> bool {
+        self.prefix_len_bits <= inner.prefix_len_bits && self.contains(inner.address)
+    }
+
+    /// The subnet as a whole: the address with its host bits cleared.
+    #[must_use]
+    pub fn network(&self) -> Self {
+        let shift = |width: u8| u32::from(width - self.prefix_len_bits);
+        let address = match self.address {
+            IpAddr::V4(v4) => {
+                IpAddr::V4((v4.to_bits() & u32::MAX.checked_shl(shift(32)).unwrap_or(0)).into())
+            }
+            IpAddr::V6(v6) => {
+                IpAddr::V6((v6.to_bits() & u128::MAX.checked_shl(shift(128)).unwrap_or(0)).into())
+            }
+        };
+        Self { address, ..*self }
+    }
 }
 
 impl FromStr for Cidr {
@@ -261,6 +282,20 @@ mod tests {
             let cidr: Cidr = cidr.parse().unwrap();
             assert_eq!(cidr.contains(address.parse().unwrap()), inside, "{cidr} {address}");
         }
+        for (cidr, network) in [
+            ("10.0.0.11/24", "10.0.0.0/24"),
+            ("10.0.0.11/0", "0.0.0.0/0"),
+            ("10.0.0.11/32", "10.0.0.11/32"),
+            ("fd00::ff11/120", "fd00::ff00/120"),
+            ("fd00::1/0", "::/0"),
+        ] {
+            let (cidr, network): (Cidr, Cidr) = (cidr.parse().unwrap(), network.parse().unwrap());
+            assert_eq!(cidr.network(), network);
+            assert!(network.includes(&cidr) && cidr.includes(&network));
+        }
+        let wide: Cidr = "10.0.0.0/8".parse().unwrap();
+        assert!(wide.includes(&"10.1.0.0/16".parse().unwrap()));
+        assert!(!"10.1.0.0/16".parse::<Cidr>().unwrap().includes(&wide));
         for bad in ["10.0.0.1", "10.0.0.1/33", "fd00::1/129", "x/8", "10.0.0.1/-1"] {
             assert!(bad.parse::<Cidr>().is_err(), "{bad}");
         }

@@ -9,7 +9,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::{Action, Name, Protocol};
+use crate::{Action, Cidr, Name, Protocol};
 
 /// A pattern over paths and unit names: `*` stands for any run of characters, `/` included, `?` for
 /// any one character, every other character for itself.
@@ -114,11 +114,56 @@ pub struct Workload {
     pub process: Option<ProcessSelector>,
 }
 
-/// A port, or every port, of a protocol.
+/// Consecutive layer-4 ports; at least one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortRange {
+    first: u16,
+    last: u16,
+}
+
+impl PortRange {
+    /// The ports from `first` to `last`, both included; `None` when there are none.
+    #[must_use]
+    pub fn new(first: u16, last: u16) -> Option<Self> {
+        (first <= last).then_some(Self { first, last })
+    }
+
+    /// The lowest port.
+    #[must_use]
+    pub fn first(self) -> u16 {
+        self.first
+    }
+
+    /// The highest port.
+    #[must_use]
+    pub fn last(self) -> u16 {
+        self.last
+    }
+
+    /// Whether `port` is one of them.
+    #[must_use]
+    pub fn contains(self, port: u16) -> bool {
+        (self.first..=self.last).contains(&port)
+    }
+}
+
+impl From<u16> for PortRange {
+    fn from(port: u16) -> Self {
+        Self { first: port, last: port }
+    }
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.first == self.last { self.first.fmt(f) } else { write!(f, "{}-{}", self.first, self.last) }
+    }
+}
+
+/// Some ports, or every port, of a protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PortMatch {
-    /// The layer-4 port; absent means any, and must be absent for protocols without ports.
-    pub port: Option<u16>,
+    /// The layer-4 ports; absent means any, and must be absent for protocols without ports.
+    pub ports: Option<PortRange>,
     /// The protocol.
     pub protocol: Protocol,
 }
@@ -127,7 +172,16 @@ impl PortMatch {
     /// Whether a flow to `port` over `protocol` is meant.
     #[must_use]
     pub fn covers(self, protocol: Protocol, port: u16) -> bool {
-        self.protocol == protocol && self.port.is_none_or(|own| own == port)
+        self.protocol == protocol && self.ports.is_none_or(|own| own.contains(port))
+    }
+
+    /// Whether all that `inner` means is meant.
+    #[must_use]
+    pub fn includes(self, inner: Self) -> bool {
+        let wide = |own: PortRange| {
+            inner.ports.is_some_and(|ports| own.contains(ports.first) && own.contains(ports.last))
+        };
+        self.protocol == inner.protocol && self.ports.is_none_or(wide)
     }
 }
 
@@ -181,6 +235,8 @@ pub enum Origin {
     Workload(Workload),
     /// All of an application.
     Application(Name),
+    /// Whoever has an address in this network: machines of the tenant, and what is outside the mesh.
+    Network(Cidr),
 }
 
 /// Whom a flow is for.
@@ -190,6 +246,9 @@ pub enum Target {
     Workload(Workload, Vec<PortMatch>),
     /// All of an application on some ports; no ports mean all of every protocol.
     Application(Name, Vec<PortMatch>),
+    /// Whoever has an address in this network, outside the mesh included, on some ports; no ports
+    /// mean all of every protocol.
+    Network(Cidr, Vec<PortMatch>),
     /// A service: its workloads on its ports.
     Service(Name),
 }
@@ -205,9 +264,9 @@ pub struct AccessPolicy {
     pub action: Action,
     /// Whether it decides or only reports.
     pub mode: Mode,
-    /// Who opens the flow: any of these; empty means anyone in the tenant.
+    /// Who opens the flow: any of these; empty means any machine of the tenant.
     pub from: Vec<Origin>,
-    /// Whom the flow is for: any of these; empty means anything in the tenant.
+    /// Whom the flow is for: any of these; empty means any machine of the tenant.
     pub to: Vec<Target>,
 }
 
@@ -242,12 +301,25 @@ mod tests {
 
     #[test]
     fn port_match_covers_its_protocol_only() {
-        let exact = PortMatch { port: Some(80), protocol: Protocol::Tcp };
-        let any = PortMatch { port: None, protocol: Protocol::Udp };
+        let exact = PortMatch { ports: Some(80.into()), protocol: Protocol::Tcp };
+        let any = PortMatch { ports: None, protocol: Protocol::Udp };
         assert!(exact.covers(Protocol::Tcp, 80));
         assert!(!exact.covers(Protocol::Tcp, 81));
         assert!(!exact.covers(Protocol::Udp, 80));
         assert!(any.covers(Protocol::Udp, 0) && any.covers(Protocol::Udp, 53));
         assert!(!any.covers(Protocol::Tcp, 53));
+    }
+
+    #[test]
+    fn port_ranges_include_their_ends() {
+        assert_eq!(PortRange::new(2, 1), None);
+        let tcp = |first, last| PortMatch { ports: PortRange::new(first, last), protocol: Protocol::Tcp };
+        let range = tcp(80, 82);
+        assert!([80, 81, 82].iter().all(|port| range.covers(Protocol::Tcp, *port)));
+        assert!(![79, 83].iter().any(|port| range.covers(Protocol::Tcp, *port)));
+        assert!(range.includes(tcp(81, 82)) && !range.includes(tcp(81, 83)));
+        let every = PortMatch { ports: None, protocol: Protocol::Tcp };
+        assert!(every.includes(range) && !range.includes(every));
+        assert_eq!(range.ports.unwrap().to_string(), "80-82");
     }
 }

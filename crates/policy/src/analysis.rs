@@ -5,7 +5,7 @@ use std::fmt;
 
 use model::{Action, Mode, RuleId};
 
-use crate::clause::{DestinationClause, ProcessMatch, Rule, SourceClause};
+use crate::clause::{Clause, Peers, ProcessMatch, Rule};
 use crate::judge::{CompiledPolicy, TenantRules};
 
 /// Most pairs of an Allow and a Deny that are compared, which bounds the time to a second or so.
@@ -82,8 +82,8 @@ impl CompiledPolicy {
 }
 
 fn selects_nothing(rule: &Rule, warnings: &mut Vec<Warning>) {
-    let from = rule.from.iter().enumerate().filter(|(_, clause)| clause.vms.is_empty());
-    let to = rule.to.iter().enumerate().filter(|(_, clause)| clause.vms.is_empty());
+    let from = rule.from.iter().enumerate().filter(|(_, clause)| clause.peers.is_nobody());
+    let to = rule.to.iter().enumerate().filter(|(_, clause)| clause.peers.is_nobody());
     let entries =
         from.map(|(index, _)| format!("from[{index}]")).chain(to.map(|(index, _)| format!("to[{index}]")));
     warnings.extend(entries.map(|entry| Warning::SelectsNothing { rule: rule.id.clone(), entry }));
@@ -91,8 +91,7 @@ fn selects_nothing(rule: &Rule, warnings: &mut Vec<Warning>) {
 
 fn unknown_passes(tenant: &TenantRules, rule: &Rule, warnings: &mut Vec<Warning>) {
     let denies = rule.action == Action::Deny && rule.mode == Mode::Enforce;
-    let names_process = rule.from.iter().any(|clause| clause.process.is_some())
-        || rule.to.iter().any(|clause| clause.process.is_some());
+    let names_process = rule.from.iter().chain(&rule.to).any(|clause| clause.process.is_some());
     if tenant.default_action == Action::Allow && denies && names_process {
         warnings.push(Warning::UnknownPasses { rule: rule.id.clone() });
     }
@@ -122,26 +121,26 @@ fn shadowed(tenant: &TenantRules, pairs_left: &mut usize, warnings: &mut Vec<War
 /// Whether `deny` surely matches all that `allow` matches: each entry lies within one of `deny`'s.
 /// Entries that only together cover another are not recognised.
 fn covers(deny: &Rule, allow: &Rule) -> bool {
-    let selects = allow.from.iter().any(|clause| !clause.vms.is_empty())
-        && allow.to.iter().any(|clause| !clause.vms.is_empty());
-    selects
-        && allow.from.iter().all(|inner| deny.from.iter().any(|outer| source_within(inner, outer)))
-        && allow.to.iter().all(|inner| deny.to.iter().any(|outer| destination_within(inner, outer)))
+    let selects = |clauses: &[Clause]| clauses.iter().any(|clause| !clause.peers.is_nobody());
+    let within = |inner: &[Clause], outer: &[Clause]| {
+        inner.iter().all(|inner| outer.iter().any(|outer| clause_within(inner, outer)))
+    };
+    selects(&allow.from)
+        && selects(&allow.to)
+        && within(&allow.from, &deny.from)
+        && within(&allow.to, &deny.to)
 }
 
-fn source_within(inner: &SourceClause, outer: &SourceClause) -> bool {
-    inner.vms.is_subset(&outer.vms) && process_within(inner.process.as_ref(), outer.process.as_ref())
-}
-
-fn destination_within(inner: &DestinationClause, outer: &DestinationClause) -> bool {
+fn clause_within(inner: &Clause, outer: &Clause) -> bool {
+    let peers = match (&inner.peers, &outer.peers) {
+        (Peers::Machines(inner), Peers::Machines(outer)) => inner.vms.is_subset(&outer.vms),
+        (Peers::Network(inner), Peers::Network(outer)) => outer.includes(inner),
+        _ => false,
+    };
     let ports = outer.ports.is_empty()
         || (!inner.ports.is_empty()
-            && inner.ports.iter().all(|inner| {
-                outer.ports.iter().any(|outer| {
-                    outer.protocol == inner.protocol && (outer.port.is_none() || outer.port == inner.port)
-                })
-            }));
-    inner.vms.is_subset(&outer.vms) && ports && process_within(inner.process.as_ref(), outer.process.as_ref())
+            && inner.ports.iter().all(|inner| outer.ports.iter().any(|outer| outer.includes(*inner))));
+    peers && ports && process_within(inner.process.as_ref(), outer.process.as_ref())
 }
 
 fn process_within(inner: Option<&ProcessMatch>, outer: Option<&ProcessMatch>) -> bool {

@@ -2,8 +2,12 @@
 //! The entries of a policy's `from` and `to`, compiled: machines as bits, patterns as matchers.
 
 use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
 
-use model::{Action, Attribution, FlowQuery, Mode, PortMatch, ProcessSelector, Protocol, RuleId, VmIndex};
+use model::{
+    Action, Attribution, Cidr, FlowQuery, Mode, Needs, Party, PortMatch, ProcessSelector, Protocol, RuleId,
+};
 use wildmatch::WildMatch;
 
 use crate::bits::BitSet;
@@ -55,42 +59,68 @@ impl fmt::Display for ProcessMatch {
     }
 }
 
-/// One entry of `from`.
-#[derive(Clone, Debug)]
-pub(crate) struct SourceClause {
+/// One end of a flow.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct End<'a> {
+    pub(crate) party: Party<'a>,
+    pub(crate) address: IpAddr,
+}
+
+impl<'a> End<'a> {
+    pub(crate) fn source(query: &FlowQuery<'a>) -> Self {
+        Self { party: query.source, address: query.tuple.source }
+    }
+
+    pub(crate) fn destination(query: &FlowQuery<'a>) -> Self {
+        Self { party: query.destination, address: query.tuple.destination }
+    }
+}
+
+/// The machines that a selector stands for.
+#[derive(Debug)]
+pub(crate) struct Selection {
+    /// Differs between selectors.
+    pub(crate) number: u32,
     pub(crate) vms: BitSet,
-    pub(crate) process: Option<ProcessMatch>,
 }
 
-/// One entry of `to`.
+/// Who can be at an end.
 #[derive(Clone, Debug)]
-pub(crate) struct DestinationClause {
-    pub(crate) vms: BitSet,
+pub(crate) enum Peers {
+    /// These machines; shared by all entries that select alike.
+    Machines(Arc<Selection>),
+    /// Whoever has an address in this network.
+    Network(Cidr),
+}
+
+impl Peers {
+    pub(crate) fn include(&self, end: &End<'_>) -> bool {
+        match self {
+            Self::Machines(selection) => end.party.vm.is_some_and(|vm| selection.vms.contains(vm.0 as usize)),
+            Self::Network(network) => network.contains(end.address),
+        }
+    }
+
+    pub(crate) fn is_nobody(&self) -> bool {
+        matches!(self, Self::Machines(selection) if selection.vms.is_empty())
+    }
+}
+
+/// One entry of `from` or `to`.
+#[derive(Clone, Debug)]
+pub(crate) struct Clause {
+    pub(crate) peers: Peers,
     pub(crate) process: Option<ProcessMatch>,
-    /// Empty means every port of every protocol.
-    pub(crate) ports: Vec<PortMatch>,
+    /// Empty, as always in `from`, means every port of every protocol.
+    pub(crate) ports: Box<[PortMatch]>,
 }
 
-impl SourceClause {
-    pub(crate) fn selects(&self, vm: VmIndex) -> bool {
-        self.vms.contains(vm.0 as usize)
-    }
-
-    fn process_fits(&self, attribution: Option<&Attribution>) -> bool {
-        self.process.as_ref().is_none_or(|process| process.matches(attribution))
-    }
-}
-
-impl DestinationClause {
-    pub(crate) fn selects(&self, vm: VmIndex) -> bool {
-        self.vms.contains(vm.0 as usize)
-    }
-
+impl Clause {
     pub(crate) fn covers(&self, protocol: Protocol, port: u16) -> bool {
         self.ports.is_empty() || self.ports.iter().any(|own| own.covers(protocol, port))
     }
 
-    fn process_fits(&self, attribution: Option<&Attribution>) -> bool {
+    pub(crate) fn process_fits(&self, attribution: Option<&Attribution>) -> bool {
         self.process.as_ref().is_none_or(|process| process.matches(attribution))
     }
 }
@@ -102,38 +132,65 @@ pub(crate) struct Rule {
     pub(crate) action: Action,
     pub(crate) mode: Mode,
     /// Never empty: an absent `from` is one entry that selects the whole tenant.
-    pub(crate) from: Vec<SourceClause>,
+    pub(crate) from: Box<[Clause]>,
     /// Never empty, likewise.
-    pub(crate) to: Vec<DestinationClause>,
+    pub(crate) to: Box<[Clause]>,
+    /// One entry each way and no process: whatever the classifier finds matches.
+    plain: bool,
 }
 
 impl Rule {
-    /// The entries that select the source's machine.
-    pub(crate) fn source_clauses(&self, query: &FlowQuery<'_>) -> impl Iterator<Item = &SourceClause> {
-        let vm = query.source.vm;
-        self.from.iter().filter(move |clause| clause.selects(vm))
+    pub(crate) fn new(
+        id: RuleId,
+        (action, mode): (Action, Mode),
+        from: Box<[Clause]>,
+        to: Box<[Clause]>,
+    ) -> Self {
+        let whole = |clauses: &[Clause]| clauses.len() == 1 && clauses[0].process.is_none();
+        let plain = whole(&from) && whole(&to);
+        Self { id, action, mode, from, to, plain }
     }
 
-    /// The entries that select the destination's machine and port.
-    pub(crate) fn destination_clauses(
-        &self,
-        query: &FlowQuery<'_>,
-    ) -> impl Iterator<Item = &DestinationClause> {
-        let (vm, tuple) = (query.destination.vm, query.tuple);
-        self.to
-            .iter()
-            .filter(move |clause| clause.selects(vm) && clause.covers(tuple.protocol, tuple.destination_port))
+    /// Whether a flow that the classifier found this rule for matches it.
+    pub(crate) fn holds(&self, query: &FlowQuery<'_>) -> bool {
+        self.plain || self.matches(query)
     }
 
-    pub(crate) fn source_matches(&self, query: &FlowQuery<'_>) -> bool {
+    /// Which processes decide whether a flow that the classifier found this rule for matches it.
+    pub(crate) fn needs(&self, query: &FlowQuery<'_>) -> Needs {
+        if self.plain {
+            return Needs::default();
+        }
+        // An entry that fits whoever acts makes the others irrelevant.
+        let mut from = self.source_clauses(query).peekable();
+        let mut to = self.destination_clauses(query).peekable();
+        if from.peek().is_none() || to.peek().is_none() {
+            return Needs::default();
+        }
+        Needs {
+            source: from.all(|clause| clause.process.is_some()),
+            destination: to.all(|clause| clause.process.is_some()),
+        }
+    }
+
+    /// The entries that select the source.
+    pub(crate) fn source_clauses(&self, query: &FlowQuery<'_>) -> impl Iterator<Item = &Clause> {
+        let end = End::source(query);
+        self.from.iter().filter(move |clause| clause.peers.include(&end))
+    }
+
+    /// The entries that select the destination and the port.
+    pub(crate) fn destination_clauses(&self, query: &FlowQuery<'_>) -> impl Iterator<Item = &Clause> {
+        let (end, tuple) = (End::destination(query), query.tuple);
+        self.to.iter().filter(move |clause| {
+            clause.peers.include(&end) && clause.covers(tuple.protocol, tuple.destination_port)
+        })
+    }
+
+    fn matches(&self, query: &FlowQuery<'_>) -> bool {
         self.source_clauses(query).any(|clause| clause.process_fits(query.source.attribution))
-    }
-
-    pub(crate) fn destination_matches(&self, query: &FlowQuery<'_>) -> bool {
-        self.destination_clauses(query).any(|clause| clause.process_fits(query.destination.attribution))
-    }
-
-    pub(crate) fn matches(&self, query: &FlowQuery<'_>) -> bool {
-        self.source_matches(query) && self.destination_matches(query)
+            && self
+                .destination_clauses(query)
+                .any(|clause| clause.process_fits(query.destination.attribution))
     }
 }

@@ -1,16 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Compiling: names into machines, selectors into bits, everything into its tenant.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use model::{
-    AccessPolicy, Inventory, Name, Origin, PolicySet, PortMatch, RuleId, Target, VmIndex, VmSelector,
-    Workload,
+    AccessPolicy, Cidr, Inventory, Name, Origin, PolicySet, PortMatch, RuleId, Service, Target, VmIndex,
+    VmRef, VmSelector, Workload,
 };
 
 use crate::bits::BitSet;
-use crate::clause::{DestinationClause, ProcessMatch, Rule, SourceClause};
-use crate::judge::{CompiledPolicy, CompiledService, PortIndex, TenantRules, VmRules};
+use crate::classifier::Classifier;
+use crate::clause::{Clause, Peers, ProcessMatch, Rule, Selection};
+use crate::judge::{CompiledPolicy, CompiledService, TenantRules, VmRules};
+use crate::rule_set::RULES_MAX;
+
+/// Every machine of a tenant, whoever acts in it.
+static ANY: Workload = Workload { vm: VmSelector { name: None, labels: BTreeMap::new() }, process: None };
 
 /// Why a set of policies has no meaning. The loader of manifests refuses all of these with their
 /// place; here they guard whoever builds a set in another way.
@@ -40,6 +46,9 @@ pub enum CompileError {
         /// The missing service.
         service: Name,
     },
+    /// A tenant has more policies than can be told apart in bounded memory.
+    #[error("tenant `{0}` has more than {RULES_MAX} access policies")]
+    TooMany(Name),
     /// Two resources of one kind, tenant and name.
     #[error("{kind} `{tenant}/{name}` is defined twice")]
     Twice {
@@ -57,10 +66,14 @@ pub enum CompileError {
 /// # Errors
 /// The first resource, in the order given, that contradicts another or leads nowhere.
 pub fn compile(inventory: &Inventory, policies: &PolicySet) -> Result<CompiledPolicy, CompileError> {
-    let names = Names::new(inventory, policies)?;
+    let mut names = Names::new(inventory, policies)?;
     let mut rules: Vec<Vec<Rule>> = inventory.tenants().iter().map(|_| Vec::new()).collect();
     for policy in &policies.policies {
-        rules[names.tenant(&policy.tenant, &policy.name)?].push(names.rule(policy)?);
+        let tenant = names.tenant(&policy.tenant, &policy.name)?;
+        if rules[tenant].len() == RULES_MAX {
+            return Err(CompileError::TooMany(policy.tenant.clone()));
+        }
+        rules[tenant].push(names.rule(policy)?);
     }
     let tenants: Vec<TenantRules> = inventory
         .tenants()
@@ -70,35 +83,19 @@ pub fn compile(inventory: &Inventory, policies: &PolicySet) -> Result<CompiledPo
             default_action: tenant.default_action,
             default_id: RuleId(format!("{}/default", tenant.name).into()),
             isolation_id: RuleId(format!("{}/(isolation)", tenant.name).into()),
-            ports: PortIndex::new(&rules),
+            classifier: Classifier::new(&rules),
             rules,
         })
         .collect();
-    let vms = inventory.vms().map(|(index, vm)| {
-        let tenant = names.tenants[&vm.id.tenant];
-        vm_rules(vm.id.to_string(), tenant, index, &tenants[tenant].rules)
-    });
-    let services = names.services.iter().map(|((tenant, name), service)| {
-        let selected = |vm: &model::Vm| vm.id.tenant == **tenant && service.selector.vm.selects(vm);
-        let vms = inventory.vms().filter(|(_, vm)| selected(vm)).map(|(index, _)| index);
-        let compiled = CompiledService { vms: vms.collect(), ports: service.ports.clone() };
-        (((*tenant).clone(), (*name).clone()), compiled)
+    let vms = inventory
+        .vms()
+        .map(|(_, vm)| VmRules { name: vm.id.to_string(), tenant: names.tenants[&vm.id.tenant] });
+    let services = policies.services.iter().map(|service| {
+        let selected = names.vms(&service.tenant, &service.selector.vm);
+        let compiled = CompiledService { vms: selected.collect(), ports: service.ports.clone() };
+        ((service.tenant.clone(), service.name.clone()), compiled)
     });
     Ok(CompiledPolicy { vms: vms.collect(), services: services.collect(), tenants })
-}
-
-fn vm_rules(name: String, tenant: usize, vm: VmIndex, rules: &[Rule]) -> VmRules {
-    let mut as_source = BitSet::new(rules.len());
-    let mut as_destination = BitSet::new(rules.len());
-    for (number, rule) in rules.iter().enumerate() {
-        if rule.from.iter().any(|clause| clause.selects(vm)) {
-            as_source.insert(number);
-        }
-        if rule.to.iter().any(|clause| clause.selects(vm)) {
-            as_destination.insert(number);
-        }
-    }
-    VmRules { name, tenant, as_source, as_destination }
 }
 
 /// What names stand for.
@@ -106,14 +103,24 @@ struct Names<'a> {
     inventory: &'a Inventory,
     tenants: HashMap<&'a Name, usize>,
     applications: HashMap<(&'a Name, &'a Name), &'a model::Application>,
-    services: HashMap<(&'a Name, &'a Name), &'a model::Service>,
+    services: HashMap<(&'a Name, &'a Name), &'a Service>,
+    /// The machines of each tenant.
+    machines: HashMap<&'a Name, Vec<VmIndex>>,
+    /// What selectors, by tenant, have been found to stand for.
+    selections: HashMap<(&'a Name, &'a VmSelector), Arc<Selection>>,
 }
 
 impl<'a> Names<'a> {
     fn new(inventory: &'a Inventory, policies: &'a PolicySet) -> Result<Self, CompileError> {
         let tenants = inventory.tenants().iter().zip(0..).map(|(tenant, index)| (&tenant.name, index));
+        let mut machines: HashMap<_, Vec<_>> = HashMap::new();
+        for (index, vm) in inventory.vms() {
+            machines.entry(&vm.id.tenant).or_default().push(index);
+        }
         let names = Self {
             inventory,
+            machines,
+            selections: HashMap::new(),
             tenants: tenants.collect(),
             applications: unique("application", &policies.applications, |a| (&a.tenant, &a.name))?,
             services: unique("service", &policies.services, |s| (&s.tenant, &s.name))?,
@@ -133,70 +140,84 @@ impl<'a> Names<'a> {
     }
 
     /// The tenant's machines that are selected.
-    fn select(&self, tenant: &Name, selector: &VmSelector) -> BitSet {
-        let mut vms = BitSet::new(self.inventory.vms().count());
-        for (index, vm) in self.inventory.vms() {
-            if vm.id.tenant == *tenant && selector.selects(vm) {
-                vms.insert(index.0 as usize);
-            }
-        }
-        vms
-    }
-
-    fn source_clause(&self, tenant: &Name, workload: &Workload) -> SourceClause {
-        let process = workload.process.as_ref().map(ProcessMatch::new);
-        SourceClause { vms: self.select(tenant, &workload.vm), process }
-    }
-
-    fn destination_clause(
-        &self,
-        tenant: &Name,
-        workload: &Workload,
-        ports: &[PortMatch],
-    ) -> DestinationClause {
-        let SourceClause { vms, process } = self.source_clause(tenant, workload);
-        DestinationClause { vms, process, ports: ports.to_vec() }
-    }
-
-    fn rule(&self, policy: &AccessPolicy) -> Result<Rule, CompileError> {
-        let tenant = &policy.tenant;
-        let id = RuleId(format!("{tenant}/{}", policy.name).into());
-        let application = |name: &Name| {
-            self.applications
-                .get(&(tenant, name))
-                .map(|application| &application.selector)
-                .ok_or_else(|| CompileError::NoApplication { policy: id.clone(), application: name.clone() })
+    fn vms(&self, tenant: &Name, selector: &VmSelector) -> impl Iterator<Item = VmIndex> {
+        // Most selectors name one machine; only the others have to look at all.
+        let find = |name: &Name| self.inventory.find(&VmRef { tenant: tenant.clone(), name: name.clone() });
+        let candidates = match &selector.name {
+            Some(name) => find(name).into_iter().collect(),
+            None => self.machines.get(tenant).cloned().unwrap_or_default(),
         };
-        let mut from = Vec::with_capacity(policy.from.len());
+        candidates.into_iter().filter(|index| selector.selects(self.inventory.vm(*index)))
+    }
+
+    fn select(&mut self, tenant: &'a Name, selector: &'a VmSelector) -> Arc<Selection> {
+        if let Some(known) = self.selections.get(&(tenant, selector)) {
+            return Arc::clone(known);
+        }
+        let mut vms = BitSet::new(self.inventory.vms().len());
+        self.vms(tenant, selector).for_each(|index| vms.insert(index.0 as usize));
+        let number = u32::try_from(self.selections.len()).expect("fewer than 2^32 selectors");
+        let selection = Arc::new(Selection { number, vms });
+        self.selections.insert((tenant, selector), Arc::clone(&selection));
+        selection
+    }
+
+    fn clause(&mut self, tenant: &'a Name, workload: &'a Workload, ports: &[PortMatch]) -> Clause {
+        let process = workload.process.as_ref().map(ProcessMatch::new);
+        Clause { peers: Peers::Machines(self.select(tenant, &workload.vm)), process, ports: ports.into() }
+    }
+
+    fn application(&self, policy: &AccessPolicy, name: &Name) -> Result<&'a Workload, CompileError> {
+        let application = self.applications.get(&(&policy.tenant, name)).copied();
+        application
+            .map(|application| &application.selector)
+            .ok_or_else(|| CompileError::NoApplication { policy: rule_id(policy), application: name.clone() })
+    }
+
+    fn service(&self, policy: &AccessPolicy, name: &Name) -> Result<&'a Service, CompileError> {
+        let service = self.services.get(&(&policy.tenant, name)).copied();
+        service.ok_or_else(|| CompileError::NoService { policy: rule_id(policy), service: name.clone() })
+    }
+
+    fn rule(&mut self, policy: &'a AccessPolicy) -> Result<Rule, CompileError> {
+        let tenant = &policy.tenant;
+        let mut from = Vec::with_capacity(policy.from.len().max(1));
         for origin in &policy.from {
             from.push(match origin {
-                Origin::Workload(workload) => self.source_clause(tenant, workload),
-                Origin::Application(name) => self.source_clause(tenant, application(name)?),
+                Origin::Workload(workload) => self.clause(tenant, workload, &[]),
+                Origin::Application(name) => self.clause(tenant, self.application(policy, name)?, &[]),
+                Origin::Network(network) => network_clause(*network, &[]),
             });
         }
-        let mut to = Vec::with_capacity(policy.to.len());
+        let mut to = Vec::with_capacity(policy.to.len().max(1));
         for target in &policy.to {
             to.push(match target {
-                Target::Workload(workload, ports) => self.destination_clause(tenant, workload, ports),
+                Target::Workload(workload, ports) => self.clause(tenant, workload, ports),
                 Target::Application(name, ports) => {
-                    self.destination_clause(tenant, application(name)?, ports)
+                    self.clause(tenant, self.application(policy, name)?, ports)
                 }
+                Target::Network(network, ports) => network_clause(*network, ports),
                 Target::Service(name) => {
-                    let service = self.services.get(&(tenant, name)).ok_or_else(|| {
-                        CompileError::NoService { policy: id.clone(), service: name.clone() }
-                    })?;
-                    self.destination_clause(tenant, &service.selector, &service.ports)
+                    let service = self.service(policy, name)?;
+                    self.clause(tenant, &service.selector, &service.ports)
                 }
             });
         }
-        if from.is_empty() {
-            from.push(self.source_clause(tenant, &Workload::default()));
+        for clauses in [&mut from, &mut to] {
+            if clauses.is_empty() {
+                clauses.push(self.clause(tenant, &ANY, &[]));
+            }
         }
-        if to.is_empty() {
-            to.push(self.destination_clause(tenant, &Workload::default(), &[]));
-        }
-        Ok(Rule { id, action: policy.action, mode: policy.mode, from, to })
+        Ok(Rule::new(rule_id(policy), (policy.action, policy.mode), from.into(), to.into()))
     }
+}
+
+fn rule_id(policy: &AccessPolicy) -> RuleId {
+    RuleId(format!("{}/{}", policy.tenant, policy.name).into())
+}
+
+fn network_clause(network: Cidr, ports: &[PortMatch]) -> Clause {
+    Clause { peers: Peers::Network(network), process: None, ports: ports.into() }
 }
 
 /// Resources by tenant and name.

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Why: each rule of the tenant held against one flow, in words.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 
-use model::{Action, Attribution, FlowQuery, Mode, Party, PortMatch, RuleId};
+use model::{Action, Attribution, FlowQuery, Mode, PortMatch, RuleId};
 
-use crate::clause::{ProcessMatch, Rule};
+use crate::clause::{Clause, End, Peers, Rule};
 use crate::judge::CompiledPolicy;
 
 /// One rule held against one flow.
@@ -47,53 +47,73 @@ impl CompiledPolicy {
 
     /// Why the source matches, or why not.
     fn source(&self, rule: &Rule, query: &FlowQuery<'_>) -> Result<String, String> {
-        let name = &self.vm(query.source.vm).name;
-        let processes: Vec<_> = rule.source_clauses(query).map(|clause| clause.process.as_ref()).collect();
-        if processes.is_empty() {
-            return Err(format!("source VM {name} is not selected"));
+        let end = self.named("source", End::source(query));
+        let selecting: Vec<_> = rule.source_clauses(query).collect();
+        if selecting.is_empty() {
+            return Err(format!("{end} is not selected"));
         }
-        process_story("source", name, &processes, query.source)
+        end.story(&selecting)
     }
 
     /// Why the destination matches, or why not.
     fn destination(&self, rule: &Rule, query: &FlowQuery<'_>) -> Result<String, String> {
-        let name = &self.vm(query.destination.vm).name;
+        let end = self.named("destination", End::destination(query));
         let tuple = query.tuple;
-        let port = port_text(PortMatch { port: Some(tuple.destination_port), protocol: tuple.protocol });
-        let selecting = rule.to.iter().filter(|clause| clause.selects(query.destination.vm));
-        let mut ports: Vec<String> =
-            selecting.clone().flat_map(|clause| clause.ports.iter().copied().map(port_text)).collect();
-        if selecting.count() == 0 {
-            return Err(format!("destination VM {name} is not selected"));
+        let port =
+            port_text(PortMatch { ports: Some(tuple.destination_port.into()), protocol: tuple.protocol });
+        let mut selecting = rule.to.iter().filter(|clause| clause.peers.include(&end.end)).peekable();
+        if selecting.peek().is_none() {
+            return Err(format!("{end} is not selected"));
         }
-        let processes: Vec<_> =
-            rule.destination_clauses(query).map(|clause| clause.process.as_ref()).collect();
-        if processes.is_empty() {
+        let covering: Vec<_> = rule.destination_clauses(query).collect();
+        if covering.is_empty() {
+            let mut ports: Vec<String> =
+                selecting.flat_map(|clause| clause.ports.iter().copied().map(port_text)).collect();
             ports.dedup();
             return Err(format!("port {port} is not among {}", ports.join(", ")));
         }
-        process_story("destination", name, &processes, query.destination)
-            .map(|story| format!("{story} on {port}"))
+        end.story(&covering).map(|story| format!("{story} on {port}"))
+    }
+
+    fn named<'a>(&'a self, role: &'static str, end: End<'a>) -> NamedEnd<'a> {
+        NamedEnd { role, vm: end.party.vm.map(|vm| self.vm(vm).name.as_str()), end }
     }
 }
 
-/// Whether one of the entries that select a machine fits the process there, and in which words.
-fn process_story(
-    end: &str,
-    vm: &str,
-    wanted: &[Option<&ProcessMatch>],
-    party: Party<'_>,
-) -> Result<String, String> {
-    let attribution = party.attribution;
-    if wanted.contains(&None) {
-        return Ok(format!("{end} VM {vm} is selected"));
+/// An end of a flow with the words for it.
+struct NamedEnd<'a> {
+    role: &'static str,
+    vm: Option<&'a str>,
+    end: End<'a>,
+}
+
+impl Display for NamedEnd<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.vm {
+            Some(vm) => write!(f, "{} VM {vm}", self.role),
+            None => write!(f, "{} {}", self.role, self.end.address),
+        }
     }
-    let mut wanted = wanted.iter().flatten();
-    if let Some(process) = wanted.clone().find(|process| process.matches(attribution)) {
-        return Ok(format!("{end} VM {vm} is selected and its process has {process}"));
+}
+
+impl NamedEnd<'_> {
+    /// Whether one of the entries that select the end fits the process there, and in which words.
+    fn story(&self, selecting: &[&Clause]) -> Result<String, String> {
+        let attribution = self.end.party.attribution;
+        let selected = |clause: &Clause| match clause.peers {
+            Peers::Machines(_) => format!("{self} is selected"),
+            Peers::Network(network) => format!("{} {} is in {network}", self.role, self.end.address),
+        };
+        if let Some(clause) = selecting.iter().find(|clause| clause.process.is_none()) {
+            return Ok(selected(clause));
+        }
+        let mut wanted = selecting.iter().filter_map(|clause| Some((clause, clause.process.as_ref()?)));
+        if let Some((clause, process)) = wanted.clone().find(|(_, process)| process.matches(attribution)) {
+            return Ok(format!("{} and its process has {process}", selected(clause)));
+        }
+        let wanted: Vec<String> = wanted.by_ref().map(|(_, process)| process.to_string()).collect();
+        Err(format!("{} process is {}, not {}", self.role, process_text(attribution), wanted.join(" or ")))
     }
-    let wanted: Vec<String> = wanted.by_ref().map(ToString::to_string).collect();
-    Err(format!("{end} process is {}, not {}", process_text(attribution), wanted.join(" or ")))
 }
 
 /// What is known of a process.
@@ -120,7 +140,7 @@ fn process_text(attribution: Option<&Attribution>) -> String {
 fn port_text(port: PortMatch) -> String {
     use model::Protocol::{Tcp, Udp};
     match port {
-        PortMatch { port: Some(port), protocol: protocol @ (Tcp | Udp) } => format!("{protocol}/{port}"),
+        PortMatch { ports: Some(ports), protocol: protocol @ (Tcp | Udp) } => format!("{protocol}/{ports}"),
         PortMatch { protocol, .. } => protocol.to_string(),
     }
 }

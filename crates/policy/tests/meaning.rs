@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use model::{
     AccessPolicy, Action, Application, Attribution, Confidence, FiveTuple, FlowQuery, Inventory, Judge, Mode,
-    Needs, Origin, Party, PolicySet, PortMatch, Process, ProcessSelector, Protocol, Service, Target, Tenant,
-    UnknownReason, Vm, VmIndex, VmSelector, Workload,
+    Needs, Origin, Party, PolicySet, PortMatch, PortRange, Process, ProcessSelector, Protocol, Service,
+    Target, Tenant, UnknownReason, Vm, VmIndex, VmSelector, Workload,
 };
 use policy::{CompileError, CompiledPolicy, Warning, compile};
 
@@ -28,7 +28,7 @@ fn exe(glob: &str) -> Option<ProcessSelector> {
 }
 
 fn tcp(port: u16) -> PortMatch {
-    PortMatch { port: Some(port), protocol: Protocol::Tcp }
+    PortMatch { ports: Some(port.into()), protocol: Protocol::Tcp }
 }
 
 fn from(name: &str, process: Option<ProcessSelector>) -> Origin {
@@ -74,8 +74,8 @@ fn query<'a>(port: u16, caller: Option<&'a Attribution>, listener: Option<&'a At
     };
     FlowQuery {
         tuple,
-        source: Party { vm: WEB, attribution: caller },
-        destination: Party { vm: API, attribution: listener },
+        source: Party { vm: Some(WEB), attribution: caller },
+        destination: Party { vm: Some(API), attribution: listener },
     }
 }
 
@@ -191,13 +191,55 @@ fn explanation_names_the_part_that_did_not_match() {
 }
 
 #[test]
+fn what_is_outside_the_mesh_is_selected_by_its_network_alone() {
+    let network: model::Cidr = "198.51.100.0/24".parse().unwrap();
+    let https = vec![tcp(443)];
+    let policies = vec![
+        rule("any", Action::Allow, vec![], vec![]),
+        rule("any-vm", Action::Allow, vec![from("web", None)], vec![to("api", None, &[])]),
+        rule("out", Action::Allow, vec![from("web", exe("/a"))], vec![Target::Network(network, https)]),
+        rule("in", Action::Allow, vec![Origin::Network(network)], vec![to("api", None, &[])]),
+    ];
+    let policy = compiled(Action::Deny, policies);
+    let caller = process("/a");
+    let mut out = query(443, Some(&caller), None);
+    out.destination.vm = None;
+    out.tuple.destination = "198.51.100.7".parse().unwrap();
+    assert_eq!(policy.judge(&out).decided_by.to_string(), "acme/out");
+    assert_eq!(policy.needs(&out), Needs { source: true, destination: false });
+    let why: Vec<String> = policy.explain(&out).into_iter().map(|trace| trace.why).collect();
+    assert_eq!(
+        why,
+        [
+            "destination 198.51.100.7 is not selected",
+            "destination 198.51.100.7 is not selected",
+            "source VM acme/web is selected and its process has exe /a; \
+             destination 198.51.100.7 is in 198.51.100.0/24 on tcp/443",
+            "source VM acme/web is not selected; destination 198.51.100.7 is not selected",
+        ]
+    );
+    out.tuple.destination = "203.0.113.7".parse().unwrap();
+    assert_eq!(policy.judge(&out).decided_by.to_string(), "acme/default");
+
+    let mut inward = query(80, None, None);
+    inward.source.vm = None;
+    inward.tuple.source = "198.51.100.7".parse().unwrap();
+    assert_eq!(policy.judge(&inward).decided_by.to_string(), "acme/in");
+}
+
+#[test]
 fn rules_without_effect_are_warned_of() {
     let deny_all = rule("deny", Action::Deny, vec![from("web", None)], vec![]);
     let shadowed =
         rule("shadowed", Action::Allow, vec![from("web", exe("/a"))], vec![to("api", None, &[tcp(80)])]);
     let wider = rule("wider", Action::Allow, vec![], vec![to("api", None, &[tcp(80)])]);
     let nobody = rule("nobody", Action::Allow, vec![from("gone", None)], vec![to("gone", None, &[])]);
-    let said: Vec<String> = compiled(Action::Deny, vec![deny_all, shadowed, wider, nobody])
+    let network =
+        |text: &str, ports: &[PortMatch]| vec![Target::Network(text.parse().unwrap(), ports.to_vec())];
+    let ports = |first, last| PortMatch { ports: PortRange::new(first, last), protocol: Protocol::Tcp };
+    let no_net = rule("no-net", Action::Deny, vec![], network("10.0.0.0/8", &[ports(1, 1023)]));
+    let net = rule("net", Action::Allow, vec![from("api", None)], network("10.1.0.0/16", &[ports(80, 88)]));
+    let said: Vec<String> = compiled(Action::Deny, vec![deny_all, shadowed, wider, nobody, no_net, net])
         .warnings()
         .iter()
         .map(ToString::to_string)
@@ -208,6 +250,7 @@ fn rules_without_effect_are_warned_of() {
             "policy `acme/nobody`: `from[0]` selects no virtual machine",
             "policy `acme/nobody`: `to[0]` selects no virtual machine",
             "policy `acme/shadowed` has no effect: `acme/deny` denies all that it allows",
+            "policy `acme/net` has no effect: `acme/no-net` denies all that it allows",
         ]
     );
 }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use model::{
-    AccessPolicy, Action, Application, Attribution, Confidence, FiveTuple, FlowQuery, Inventory, Judge,
-    Judgement, MacAddr, Mode, Name, Needs, Nic, Origin, Party, PolicySet, PortMatch, Process,
+    AccessPolicy, Action, Application, Attribution, Cidr, Confidence, FiveTuple, FlowQuery, Inventory, Judge,
+    Judgement, MacAddr, Mode, Name, Needs, Nic, Origin, Party, PolicySet, PortMatch, PortRange, Process,
     ProcessSelector, Protocol, RuleId, Service, SocketMode, Target, Tenant, UnknownReason, Vm, VmIndex,
     VmRef, VmSelector, Workload,
 };
@@ -52,9 +52,13 @@ fn process_matches(selector: &ProcessSelector, attribution: Option<&Attribution>
     process.is_some() || *selector != ProcessSelector::default()
 }
 
-fn workload_matches(workload: &Workload, tenant: &Name, vm: &Vm, attribution: Option<&Attribution>) -> bool {
-    vm.id.tenant == *tenant
-        && workload.vm.selects(vm)
+fn workload_matches(
+    workload: &Workload,
+    tenant: &Name,
+    vm: Option<&Vm>,
+    attribution: Option<&Attribution>,
+) -> bool {
+    vm.is_some_and(|vm| vm.id.tenant == *tenant && workload.vm.selects(vm))
         && workload.process.as_ref().is_none_or(|process| process_matches(process, attribution))
 }
 
@@ -73,11 +77,13 @@ fn policy_matches(
     query: &FlowQuery<'_>,
 ) -> bool {
     let tenant = &policy.tenant;
-    let (source, destination) = (inventory.vm(query.source.vm), inventory.vm(query.destination.vm));
+    let vm = |party: &Party<'_>| party.vm.map(|vm| inventory.vm(vm));
+    let (source, destination) = (vm(&query.source), vm(&query.destination));
     let from = |origin: &Origin| {
         let workload = match origin {
             Origin::Workload(workload) => workload,
             Origin::Application(name) => application(set, tenant, name),
+            Origin::Network(network) => return network.contains(query.tuple.source),
         };
         workload_matches(workload, tenant, source, query.source.attribution)
     };
@@ -85,6 +91,9 @@ fn policy_matches(
         let (workload, ports) = match target {
             Target::Workload(workload, ports) => (workload, ports),
             Target::Application(name, ports) => (application(set, tenant, name), ports),
+            Target::Network(network, ports) => {
+                return network.contains(query.tuple.destination) && ports_match(ports, query.tuple);
+            }
             Target::Service(name) => {
                 let service = set.services.iter().find(|s| s.tenant == *tenant && s.name == *name).unwrap();
                 (&service.selector, &service.ports)
@@ -93,15 +102,18 @@ fn policy_matches(
         workload_matches(workload, tenant, destination, query.destination.attribution)
             && ports_match(ports, query.tuple)
     };
-    source.id.tenant == *tenant
-        && destination.id.tenant == *tenant
-        && (policy.from.is_empty() || policy.from.iter().any(from))
-        && (policy.to.is_empty() || policy.to.iter().any(to))
+    let own = |vm: Option<&Vm>| vm.is_none_or(|vm| vm.id.tenant == *tenant);
+    let anyone = |vm: Option<&Vm>| vm.is_some_and(|vm| vm.id.tenant == *tenant);
+    own(source)
+        && own(destination)
+        && (policy.from.iter().any(from) || policy.from.is_empty() && anyone(source))
+        && (policy.to.iter().any(to) || policy.to.is_empty() && anyone(destination))
 }
 
 fn plain_reading(inventory: &Inventory, set: &PolicySet, query: &FlowQuery<'_>) -> Judgement {
-    let tenant = &inventory.vm(query.source.vm).id.tenant;
-    if inventory.vm(query.destination.vm).id.tenant != *tenant {
+    let tenant_of = |vm: VmIndex| &inventory.vm(vm).id.tenant;
+    let tenant = tenant_of(query.source.vm.or(query.destination.vm).unwrap());
+    if query.destination.vm.is_some_and(|vm| tenant_of(vm) != tenant) {
         let decided_by = RuleId(format!("{tenant}/(isolation)").into());
         return Judgement { action: Action::Deny, decided_by, matched: vec![], audited: vec![] };
     }
@@ -181,11 +193,22 @@ fn workload() -> impl Strategy<Value = Workload> {
 }
 
 fn port() -> impl Strategy<Value = PortMatch> {
+    let range = prop_oneof![
+        (80..83_u16).prop_map(|port| Some(PortRange::from(port))),
+        (78..82_u16, 0..4_u16).prop_map(|(first, more)| PortRange::new(first, first + more)),
+        Just(None),
+    ];
     prop_oneof![
-        (option::of(80..83_u16), select(vec![Protocol::Tcp, Protocol::Udp]))
-            .prop_map(|(port, protocol)| PortMatch { port, protocol }),
-        Just(PortMatch { port: None, protocol: Protocol::Icmp }),
+        4 => (range, select(vec![Protocol::Tcp, Protocol::Udp]))
+            .prop_map(|(ports, protocol)| PortMatch { ports, protocol }),
+        1 => Just(PortMatch { ports: None, protocol: Protocol::Icmp }),
     ]
+}
+
+/// Of machines, of a range around them, and of others.
+fn network() -> impl Strategy<Value = Cidr> {
+    let networks = ["10.0.0.1/32", "10.0.0.2/31", "10.0.0.0/24", "0.0.0.0/0", "192.0.2.0/24", "::/0"];
+    select(networks.to_vec()).prop_map(|text| text.parse().unwrap())
 }
 
 fn policies() -> impl Strategy<Value = PolicySet> {
@@ -193,10 +216,12 @@ fn policies() -> impl Strategy<Value = PolicySet> {
     let origin = prop_oneof![
         4 => workload().prop_map(Origin::Workload),
         1 => Just(Origin::Application(name("a"))),
+        2 => network().prop_map(Origin::Network),
     ];
     let target = prop_oneof![
         4 => (workload(), vec(port(), 0..3)).prop_map(|(workload, ports)| Target::Workload(workload, ports)),
         1 => vec(port(), 0..2).prop_map(|ports| Target::Application(name("a"), ports)),
+        2 => (network(), vec(port(), 0..3)).prop_map(|(network, ports)| Target::Network(network, ports)),
         1 => Just(Target::Service(name("s"))),
     ];
     let action = select(vec![Action::Allow, Action::Deny]);
@@ -269,8 +294,8 @@ fn attribution() -> impl Strategy<Value = Option<Attribution>> {
 
 #[derive(Clone, Debug)]
 struct Flow {
-    source: VmIndex,
-    destination: VmIndex,
+    /// Not both are outside the mesh.
+    ends: [Option<VmIndex>; 2],
     tuple: FiveTuple,
     callers: [Option<Attribution>; 2],
     listeners: [Option<Attribution>; 2],
@@ -280,27 +305,37 @@ impl Flow {
     fn query(&self, caller: usize, listener: usize) -> FlowQuery<'_> {
         FlowQuery {
             tuple: self.tuple,
-            source: Party { vm: self.source, attribution: self.callers[caller].as_ref() },
-            destination: Party { vm: self.destination, attribution: self.listeners[listener].as_ref() },
+            source: Party { vm: self.ends[0], attribution: self.callers[caller].as_ref() },
+            destination: Party { vm: self.ends[1], attribution: self.listeners[listener].as_ref() },
         }
     }
 }
 
 fn flow() -> impl Strategy<Value = Flow> {
     let vm = || (0..u32::try_from(TENANTS.len() * VMS_PER_TENANT).unwrap()).prop_map(VmIndex);
+    let ends = prop_oneof![
+        4 => [vm(), vm()].prop_map(|ends| ends.map(Some)),
+        1 => vm().prop_map(|vm| [Some(vm), None]),
+        1 => vm().prop_map(|vm| [None, Some(vm)]),
+    ];
     let protocol = select(vec![Protocol::Tcp, Protocol::Udp, Protocol::Icmp, Protocol::Other(132)]);
     let two = || [attribution(), attribution()];
-    (vm(), vm(), protocol, 79..84_u16, two(), two()).prop_map(
-        |(source, destination, protocol, port, callers, listeners)| {
-            let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let outside = select(vec!["192.0.2.1", "198.51.100.1", "2001:db8::1"]);
+    (ends, outside, protocol, 77..87_u16, two(), two()).prop_map(
+        |(ends, outside, protocol, port, callers, listeners)| {
+            // As `inventory` gives them out.
+            let address = |end: Option<VmIndex>| match end {
+                Some(vm) => IpAddr::V4(Ipv4Addr::new(10, 0, 0, u8::try_from(vm.0).unwrap() / 2 + 1)),
+                None => outside.parse().unwrap(),
+            };
             let tuple = FiveTuple {
-                source: address,
-                destination: address,
+                source: address(ends[0]),
+                destination: address(ends[1]),
                 source_port: port,
                 destination_port: port,
                 protocol,
             };
-            Flow { source, destination, tuple, callers, listeners }
+            Flow { ends, tuple, callers, listeners }
         },
     )
 }
@@ -348,10 +383,11 @@ proptest! {
         for flow in flows {
             let query = flow.query(0, 0);
             let judgement = compiled.judge(&query);
-            let own = format!("{}/", tenant(flow.source));
+            let one = flow.ends[0].or(flow.ends[1]).unwrap();
+            let own = format!("{}/", tenant(one));
             let ids = judgement.matched.iter().chain(judgement.audited.iter().map(|(id, _)| id));
             prop_assert!(ids.chain([&judgement.decided_by]).all(|id| id.0.starts_with(&own)));
-            if tenant(flow.source) != tenant(flow.destination) {
+            if flow.ends[1].is_some_and(|other| tenant(one) != tenant(other)) {
                 prop_assert_eq!(judgement.action, Action::Deny);
                 prop_assert_eq!(compiled.needs(&query), Needs::default());
                 prop_assert!(judgement.matched.is_empty() && judgement.audited.is_empty());

@@ -35,8 +35,8 @@ impl Case {
     fn query(&self) -> FlowQuery<'_> {
         FlowQuery {
             tuple: self.tuple,
-            source: Party { vm: self.source.vm, attribution: self.source_is.as_deref() },
-            destination: Party { vm: self.destination.vm, attribution: self.destination_is.as_deref() },
+            source: Party { vm: Some(self.source.vm), attribution: self.source_is.as_deref() },
+            destination: Party { vm: Some(self.destination.vm), attribution: self.destination_is.as_deref() },
         }
     }
 

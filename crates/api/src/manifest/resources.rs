@@ -265,19 +265,22 @@ impl<'a> Resources<'a> {
         let mut fields = field.fields()?;
         let workload = selectors::workload_in(&mut fields);
         let application = self.reference(Kind::Application, tenant, fields.optional("application"));
-        let single = alone(&fields, "application", &["vm", "process"]);
-        let empty = fields.given(&["vm", "process", "application"]).is_empty();
+        let network = maybe(fields.optional("cidr"), selectors::network);
+        let single = alone(&fields, "application", &["cidr", "vm", "process"])
+            .and_then(|()| alone(&fields, "cidr", &["vm", "process"]));
+        let empty = fields.given(&["vm", "process", "application", "cidr"]).is_empty();
         fields.finish();
         if empty {
             return field.refuse(
                 "the entry is empty",
-                "give vm, process or application; leave `from` out to mean anyone",
+                "give vm, process, application or cidr; leave `from` out to mean any machine",
             );
         }
         single?;
-        Some(match application? {
-            Some(name) => Origin::Application(name),
-            None => Origin::Workload(workload?),
+        Some(match (application?, network?) {
+            (Some(name), _) => Origin::Application(name),
+            (None, Some(network)) => Origin::Network(network),
+            (None, None) => Origin::Workload(workload?),
         })
     }
 
@@ -286,21 +289,25 @@ impl<'a> Resources<'a> {
         let workload = selectors::workload_in(&mut fields);
         let application = self.reference(Kind::Application, tenant, fields.optional("application"));
         let service = self.reference(Kind::Service, tenant, fields.optional("service"));
+        let network = maybe(fields.optional("cidr"), selectors::network);
         let ports = maybe(fields.optional("ports"), |ports| selectors::ports(ports, PortList::Matched));
-        let single = alone(&fields, "service", &["application", "vm", "process", "ports"])
-            .and_then(|()| alone(&fields, "application", &["vm", "process"]));
-        let empty = fields.given(&["vm", "process", "application", "service", "ports"]).is_empty();
+        let single = alone(&fields, "service", &["application", "cidr", "vm", "process", "ports"])
+            .and_then(|()| alone(&fields, "application", &["cidr", "vm", "process"]))
+            .and_then(|()| alone(&fields, "cidr", &["vm", "process"]));
+        let empty = fields.given(&["vm", "process", "application", "service", "cidr", "ports"]).is_empty();
         fields.finish();
         if empty {
-            let help = "give vm, process, application, service or ports; leave `to` out to mean anything";
+            let help = "give vm, process, application, service, cidr or ports; \
+                        leave `to` out to mean any machine";
             return field.refuse("the entry is empty", help);
         }
         single?;
         let ports = ports?.unwrap_or_default();
-        Some(match (service?, application?) {
-            (Some(service), _) => Target::Service(service),
-            (None, Some(application)) => Target::Application(application, ports),
-            (None, None) => Target::Workload(workload?, ports),
+        Some(match (service?, application?, network?) {
+            (Some(service), _, _) => Target::Service(service),
+            (None, Some(application), _) => Target::Application(application, ports),
+            (None, None, Some(network)) => Target::Network(network, ports),
+            (None, None, None) => Target::Workload(workload?, ports),
         })
     }
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use model::{Glob, PortMatch, ProcessSelector, Protocol, VmSelector, Workload};
+use model::{Cidr, Glob, PortMatch, PortRange, ProcessSelector, Protocol, VmSelector, Workload};
 
 use super::fields::{Field, Fields, quote};
 
@@ -143,6 +143,16 @@ pub(super) fn labels(field: &Field<'_>) -> Option<BTreeMap<String, String>> {
     labels
 }
 
+/// Reads a network: an address whose host bits are clear, so that nobody reads more or less into it.
+pub(super) fn network(field: &Field<'_>) -> Option<Cidr> {
+    let cidr: Cidr = field.parse()?;
+    let network = cidr.network();
+    if cidr != network {
+        return field.refuse(format!("{cidr} names a host in its network"), format!("write {network}"));
+    }
+    Some(cidr)
+}
+
 /// Where ports are listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PortList {
@@ -169,16 +179,25 @@ pub(super) fn ports(field: &Field<'_>, list: PortList) -> Option<Vec<PortMatch>>
 fn port(field: &Field<'_>, list: PortList) -> Option<PortMatch> {
     let mut fields = field.fields()?;
     let port = maybe(fields.optional("port"), |port| port.integer(1..=u16::MAX));
+    let last = maybe(fields.optional("endPort"), |port| port.integer(1..=u16::MAX));
     let protocol = maybe(fields.optional("protocol"), |protocol| protocol.one_of(&PROTOCOLS));
     let named = !fields.given(&["protocol"]).is_empty();
     fields.finish();
-    let (port, protocol) = (port?, protocol?.unwrap_or(Protocol::Tcp));
+    let (port, last, protocol) = (port?, last?, protocol?.unwrap_or(Protocol::Tcp));
     let has_ports = matches!(protocol, Protocol::Tcp | Protocol::Udp);
-    if !has_ports && port.is_some() {
+    if !has_ports && (port.is_some() || last.is_some()) {
         return field.refuse(format!("{protocol} has no ports"), "leave `port` out");
     }
-    if port.is_none() && (!named || (has_ports && list == PortList::Offered)) {
+    if port.is_none() && (!named || last.is_some() || (has_ports && list == PortList::Offered)) {
         return field.refuse("field `port` is missing", "");
     }
-    Some(PortMatch { port, protocol })
+    let range = |first| {
+        PortRange::new(first, last.unwrap_or(first))
+            .or_else(|| field.refuse("`endPort` is lower than `port`", "give the lower port first"))
+    };
+    let ports = match port {
+        Some(first) => Some(range(first)?),
+        None => None,
+    };
+    Some(PortMatch { ports, protocol })
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What loads, and where exactly the rest is refused.
 
-use model::{Action, Mode, Origin, Protocol, SocketMode, Target};
+use model::{Action, Mode, Origin, PortRange, Protocol, SocketMode, Target};
 
 use super::*;
 
@@ -73,6 +73,7 @@ spec:
   to:
   - service: api
   - {{vm: {{}}, ports: [{{protocol: ICMP}}, {{protocol: UDP}}]}}
+  - {{cidr: 10.1.0.0/16, ports: [{{port: 8000, endPort: 8999}}]}}
 ---
 {HEADER}kind: AccessPolicy
 metadata: {{name: q, tenant: acme}}
@@ -95,7 +96,9 @@ spec: {{action: Deny}}
     assert_eq!((p.action, p.mode, q.mode), (Action::Allow, Mode::Audit, Mode::Enforce));
     assert!(matches!(&p.from[1], Origin::Application(name) if name.as_str() == "shop"));
     assert!(matches!(&p.to[0], Target::Service(name) if name.as_str() == "api"));
-    assert!(matches!(&p.to[1], Target::Workload(_, ports) if ports.len() == 2 && ports[0].port.is_none()));
+    assert!(matches!(&p.to[1], Target::Workload(_, ports) if ports.len() == 2 && ports[0].ports.is_none()));
+    let Target::Network(network, ports) = &p.to[2] else { panic!("a network") };
+    assert_eq!((network.to_string().as_str(), ports[0].ports), ("10.1.0.0/16", PortRange::new(8000, 8999)));
     assert!(q.from.is_empty() && q.to.is_empty());
 }
 
@@ -306,6 +309,31 @@ spec:
             (25, 48, "spec.to[3].ports[2]", "`port` is missing"),
             (25, 52, "spec.to[3].ports[3]", "icmp has no ports"),
             (25, 99, "spec.to[3].ports[4].protocol", "use TCP or UDP"),
+        ],
+    );
+}
+
+#[test]
+fn networks_and_ranges_mean_what_they_say() {
+    check_after_base(
+        r"kind: AccessPolicy
+metadata: {name: p, tenant: acme}
+spec:
+  action: Allow
+  from: [{cidr: 10.1.0.1/16}, {cidr: 10.0.0.1}, {cidr: '::/0', vm: {}}]
+  to:
+  - {cidr: 10.0.0.0/8, service: api}
+  - {cidr: 10.0.0.0/8, ports: [{port: 9, endPort: 8}, {endPort: 8}, {protocol: ICMP, endPort: 8}]}
+",
+        &[
+            (5, 17, "spec.from[0].cidr", "write 10.1.0.0/16"),
+            (5, 38, "spec.from[1].cidr", "not an address with a prefix length"),
+            (5, 49, "spec.from[2]", "`cidr` and `vm` exclude"),
+            (7, 5, "spec.to[0]", "`service` and `cidr` exclude"),
+            (7, 33, "spec.to[0].service", "no service is defined"),
+            (8, 32, "spec.to[1].ports[0]", "give the lower port first"),
+            (8, 55, "spec.to[1].ports[1]", "`port` is missing"),
+            (8, 69, "spec.to[1].ports[2]", "icmp has no ports"),
         ],
     );
 }

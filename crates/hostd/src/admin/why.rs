@@ -87,8 +87,8 @@ impl WhyQuestion {
         };
         let query = FlowQuery {
             tuple,
-            source: Party { vm: self.from, attribution: source.as_deref() },
-            destination: Party { vm: self.to, attribution: destination.as_deref() },
+            source: Party { vm: Some(self.from), attribution: source.as_deref() },
+            destination: Party { vm: Some(self.to), attribution: destination.as_deref() },
         };
         let judgement = published.policy.judge(&query);
         let rules = published.policy.explain(&query).into_iter().map(|trace| ExplainedRule {
@@ -167,7 +167,7 @@ fn destination(
         let name = to.parse().map_err(|_| nowhere())?;
         let service = published.policy.service(&from.tenant, &name).ok_or_else(nowhere)?;
         let port = service.ports.iter().find(|port| port.protocol == protocol).ok_or_else(nowhere)?;
-        (*service.vms.first().ok_or_else(nowhere)?, port.port.unwrap_or(0))
+        (*service.vms.first().ok_or_else(nowhere)?, port.ports.map_or(0, model::PortRange::first))
     };
     let address = addresses(inventory, vm).next().ok_or_else(nowhere)?;
     Ok((vm, SocketAddr::new(address, port)))
