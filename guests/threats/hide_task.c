@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 OR Apache-2.0
 /*
- * What a guest must not get away with: takes the process `pid` off the list of tasks, or with `from_ids`
- * out of the table of process ids (where /proc looks). Put back when the module is removed.
+ * What a guest must not get away with: takes the process `pid` off the list of tasks (`from_list`), out of the
+ * table of process ids, where /proc looks (`from_ids`), or both. Put back when the module is removed.
  */
 #include <linux/module.h>
 #include <linux/pid.h>
@@ -11,6 +11,8 @@
 
 static int pid;
 module_param(pid, int, 0);
+static bool from_list;
+module_param(from_list, bool, 0);
 static bool from_ids;
 module_param(from_ids, bool, 0);
 
@@ -23,26 +25,23 @@ static int __init hide(void)
 	struct pid *id = find_get_pid(pid);
 
 	task = get_pid_task(id, PIDTYPE_PID);
-	if (!task) {
-		put_pid(id);
-		return -ESRCH;
-	}
-	if (from_ids) {
+	if (task && from_ids) {
 		linked = id->tasks[PIDTYPE_PID].first;
 		WRITE_ONCE(id->tasks[PIDTYPE_PID].first, NULL);
-	} else {
+	}
+	if (task && from_list) {
 		before = task->tasks.prev;
 		list_del_rcu(&task->tasks);
 	}
 	put_pid(id);
-	return 0;
+	return task ? 0 : -ESRCH;
 }
 
 static void __exit show(void)
 {
 	if (from_ids)
 		WRITE_ONCE(task->thread_pid->tasks[PIDTYPE_PID].first, linked);
-	else
+	if (from_list)
 		list_add_rcu(&task->tasks, before);
 	put_task_struct(task);
 }

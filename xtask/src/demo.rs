@@ -22,7 +22,7 @@ use crate::{guests, packages, shell, test};
 pub fn run(once: bool, no_install: bool) -> Result<()> {
     end_with_signals()?;
     println!("Preparing");
-    packages::require(&[packages::QEMU], !no_install)?;
+    packages::require(&packages::GUESTS, !no_install)?;
     guests::build(false)?;
     shell::show(&mut test::shipped())?;
     let accelerator = accel::choose()?;

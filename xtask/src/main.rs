@@ -102,7 +102,7 @@ fn perform(task: Task) -> Result<()> {
     match task {
         Task::Demo { once, no_install } => demo::run(once, no_install),
         Task::Guests { no_install, renew } => {
-            packages::require(&[packages::QEMU], !no_install)?;
+            packages::require(&packages::GUESTS, !no_install)?;
             guests::build(renew)?;
             println!("The guests are in {}", testkit::guests::folder().display());
             Ok(())

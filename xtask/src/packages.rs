@@ -18,9 +18,18 @@ pub struct Package {
     why: &'static str,
 }
 
-/// The virtual machine monitor.
-pub const QEMU: Package =
-    Package { name: "qemu-system-x86", program: "qemu-system-x86_64", why: "runs the virtual machines" };
+/// What making and running guests takes: the virtual machine monitor, the compiler that built the guests' kernels,
+/// and what drives it.
+pub const GUESTS: [Package; 4] = [
+    Package { name: "qemu-system-x86", program: "qemu-system-x86_64", why: "runs the virtual machines" },
+    Package { name: "gcc-12", program: "gcc-12", why: "builds modules for the guests' kernels" },
+    Package { name: "make", program: "make", why: "builds modules for the guests' kernels" },
+    Package {
+        name: "libelf1",
+        program: "/usr/lib/x86_64-linux-gnu/libelf.so.1",
+        why: "is used by what builds modules",
+    },
+];
 /// The C++ compiler.
 pub const COMPILER: Package =
     Package { name: "g++", program: "g++", why: "builds libFuzzer for the fuzz targets" };

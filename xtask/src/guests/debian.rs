@@ -16,6 +16,11 @@ use crate::{progress, shell};
 /// Meta packages that depend on the newest cloud kernel of a line, with the prefix of what they lead to.
 const KERNELS: [(&str, &str); 2] =
     [("linux-image-cloud-amd64", "linux-image-6.1."), ("linux-image-6.12-cloud-amd64", "linux-image-6.12.")];
+/// What a kernel package's name begins with, and that of the headers to build modules for it.
+const IMAGE: &str = "linux-image-";
+const HEADERS: &str = "linux-headers-";
+/// The programs that build modules, which headers depend on.
+const KBUILD: &str = "linux-kbuild-";
 /// Programs that go into the guests: the shell and tools, and a real server with its client.
 const PROGRAMS: [&str; 2] = ["busybox-static", "redis-tools"];
 /// Libraries can need libraries; a chain longer than this is a mistake.
@@ -85,7 +90,11 @@ impl Apt {
             }
         }
         for (meta, prefix) in KERNELS {
-            all.insert(self.kernel(meta, prefix)?);
+            let kernel = self.kernel(meta, prefix)?;
+            let headers = kernel.replacen(IMAGE, HEADERS, 1);
+            let parts = self.depends(std::slice::from_ref(&headers))?.into_iter();
+            all.extend(parts.filter(|name| name.starts_with(HEADERS) || name.starts_with(KBUILD)));
+            all.extend([kernel, headers]);
         }
         Ok(all)
     }
@@ -97,15 +106,16 @@ impl Apt {
     }
 }
 
-/// Downloads every package that the guests are made of into `folder/debs`, unless that was done before.
-pub fn download(folder: &Path, renew: bool) -> Result<PathBuf> {
+/// Downloads every package that the guests are made of into `folder/debs`, and says whether it did; if all kinds
+/// are there already, only with `renew`.
+pub fn download(folder: &Path, renew: bool) -> Result<(PathBuf, bool)> {
     let debs = folder.join("debs");
-    if debs.is_dir() && !renew {
-        return Ok(debs);
+    if !renew && debs.is_dir() && is_complete(&debs)? {
+        return Ok((debs, false));
     }
     let partial = folder.join("debs.partial");
     recreate(&partial)?;
-    progress::step("download guest kernels and programs (about 75 MB)", || {
+    progress::step("download guest kernels and programs (about 110 MB)", || {
         let system = Apt::system();
         let first = system.resolve().and_then(|packages| system.download(&packages, &partial));
         let Err(first) = first else { return Ok(()) };
@@ -118,15 +128,24 @@ pub fn download(folder: &Path, renew: bool) -> Result<PathBuf> {
         fs::remove_dir_all(&debs)?;
     }
     fs::rename(&partial, &debs)?;
-    Ok(debs)
+    Ok((debs, true))
+}
+
+/// Whether kernels and their headers are among the downloads.
+fn is_complete(debs: &Path) -> Result<bool> {
+    let entries = sorted_entries(debs)?;
+    let names = || entries.iter().filter_map(|deb| deb.file_name()?.to_str());
+    Ok([IMAGE, HEADERS, KBUILD].iter().all(|kind| names().any(|name| name.starts_with(kind))))
 }
 
 /// Unpacks what the guests need of each package below `folder`, all into one tree.
 pub fn unpack(debs: &Path, folder: &Path) -> Result<()> {
     for deb in sorted_entries(debs)? {
         let name = deb.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let wanted: &[&str] = if name.starts_with("linux-image-") {
+        let wanted: &[&str] = if name.starts_with(IMAGE) {
             &["./boot/vmlinuz-*", "*/virtio*.ko*", "*/failover.ko*", "*/net_failover.ko*"]
+        } else if name.starts_with(HEADERS) || name.starts_with(KBUILD) {
+            &["./usr/src/*", "./usr/lib/linux-kbuild-*"]
         } else {
             &["*/bin/*", "*.so*"]
         };

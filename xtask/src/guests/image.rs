@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Puts the guests' root file system together: the files of `guests/root`, busybox and a link for each of its
-//! tools, the workload under its several names, redis with the libraries it loads, and network card drivers.
+//! tools, the workload under its several names, redis with the libraries it loads, network card drivers, and the
+//! modules that tests have to find.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,6 +15,7 @@ use testkit::guests::{GUEST_KERNELS, GuestKernel};
 use super::WORKLOADS;
 use super::cpio::Archive;
 use super::debian::sorted_entries;
+use super::modules::Module;
 use crate::{repository, shell};
 
 /// Drivers from first to last: each needs symbols of those before it. A kernel may have some built in.
@@ -60,7 +62,7 @@ impl Root {
 }
 
 /// The whole archive.
-pub fn build(unpacked: &Path, workload: &[u8]) -> Result<Vec<u8>> {
+pub fn build(unpacked: &Path, workload: &[u8], threats: &[Module]) -> Result<Vec<u8>> {
     let mut root = Root::default();
     for folder in ["dev", "proc", "sys", "run", "tmp", "root", "var"] {
         root.directory(folder);
@@ -75,6 +77,9 @@ pub fn build(unpacked: &Path, workload: &[u8]) -> Result<Vec<u8>> {
     add_redis(&mut root, unpacked)?;
     for kernel in GUEST_KERNELS {
         add_drivers(&mut root, unpacked, kernel)?;
+    }
+    for Module { release, name, contents } in threats {
+        root.file(&format!("lib/threats/{release}/{name}"), false, contents);
     }
     Ok(root.archive.finish())
 }
@@ -189,7 +194,7 @@ pub fn find_kernel(unpacked: &Path, kernel: GuestKernel) -> Result<PathBuf> {
 }
 
 /// What `uname -r` says in a guest that runs `kernel`.
-fn release(unpacked: &Path, kernel: GuestKernel) -> Result<String> {
+pub fn release(unpacked: &Path, kernel: GuestKernel) -> Result<String> {
     let prefix = format!("vmlinuz-{}.", kernel.line());
     let names = sorted_entries(&unpacked.join("boot"))?.into_iter();
     let mut releases = names.filter_map(|path| {
@@ -199,6 +204,6 @@ fn release(unpacked: &Path, kernel: GuestKernel) -> Result<String> {
     releases.next().with_context(|| format!("no kernel {} in the downloaded packages", kernel.line()))
 }
 
-fn read(path: &Path) -> Result<Vec<u8>> {
+pub fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("read {}", path.display()))
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Makes the guests: two Debian kernels and one initial root file system for both, below `target/guests`.
+//! Makes the guests: two Debian kernels, the modules of `guests/threats` for each, and one initial root file system
+//! for both, below `target/guests`.
 //!
 //! Downloads and unpacked packages are kept; the image itself is put together anew each time, which takes less
 //! time than finding out whether it is needed.
@@ -7,6 +8,7 @@
 mod cpio;
 mod debian;
 mod image;
+mod modules;
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -29,9 +31,9 @@ pub fn build(renew: bool) -> Result<()> {
     let lock = File::create(folder.join("lock"))?;
     lock.lock().context("wait for another build of the guests")?;
 
-    let debs = debian::download(&folder, renew)?;
+    let (debs, is_new) = debian::download(&folder, renew)?;
     let unpacked = folder.join("unpacked");
-    if renew || !unpacked.is_dir() {
+    if is_new || !unpacked.is_dir() {
         let partial = folder.join("unpacked.partial");
         debian::recreate(&partial)?;
         progress::step("unpack them", || debian::unpack(&debs, &partial))?;
@@ -41,8 +43,14 @@ pub fn build(renew: bool) -> Result<()> {
         fs::rename(&partial, &unpacked)?;
     }
     let workload = progress::step("build the guest workload", || build_workload(&folder))?;
+    let modules = progress::step("build the modules that tests have to find", || {
+        GUEST_KERNELS
+            .iter()
+            .map(|kernel| modules::build(&unpacked, &folder, *kernel))
+            .collect::<Result<Vec<_>>>()
+    })?;
     progress::step("put the guest image together", || {
-        place(&initramfs(), &image::build(&unpacked, &workload)?)?;
+        place(&initramfs(), &image::build(&unpacked, &workload, &modules.concat())?)?;
         for kernel in GUEST_KERNELS {
             let found = image::find_kernel(&unpacked, kernel)?;
             place(&kernel.image(), &fs::read(found)?)?;

@@ -160,7 +160,7 @@ fn dependencies() -> Result<Tally> {
 
 /// Scenarios on real virtual machines, against the daemon as it ships.
 fn machines(options: Options) -> Result<Tally> {
-    packages::require(&[packages::QEMU], !options.no_install)?;
+    packages::require(&packages::GUESTS, !options.no_install)?;
     guests::build(false)?;
     shell::show(&mut shipped())?;
     tally::of_tests(shell::cargo(&repository()).args([
