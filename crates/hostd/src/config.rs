@@ -110,8 +110,7 @@ pub struct Config {
     pub attribution_wait: Duration,
     /// Whether guests' memory is looked into; default yes. If not, every process is unknown.
     pub introspection: bool,
-    /// Whether guests' kernels are inspected for threats all the time; default no, because it takes about one
-    /// percent of a CPU for each guest.
+    /// Whether guests' kernels are inspected for threats all the time; default no.
     pub threats: bool,
     /// The one CPU that the poll thread may run on, counted from zero; default any.
     pub poll_cpu: Option<usize>,

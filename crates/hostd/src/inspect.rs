@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The thread that looks for threats in all guests, a little at a time.
 //!
-//! A guest is looked at for a fraction of a millisecond every [`PERIOD`], and for some more once a second; a
+//! A guest is looked at for a fraction of a millisecond every [`PERIOD`], and for some more every few seconds; a
 //! question about one of its frames waits that long at most.
 
 use std::io;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::introspect::Introspection;
 
 /// Time between two looks at a guest.
-const PERIOD: Duration = Duration::from_millis(40);
+const PERIOD: Duration = Duration::from_millis(50);
 
 /// Starts the thread. It lives as long as the process.
 ///

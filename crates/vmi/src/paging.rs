@@ -11,6 +11,8 @@ const PRESENT: u64 = 1;
 const LARGE: u64 = 1 << 7;
 /// Bits 12 to 51 of an entry: the physical address. The execute-disable bit lies above.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+/// In an entry of any level: nothing below may be executed.
+const NO_EXECUTE: u64 = 1 << 63;
 const PAGE_BITS: u32 = 12;
 const INDEX_BITS: u32 = 9;
 /// The highest level at which an entry may map a page: 1 GiB.
@@ -23,6 +25,17 @@ pub(crate) struct PageTables {
     pub(crate) root_gpa: u64,
     /// Four or five.
     pub(crate) levels: u8,
+}
+
+/// What a search for executable pages has found.
+#[derive(Debug, Default)]
+pub(crate) struct Executable {
+    /// Ranges that may be executed, ascending.
+    pub(crate) ranges: Vec<Range<u64>>,
+    /// Where to go on; `None` at the end.
+    pub(crate) next: Option<Gva>,
+    /// Tables read.
+    pub(crate) tables: u32,
 }
 
 /// Where an address lies, and how far the page goes on from there.
@@ -54,6 +67,58 @@ impl PageTables {
             table = entry & ADDRESS;
         }
         Err(Unmapped)
+    }
+
+    /// Searches the kernel's half for executable pages, from `from` on, in up to `tables_max` tables. Tables that
+    /// name each other are read again and again, so that there may be no end.
+    pub(crate) fn executable(&self, memory: &dyn PhysicalMemory, from: Gva, tables_max: u32) -> Executable {
+        let levels = u32::from(self.levels);
+        // Addresses are signed: the upper half of the top table goes on from here.
+        let base = u64::MAX << (PAGE_BITS + INDEX_BITS * levels);
+        let half = base + (1 << (PAGE_BITS + INDEX_BITS * levels - 1));
+        let mut found = Executable::default();
+        let limits = Limits { memory, from: from.0.max(half), tables_max };
+        found.next = found.table(&limits, self.root_gpa & ADDRESS, levels, base);
+        found
+    }
+}
+
+/// What bounds a search.
+struct Limits<'a> {
+    memory: &'a dyn PhysicalMemory,
+    from: u64,
+    tables_max: u32,
+}
+
+impl Executable {
+    /// Searches one table and those below it; where to go on if that is too much.
+    fn table(&mut self, limits: &Limits<'_>, gpa: u64, level: u32, base: u64) -> Option<Gva> {
+        if self.tables == limits.tables_max {
+            return Some(Gva(base.max(limits.from)));
+        }
+        self.tables += 1;
+        let mut table = [0; 8 << INDEX_BITS];
+        // A table outside memory maps nothing.
+        limits.memory.read(gpa, &mut table).ok()?;
+        let shift = PAGE_BITS + INDEX_BITS * (level - 1);
+        let first = limits.from.saturating_sub(base) >> shift;
+        for (index, entry) in (0..).zip(table.as_chunks().0).skip(first as usize) {
+            let entry = u64::from_le_bytes(*entry);
+            if entry & PRESENT == 0 || entry & NO_EXECUTE != 0 {
+                continue;
+            }
+            let start = base + (index << shift);
+            if level == 1 || (level <= LARGE_LEVEL_MAX && entry & LARGE != 0) {
+                let end = start.saturating_add(1 << shift);
+                match self.ranges.last_mut() {
+                    Some(last) if last.end == start => last.end = end,
+                    _ => self.ranges.push(start..end),
+                }
+            } else if let Some(next) = self.table(limits, entry & ADDRESS, level - 1, start) {
+                return Some(next);
+            }
+        }
+        None
     }
 }
 
@@ -135,6 +200,40 @@ mod tests {
         let tables = PageTables { root_gpa: 0x1000, levels: 5 };
         let found = tables.translate(&ram_with(&entries), Gva(0xffff_ffff_8000_0123));
         assert_eq!(found, Ok(Translation { gpa: 0x1123, left_bytes: 0xedd }));
+    }
+
+    #[test]
+    fn executable_pages_are_found_a_few_tables_at_a_time() {
+        let (first, second) = (0xffff_8000_0000_0000_u64, 0xffff_ffff_ff60_0000_u64);
+        let index = |gva: u64, level: u64| ((gva >> (12 + 9 * (level - 1))) & 511) * 8;
+        let entries = [
+            (0x1000 + index(first, 4), 0x2000 | PRESENT),
+            (0x1000 + index(second, 4), 0x5000 | PRESENT),
+            (0x2000 + index(first, 3), 0x3000 | PRESENT),
+            (0x2000 + index(first, 3) + 8, 0x3000 | PRESENT | NO_EXECUTE),
+            (0x3000 + index(first, 2), 0x4000 | PRESENT),
+            (0x3000 + index(first, 2) + 8, PRESENT | LARGE),
+            (0x4000 + 511 * 8, PRESENT),
+            (0x4000 + 3 * 8, PRESENT | NO_EXECUTE),
+            (0x5000 + index(second, 3), PRESENT | LARGE),
+            // The lower half is user space.
+            (0x1000, 0x2000 | PRESENT),
+        ];
+        let (ram, tables) = (ram_with(&entries), PageTables { root_gpa: 0x1000, levels: 4 });
+        let expected =
+            [first + (511 << 12)..first + (4 << 20), second & !((1 << 30) - 1)..u64::MAX].map(Some);
+        for tables_max in 4..=8 {
+            let (mut from, mut ranges) = (Gva(0), Vec::new());
+            loop {
+                let found = tables.executable(&ram, from, tables_max);
+                assert!(found.tables <= tables_max);
+                ranges.extend(found.ranges.into_iter().map(Some));
+                let Some(next) = found.next else { break };
+                assert!(next > from, "the search goes on");
+                from = next;
+            }
+            assert_eq!(ranges, expected, "{tables_max} tables at a time");
+        }
     }
 
     #[test]

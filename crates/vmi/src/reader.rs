@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::error::Fault;
 use crate::memory::{Gva, PhysicalMemory};
-use crate::paging::{Linear, PageTables, Translation};
+use crate::paging::{Executable, Linear, PageTables, Translation};
 
 /// Reads that a view of the whole guest may take: some 100 ms. Listing 30,000 processes takes a million.
 pub(crate) const VIEW_READS_MAX: u32 = 4_000_000;
@@ -64,6 +64,13 @@ impl Reader {
     pub(crate) fn walk(&self, gva: Gva) -> Result<Translation, Fault> {
         self.spend(u32::from(self.tables.levels))?;
         Ok(self.tables.translate(&*self.memory, gva)?)
+    }
+
+    /// Searches up to `tables_max` of the page tables for what may be executed, from `from` on.
+    pub(crate) fn executable(&self, from: Gva, tables_max: u32) -> Result<Executable, Fault> {
+        let found = self.tables.executable(&*self.memory, from, tables_max);
+        self.spend(found.tables * (1 + PAGE_BYTES as u32 / BYTES_PER_READ as u32))?;
+        Ok(found)
     }
 
     /// Copies `out.len()` bytes from `gva` on.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Code that may be there: the kernel's own text, modules in the list of modules, and what the kernel generates
-//! and keeps account of (BPF programs, trampolines). And modules that are loaded without being in the list.
+//! and keeps account of (BPF programs, trampolines, probed instructions). And modules that are loaded without
+//! being in the list.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -9,7 +10,7 @@ use crate::error::Fault;
 use crate::guest::Core;
 use crate::memory::Gva;
 
-use super::layout::IntegrityLayout;
+use super::layout::{IntegrityLayout, Modules};
 use super::suspects::Suspect;
 use super::{Certainty, FindingKind};
 
@@ -23,6 +24,15 @@ const TRACERS_MAX: usize = 4096;
 const NAME_BYTES: usize = 56;
 /// Modules' code that is only there while they start, in `struct module`'s array of memory.
 const INIT_TEXT: u64 = 4;
+/// A module that has started and does not end (`MODULE_STATE_LIVE`).
+const LIVE: u32 = 0;
+/// Most pages of probed instructions walked.
+const SLOT_PAGES_MAX: usize = 4096;
+const PAGE_BYTES: u64 = 4096;
+/// Memory of BPF programs is taken in pieces of this size for each node (`BPF_PROG_PACK_SIZE`).
+const PACK_BYTES_PER_NODE: u64 = 2 << 20;
+/// Most nodes (`MAX_NUMNODES`).
+const NODES_MAX: u32 = 1024;
 
 /// Whose code an address belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,17 +45,45 @@ pub(super) enum Code<'a> {
     Generated,
 }
 
+/// A module in the list of modules.
+#[derive(Clone, Debug)]
+pub(super) struct Module {
+    pub(super) name: String,
+    pub(super) at: Gva,
+    /// What no other load of any module has: the number of its folder in sysfs.
+    pub(super) load: u64,
+    pub(super) is_live: bool,
+    pub(super) text: Range<u64>,
+    /// Code that is only there while it starts.
+    init: Range<u64>,
+}
+
+impl Module {
+    /// Whether both are of one load of one module.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        (self.at, self.load, &self.text) == (other.at, other.load, &other.text)
+    }
+
+    fn contains(&self, address: u64) -> bool {
+        self.text.contains(&address) || self.init.contains(&address)
+    }
+}
+
 /// All code that is known.
 #[derive(Clone, Debug, Default)]
 pub(super) struct KnownCode {
     pub(super) kernel: Range<u64>,
-    modules: Vec<(Range<u64>, usize)>,
-    names: Vec<String>,
+    pub(super) modules: Vec<Module>,
     generated: Vec<Range<u64>>,
     /// Modules that are not in the list, for the evidence.
     hidden: Vec<(Range<u64>, String)>,
+    /// Whole pages that are executable for one of these reasons, or kept so by the kernel for a later use;
+    /// ascending and apart.
+    executable: Vec<Range<u64>>,
     /// The lists could be read: what is in none of them is unknown.
     pub(super) is_complete: bool,
+    /// So could all accounts of executable pages: others must not be.
+    pub(super) is_account_of_pages: bool,
 }
 
 impl KnownCode {
@@ -54,8 +92,8 @@ impl KnownCode {
         if self.kernel.contains(&address) {
             return Some(Code::Kernel);
         }
-        if let Some((_, name)) = self.modules.iter().find(|(range, _)| range.contains(&address)) {
-            return Some(Code::Module(&self.names[*name]));
+        if let Some(module) = self.modules.iter().find(|module| module.contains(address)) {
+            return Some(Code::Module(&module.name));
         }
         self.generated.iter().any(|range| range.contains(&address)).then_some(Code::Generated)
     }
@@ -63,6 +101,41 @@ impl KnownCode {
     /// Whether `address` is surely nobody's code.
     pub(super) fn is_unknown(&self, address: u64) -> bool {
         self.is_complete && self.at(address).is_none()
+    }
+
+    /// Until where pages may be executable, from the one at `address` on; `None` if that must not be.
+    pub(super) fn executable_until(&self, address: u64) -> Option<u64> {
+        let next = self.executable.partition_point(|range| range.end <= address);
+        self.executable.get(next).filter(|range| range.contains(&address)).map(|range| range.end)
+    }
+
+    /// Whether all code that `other` knows is known here too.
+    pub(super) fn covers(&self, other: &Self) -> bool {
+        let pages =
+            |range: &Range<u64>| self.executable_until(range.start).is_some_and(|end| end >= range.end);
+        other.executable.iter().all(pages)
+            && other.generated.iter().all(|range| self.generated.contains(range))
+            && other.modules.iter().all(|module| self.modules.iter().any(|own| own.is_same(module)))
+    }
+
+    /// Takes note of all pages that may be executable, `kept` among them.
+    fn note_executable(&mut self, kept: Vec<Range<u64>>) {
+        let modules = self.modules.iter().flat_map(|module| [&module.text, &module.init]);
+        let all = [&self.kernel].into_iter().chain(modules).chain(&self.generated).chain(&kept);
+        let mut pages: Vec<Range<u64>> = all
+            .filter(|range| !range.is_empty())
+            .map(|range| {
+                let end = range.end.checked_next_multiple_of(PAGE_BYTES).unwrap_or(u64::MAX);
+                range.start / PAGE_BYTES * PAGE_BYTES..end
+            })
+            .collect();
+        pages.sort_unstable_by_key(|range| range.start);
+        for range in pages {
+            match self.executable.last_mut() {
+                Some(last) if last.end >= range.start => last.end = last.end.max(range.end),
+                _ => self.executable.push(range),
+            }
+        }
     }
 
     /// What can be said of code that is nobody's.
@@ -93,44 +166,53 @@ impl Core {
         let in_tree = self.modules_by_address(layout)?;
         let entries = self.list(head, MODULES_MAX)?;
         let listed: HashSet<Gva> = entries.iter().map(|entry| entry.container(modules.list)).collect();
-        for &module in &listed {
-            known.names.push(self.reader.text(module.at(modules.name), NAME_BYTES)?);
-            let name = known.names.len() - 1;
-            known.modules.extend(self.text_of(layout, module)?.into_iter().map(|range| (range, name)));
+        for &at in &listed {
+            known.modules.push(self.module(layout, modules, at)?);
         }
         let mut suspects = Vec::new();
-        for module in in_tree.into_iter().filter(|module| !listed.contains(module)) {
-            let name = self.reader.text(module.at(modules.name), NAME_BYTES)?;
+        for at in in_tree.into_iter().filter(|at| !listed.contains(at)) {
+            let Module { name, text, init, .. } = self.module(layout, modules, at)?;
             let evidence = format!("module `{name}` is loaded but not in the list of modules");
             let (kind, certainty) = (FindingKind::HiddenModule, Certainty::Certain);
-            suspects.push(Suspect { kind, certainty, address: module.0, evidence });
-            known.hidden.extend(self.text_of(layout, module)?.into_iter().map(|range| (range, name.clone())));
+            suspects.push(Suspect { kind, certainty, address: at.0, evidence });
+            known.hidden.extend([(text, name.clone()), (init, name)]);
         }
         known.is_complete = !known.kernel.is_empty()
             && (layout.module_layout.is_some() || layout.module_memory.is_some())
             && self.add_generated(layout, &mut known)?;
+        let kept = self.kept_executable(layout)?;
+        known.is_account_of_pages = known.is_complete && kept.is_some();
+        known.note_executable(kept.unwrap_or_default());
         Ok((known, suspects))
     }
 
-    /// Where a module's code lies.
-    fn text_of(&self, layout: &IntegrityLayout, module: Gva) -> Result<Vec<Range<u64>>, Fault> {
-        let mut ranges = Vec::new();
-        let mut add = |base: Gva, bytes: Gva| {
+    fn module(&self, layout: &IntegrityLayout, modules: &Modules, at: Gva) -> Result<Module, Fault> {
+        let range = |base: Gva, bytes: Gva| {
             let start = self.reader.u64(base)?;
-            let len = self.reader.u32(bytes)?;
-            ranges.push(start..start.saturating_add(len.into()));
-            Ok::<_, Fault>(())
+            Ok::<_, Fault>(start..start.saturating_add(self.reader.u32(bytes)?.into()))
         };
-        if let Some((memory, element_bytes)) = &layout.module_memory {
-            for index in [0, INIT_TEXT] {
-                let element = module.at(memory.memory).element(index, *element_bytes);
-                add(element.at(memory.base), element.at(memory.bytes))?;
+        let (text, init) = match (&layout.module_memory, &layout.module_layout) {
+            (Some((memory, element_bytes)), _) => {
+                let of = |index| {
+                    let element = at.at(memory.memory).element(index, *element_bytes);
+                    range(element.at(memory.base), element.at(memory.bytes))
+                };
+                (of(0)?, of(INIT_TEXT)?)
             }
-        } else if let Some(own) = &layout.module_layout {
-            add(module.at(own.base), module.at(own.text_bytes))?;
-            add(module.at(own.init_base), module.at(own.init_bytes))?;
+            (None, Some(own)) => (
+                range(at.at(own.base), at.at(own.text_bytes))?,
+                range(at.at(own.init_base), at.at(own.init_bytes))?,
+            ),
+            (None, None) => (0..0, 0..0),
+        };
+        let name = self.reader.text(at.at(modules.name), NAME_BYTES)?;
+        let (mut load, mut is_live) = (0, false);
+        if let Some(lives) = &layout.module_lives {
+            is_live = self.reader.u32(at.at(lives.state))? == LIVE;
+            let folder = self.reader.pointer(at.at(lives.folder))?;
+            load = if folder.is_null() { 0 } else { self.reader.u64(folder.at(lives.number))? };
         }
-        Ok(ranges)
+        Ok(Module { name, at, load, is_live, text, init })
     }
 
     /// Modules in the tree by which the kernel finds whose code an address is.
@@ -177,6 +259,44 @@ impl Core {
             }
         }
         Ok(true)
+    }
+
+    /// What the kernel keeps executable without an account of what is in it: memory for BPF programs, slots for
+    /// probed instructions, and the code by which further processors start. `None` where one of them is not
+    /// described, or, from 6.13, where code of all sorts is taken from a cache.
+    fn kept_executable(&self, layout: &IntegrityLayout) -> Result<Option<Vec<Range<u64>>>, Fault> {
+        let find = |name| self.anchors.symbols.find(name);
+        let (packs, slots) = (find("pack_list"), ["kprobe_insn_slots", "kprobe_optinsn_slots"].map(find));
+        let is_lacking = packs.is_some() && layout.bpf_packs.is_none()
+            || slots.iter().any(Option::is_some) && layout.probe_slots.is_none();
+        let (Some(real_mode), Some(header), false, None) =
+            (&layout.real_mode, find("real_mode_header"), is_lacking, find("execmem_cache"))
+        else {
+            return Ok(None);
+        };
+        let header = self.reader.pointer(header)?;
+        // It lies where all of RAM is mapped, and names its parts by physical addresses.
+        let mapping = header.0.wrapping_sub(self.reader.translate(header)?.gpa);
+        let part = |member| Ok::<_, Fault>(mapping.wrapping_add(self.reader.u32(header.at(member))?.into()));
+        let mut kept: Vec<Range<u64>> =
+            std::iter::once(part(real_mode.text)?..part(real_mode.end)?).collect();
+        if let (Some(layout), Some(head)) = (&layout.bpf_packs, packs) {
+            let nodes = find("nr_node_ids").map_or(Ok(1), |count| self.reader.u32(count))?;
+            let bytes = PACK_BYTES_PER_NODE * u64::from(nodes.clamp(1, NODES_MAX));
+            for entry in self.list(head, GENERATED_MAX)? {
+                let start = self.reader.u64(entry.container(layout.node).at(layout.start))?;
+                kept.push(start..start.saturating_add(bytes));
+            }
+        }
+        if let Some(layout) = &layout.probe_slots {
+            for cache in slots.into_iter().flatten() {
+                for entry in self.list(cache.at(layout.pages), SLOT_PAGES_MAX)? {
+                    let start = self.reader.u64(entry.container(layout.node).at(layout.slots))?;
+                    kept.push(start..start.saturating_add(PAGE_BYTES));
+                }
+            }
+        }
+        Ok(Some(kept))
     }
 
     /// Registered tracers.

@@ -39,6 +39,15 @@ view! {
     Modules { list: "module" "list", name: "module" "name" }
 }
 view! {
+    /// What tells one load of a module from another, and the tables of what it rewrites in its own text.
+    ModuleLives {
+        state: "module" "state", folder: "module" "mkobj.kobj.sd", number: "kernfs_node" "id",
+        keys: "module" "jump_entries", key_count: "module" "num_jump_entries",
+        calls: "module" "static_call_sites", call_count: "module" "num_static_call_sites",
+        traces: "module" "ftrace_callsites", trace_count: "module" "num_ftrace_callsites",
+    }
+}
+view! {
     /// Where a module lies, before 6.4.
     ModuleLayout {
         base: "module" "core_layout.base", text_bytes: "module" "core_layout.text_size",
@@ -59,6 +68,39 @@ view! {
 view! {
     /// Generated code: BPF programs, trampolines and dispatchers.
     BpfSymbols { node: "bpf_ksym" "lnode", start: "bpf_ksym" "start", end: "bpf_ksym" "end" }
+}
+view! {
+    /// Memory that BPF programs share, executable as a whole.
+    BpfPacks { node: "bpf_prog_pack" "list", start: "bpf_prog_pack" "ptr" }
+}
+view! {
+    /// Pages of instructions that probes have replaced.
+    ProbeSlots {
+        pages: "kprobe_insn_cache" "pages", node: "kprobe_insn_page" "list", slots: "kprobe_insn_page" "insns",
+    }
+}
+view! {
+    /// The code by which further processors start.
+    RealMode { text: "real_mode_header" "text_start", end: "real_mode_header" "ro_end" }
+}
+view! {
+    /// Tasks of the real-time class on a run queue: a list for each priority.
+    RealTimeTasks { lists: "rq" "rt.active.queue", node: "task_struct" "rt.run_list" }
+}
+view! {
+    /// Tasks of the deadline class on a run queue: a tree.
+    DeadlineTasks {
+        tree: "rq" "dl.root", node: "task_struct" "dl.rb_node",
+        left: "rb_node" "rb_left", right: "rb_node" "rb_right",
+    }
+}
+view! {
+    /// What stands in the deadline tree for all tasks of the fair class, from 6.8.
+    FairServer { node: "rq" "fair_server.rb_node" }
+}
+view! {
+    /// Tasks of the class that BPF programs schedule, from 6.12.
+    ExtendedTasks { list: "rq" "scx.runnable_list", node: "task_struct" "scx.runnable_node" }
 }
 view! {
     /// Tracers.
@@ -111,12 +153,20 @@ pub(crate) struct IntegrityLayout {
     pub(super) ids: Option<Ids>,
     pub(super) run_queues: Option<RunQueues>,
     pub(super) fair_tasks: Option<FairTasks>,
+    pub(super) real_time_tasks: Option<RealTimeTasks>,
+    pub(super) deadline_tasks: Option<DeadlineTasks>,
+    pub(super) fair_server: Option<FairServer>,
+    pub(super) extended_tasks: Option<ExtendedTasks>,
     pub(super) modules: Option<Modules>,
+    pub(super) module_lives: Option<ModuleLives>,
     pub(super) module_layout: Option<ModuleLayout>,
     /// With the size of an element.
     pub(super) module_memory: Option<(ModuleMemory, u32)>,
     pub(super) module_tree: Option<ModuleTree>,
     pub(super) bpf_symbols: Option<BpfSymbols>,
+    pub(super) bpf_packs: Option<BpfPacks>,
+    pub(super) probe_slots: Option<ProbeSlots>,
+    pub(super) real_mode: Option<RealMode>,
     pub(super) tracers: Option<Tracers>,
     /// With the size of a record.
     pub(super) trace_sites: Option<(TraceSites, u32)>,
@@ -137,11 +187,19 @@ impl IntegrityLayout {
             ids: Ids::resolve(types).ok(),
             run_queues: RunQueues::resolve(types).ok(),
             fair_tasks: FairTasks::resolve(types).ok(),
+            real_time_tasks: RealTimeTasks::resolve(types).ok(),
+            deadline_tasks: DeadlineTasks::resolve(types).ok(),
+            fair_server: FairServer::resolve(types).ok(),
+            extended_tasks: ExtendedTasks::resolve(types).ok(),
             modules: Modules::resolve(types).ok(),
+            module_lives: ModuleLives::resolve(types).ok(),
             module_layout: ModuleLayout::resolve(types).ok(),
             module_memory: ModuleMemory::resolve(types).ok().zip(sized("module_memory")),
             module_tree: ModuleTree::resolve(types).ok(),
             bpf_symbols: BpfSymbols::resolve(types).ok(),
+            bpf_packs: BpfPacks::resolve(types).ok(),
+            probe_slots: ProbeSlots::resolve(types).ok(),
+            real_mode: RealMode::resolve(types).ok(),
             tracers: Tracers::resolve(types).ok(),
             trace_sites: TraceSites::resolve(types).ok().zip(sized("dyn_ftrace")),
             probes: Probes::resolve(types).ok(),

@@ -2,11 +2,13 @@
 //! Places in text that the kernel rewrites by itself while it runs: static keys (jump labels), static calls and
 //! where functions can be traced. What stands there must be one of the few instructions that belong there.
 
+use std::ops::Range;
+
 use crate::error::Fault;
 use crate::guest::Core;
 use crate::memory::Gva;
 
-use super::known::KnownCode;
+use super::known::{KnownCode, Module};
 use super::layout::IntegrityLayout;
 
 /// Most places of one sort taken: kernels have 50,000 functions that can be traced.
@@ -17,8 +19,12 @@ pub(super) const SITE_BYTES_MAX: usize = 8;
 const JUMP_ENTRY_BYTES: u64 = 16;
 /// An entry of the table of static calls: two offsets relative to themselves.
 const CALL_ENTRY_BYTES: u64 = 8;
-/// Static call trampolines: a jump or return, and what marks them.
+/// An entry of a module's table of functions that can be traced: the address.
+const TRACE_ENTRY_BYTES: u64 = 8;
+/// Static call trampolines: a jump or return, and what marks them (`ud1 %esp, %ecx`).
 const TRAMPOLINE_BYTES: u64 = 8;
+const TRAMPOLINE_MARK: [u8; 3] = [0x0f, 0xb9, 0xcc];
+const JUMP_BYTES: u64 = 5;
 /// Read at a time.
 const BLOCK_BYTES: usize = 4096;
 
@@ -107,6 +113,54 @@ impl Site {
 }
 
 impl Core {
+    /// Every place in a module's text that the kernel rewrites, by address.
+    pub(super) fn module_sites(
+        &self,
+        layout: &IntegrityLayout,
+        module: &Module,
+    ) -> Result<Option<Vec<Site>>, Fault> {
+        let Some(lives) = &layout.module_lives else { return Ok(None) };
+        let table = |start, count, entry_bytes| {
+            let start = self.reader.pointer(module.at.at(start))?;
+            let end = start.element(self.reader.u32(module.at.at(count))?.into(), entry_bytes);
+            Ok::<_, Fault>((start, end))
+        };
+        let mut sites = Vec::new();
+        self.add_keys(table(lives.keys, lives.key_count, JUMP_ENTRY_BYTES as u32)?, &mut sites)?;
+        self.add_calls(table(lives.calls, lives.call_count, CALL_ENTRY_BYTES as u32)?, &mut sites)?;
+        let (start, end) = table(lives.traces, lives.trace_count, TRACE_ENTRY_BYTES as u32)?;
+        self.table(start, end, TRACE_ENTRY_BYTES, |_, entry| {
+            let at = entry.first_chunk().copied().map_or(0, u64::from_le_bytes);
+            sites.push(Site { at, kind: SiteKind::Trace });
+        })?;
+        self.add_trampolines(&module.text, &mut sites)?;
+        Ok(Some(sorted(sites, &module.text)))
+    }
+
+    fn add_keys(&self, (start, end): (Gva, Gva), sites: &mut Vec<Site>) -> Result<(), Fault> {
+        self.table(start, end, JUMP_ENTRY_BYTES, |place, entry| {
+            let (code, target) = (relative(place, entry, 0), relative(place, entry, 4));
+            let target = i32::try_from(target.wrapping_sub(code).cast_signed()).unwrap_or_default();
+            sites.push(Site { at: code, kind: SiteKind::Key { target } });
+        })
+    }
+
+    fn add_calls(&self, (start, end): (Gva, Gva), sites: &mut Vec<Site>) -> Result<(), Fault> {
+        self.table(start, end, CALL_ENTRY_BYTES, |place, entry| {
+            sites.push(Site { at: relative(place, entry, 0), kind: SiteKind::Call });
+        })
+    }
+
+    /// Adds static call trampolines, which no table of a module lists: they are told by their mark.
+    fn add_trampolines(&self, text: &Range<u64>, sites: &mut Vec<Site>) -> Result<(), Fault> {
+        let mark = memchr::memmem::Finder::new(&TRAMPOLINE_MARK);
+        self.table(Gva(text.start), Gva(text.end), BLOCK_BYTES as u64, |place, block| {
+            let marks = mark.find_iter(block).map(|at| place.wrapping_add(at as u64));
+            let starts = marks.filter_map(|mark| mark.checked_sub(JUMP_BYTES));
+            sites.extend(starts.filter(|at| at % 4 == 0).map(|at| Site { at, kind: SiteKind::Call }));
+        })
+    }
+
     /// Every place in the kernel's own text that the kernel rewrites, by address; `None` if one of the tables
     /// is not there to be read.
     pub(super) fn sites(
@@ -117,18 +171,12 @@ impl Core {
         let mut sites = Vec::new();
         let symbols = &self.anchors.symbols;
         let table = |start, end| symbols.find(start).zip(symbols.find(end));
-        let Some((start, end)) = table("__start___jump_table", "__stop___jump_table") else {
+        let Some(keys) = table("__start___jump_table", "__stop___jump_table") else {
             return Ok(None);
         };
-        self.table(start, end, JUMP_ENTRY_BYTES, |place, entry| {
-            let (code, target) = (relative(place, entry, 0), relative(place, entry, 4));
-            let target = i32::try_from(target.wrapping_sub(code).cast_signed()).unwrap_or_default();
-            sites.push(Site { at: code, kind: SiteKind::Key { target } });
-        })?;
-        if let Some((start, end)) = table("__start_static_call_sites", "__stop_static_call_sites") {
-            self.table(start, end, CALL_ENTRY_BYTES, |place, entry| {
-                sites.push(Site { at: relative(place, entry, 0), kind: SiteKind::Call });
-            })?;
+        self.add_keys(keys, &mut sites)?;
+        if let Some(calls) = table("__start_static_call_sites", "__stop_static_call_sites") {
+            self.add_calls(calls, &mut sites)?;
         }
         if let Some((start, end)) = table("__static_call_text_start", "__static_call_text_end") {
             let count = (end.0.wrapping_sub(start.0) / TRAMPOLINE_BYTES).min(SITES_MAX as u64);
@@ -159,10 +207,7 @@ impl Core {
                 page = self.reader.pointer(page.at(layout.next))?;
             }
         }
-        sites.retain(|site| known.kernel.contains(&site.at));
-        sites.sort_unstable();
-        sites.dedup_by_key(|site| site.at);
-        Ok(Some(sites))
+        Ok(Some(sorted(sites, &known.kernel)))
     }
 
     /// Calls `each` with the place and bytes of every entry of a table.
@@ -194,6 +239,14 @@ impl Core {
         }
         Ok(())
     }
+}
+
+/// Those that lie in `text`, one for each address, in order.
+fn sorted(mut sites: Vec<Site>, text: &Range<u64>) -> Vec<Site> {
+    sites.retain(|site| text.contains(&site.at));
+    sites.sort_unstable();
+    sites.dedup_by_key(|site| site.at);
+    sites
 }
 
 /// The address that an offset relative to its own place names.

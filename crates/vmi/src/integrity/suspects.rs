@@ -66,6 +66,11 @@ impl Suspects {
         });
     }
 
+    /// Whether there is a suspect that may become a finding.
+    pub(super) fn is_any_open(&self) -> bool {
+        self.seen.values().any(|seen| !seen.is_confirmed())
+    }
+
     /// Looks for the symbols of some findings.
     pub(super) fn name(&mut self, names: &SymbolNames, count: usize) {
         let nameless = self.seen.values_mut().filter(|seen| seen.is_confirmed() && !seen.is_named);

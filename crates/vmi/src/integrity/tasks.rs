@@ -26,6 +26,9 @@ const MARKS_END: u64 = 4096;
 const CPUS_MAX: u32 = 512;
 /// Tasks of one run queue walked.
 const QUEUE_MAX: usize = 4096;
+/// Priorities of the real-time class (`MAX_RT_PRIO`), each with a list.
+const REAL_TIME_PRIORITIES: u32 = 100;
+const LIST_HEAD_BYTES: u32 = 16;
 /// Length of a name.
 const COMM_BYTES: usize = 16;
 
@@ -118,7 +121,7 @@ impl Core {
     /// Tasks that run or wait to run, idle ones aside, as far as the queues hold still.
     fn queued_tasks(&self, layout: &IntegrityLayout) -> Result<Vec<Seen>, Fault> {
         let symbols = &self.anchors.symbols;
-        let (Some(layout), fair) = (&layout.run_queues, &layout.fair_tasks) else { return Ok(Vec::new()) };
+        let Some(current_of) = &layout.run_queues else { return Ok(Vec::new()) };
         let (Some(queues), Some(offsets), Some(count)) =
             (symbols.find("runqueues"), symbols.find("__per_cpu_offset"), symbols.find("nr_cpu_ids"))
         else {
@@ -129,21 +132,59 @@ impl Core {
             let offset = self.reader.u64(offsets.element(cpu.into(), 8))?;
             let queue = Gva(queues.0.wrapping_add(offset));
             // A processor that is not there has no queue.
-            let (Ok(current), Ok(idle)) =
-                (self.reader.pointer(queue.at(layout.current)), self.reader.pointer(queue.at(layout.idle)))
-            else {
+            let (Ok(current), Ok(idle)) = (
+                self.reader.pointer(queue.at(current_of.current)),
+                self.reader.pointer(queue.at(current_of.idle)),
+            ) else {
                 continue;
             };
             if current != idle && !current.is_null() {
                 tasks.extend(self.seen(current));
             }
-            let waiting = fair.as_ref().map(|fair| (fair, self.list(queue.at(fair.list), QUEUE_MAX)));
-            if let Some((fair, Ok(waiting))) = waiting {
-                tasks.extend(waiting.into_iter().filter_map(|node| self.seen(node.container(fair.node))));
+            let mut waiting = Vec::new();
+            for (list, node) in lists(layout) {
+                // A list that changes while it is walked is walked again soon.
+                let found = self.list(queue.at(list), QUEUE_MAX).unwrap_or_default();
+                waiting.extend(found.into_iter().map(|link| link.container(node)));
             }
+            waiting.extend(self.deadline_tasks(layout, queue).unwrap_or_default());
+            tasks.extend(waiting.into_iter().filter_map(|task| self.seen(task)));
         }
         Ok(tasks)
     }
+
+    /// Tasks that wait for their deadlines.
+    fn deadline_tasks(&self, layout: &IntegrityLayout, queue: Gva) -> Result<Vec<Gva>, Fault> {
+        let Some(deadlines) = &layout.deadline_tasks else { return Ok(Vec::new()) };
+        let server = layout.fair_server.as_ref().map(|server| queue.at(server.node));
+        let mut pending = vec![self.reader.pointer(queue.at(deadlines.tree))?];
+        let mut tasks = Vec::new();
+        while let Some(node) = pending.pop() {
+            if node.is_null() {
+                continue;
+            }
+            if tasks.len() == QUEUE_MAX {
+                return Err(Fault::Inconsistent);
+            }
+            if Some(node) != server {
+                tasks.push(node.container(deadlines.node));
+            }
+            pending.push(self.reader.pointer(node.at(deadlines.left))?);
+            pending.push(self.reader.pointer(node.at(deadlines.right))?);
+        }
+        Ok(tasks)
+    }
+}
+
+/// The lists of waiting tasks on a run queue, and their links in a task.
+fn lists(layout: &IntegrityLayout) -> Vec<(u32, u32)> {
+    let fair = layout.fair_tasks.iter().map(|fair| (fair.list, fair.node));
+    let extended = layout.extended_tasks.iter().map(|extended| (extended.list, extended.node));
+    let real_time = layout.real_time_tasks.iter();
+    let real_time = real_time.flat_map(|real| {
+        (0..REAL_TIME_PRIORITIES).map(|priority| (real.lists + priority * LIST_HEAD_BYTES, real.node))
+    });
+    fair.chain(extended).chain(real_time).collect()
 }
 
 fn suspect(kind: FindingKind, task: Gva, evidence: String) -> Suspect {

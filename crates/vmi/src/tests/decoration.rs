@@ -116,13 +116,14 @@ impl Kernel {
         let offsets = self.symbol("__per_cpu_offset", 16);
         let variable = self.symbol("runqueues", 64);
         for (cpu, (task, running)) in [(shop, 2), (self.at.init_task, 0)].into_iter().enumerate() {
-            let area = self.alloc(512);
+            let area = self.alloc(2048);
             self.at.cpu_areas[cpu] = area;
             // From where the variable lies in the image to where each processor has its own.
             let own = area.at(QUEUE_AT);
             self.put(offsets, cpu as u32 * 8, own.0.wrapping_sub(variable.0));
             for (offset, value) in [
                 (queue.current, task.0),
+                (self.at.idle, self.at.init_task.0),
                 (queue.running, running),
                 (queue.switches, 1000 + cpu as u64),
                 (queue.cpu, cpu as u64),
@@ -130,6 +131,10 @@ impl Kernel {
             ] {
                 self.put(own, offset, value);
             }
+            for priority in 0..100 {
+                self.circle(&[own.at(self.at.rt_lists + priority * 16)]);
+            }
+            self.at.queues[cpu] = own;
         }
         let signal = Gva(self.read(shop.at(self.layout.task.signal)));
         for (place, offset, value) in [

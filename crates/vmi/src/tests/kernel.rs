@@ -21,7 +21,7 @@ use crate::memory::fixture::Ram;
 use super::symbols::{self, SymbolOrder};
 
 mod inspected;
-pub(crate) use inspected::{KEY, KEY_TARGET};
+pub(crate) use inspected::{KEY, KEY_TARGET, MODULE_KEY};
 
 const RAM_BYTES: usize = 4 << 20;
 const IMAGE_GVA: u64 = START_KERNEL_MAP + 0x100_0000;
@@ -38,6 +38,7 @@ const STRUCTURES: &[(&str, &[&str])] = &[
     ("kuid_t", &["val"]),
     ("cred", &["usage", "euid:kuid_t", "user_ns"]),
     ("sched_entity", &["vruntime", "sum_exec_runtime"]),
+    ("sched_rt_entity", &["run_list/16"]),
     (
         "task_struct",
         &[
@@ -62,6 +63,7 @@ const STRUCTURES: &[(&str, &[&str])] = &[
             "nvcsw",
             "nivcsw",
             "pid_links/16",
+            "rt:sched_rt_entity",
         ],
     ),
     ("signal_struct", &["live", "thread_head/16", "nr_threads", "sum_sched_runtime"]),
@@ -70,10 +72,12 @@ const STRUCTURES: &[(&str, &[&str])] = &[
     ("nsproxy", &["count", "mnt_ns", "net_ns"]),
     ("upid", &["nr", "ns"]),
     ("pid", &["count", "level", "numbers/64", "tasks/16"]),
-    ("rq", &["lock", "nr_running", "nr_switches", "curr", "cpu", "online"]),
+    ("rt_prio_array", &["bitmap/16", "queue/1600"]),
+    ("rt_rq", &["active:rt_prio_array"]),
+    ("rq", &["lock", "nr_running", "nr_switches", "curr", "idle", "cpu", "online", "rt:rt_rq"]),
     ("css_set", &["refcount", "dfl_cgrp"]),
     ("cgroup", &["flags", "kn"]),
-    ("kernfs_node", &["count", "parent", "name"]),
+    ("kernfs_node", &["count", "parent", "name", "id"]),
     ("path", &["mnt", "dentry"]),
     ("file", &["f_op", "private_data", "f_cred", "f_path:path"]),
     ("qstr", &["len", "name"]),
@@ -153,7 +157,26 @@ const STRUCTURES: &[(&str, &[&str])] = &[
     ("vring", &["num", "desc"]),
     ("xa_node", &["shift", "slots/512"]),
     ("module_layout", &["base", "text_size"]),
-    ("module", &["list/16", "name/56", "core_layout:module_layout", "init_layout:module_layout"]),
+    ("kobject", &["sd"]),
+    ("module_kobject", &["kobj:kobject"]),
+    (
+        "module",
+        &[
+            "list/16",
+            "name/56",
+            "core_layout:module_layout",
+            "init_layout:module_layout",
+            "state",
+            "mkobj:module_kobject",
+            "jump_entries",
+            "num_jump_entries",
+            "static_call_sites",
+            "num_static_call_sites",
+            "ftrace_callsites",
+            "num_ftrace_callsites",
+        ],
+    ),
+    ("real_mode_header", &["text_start", "ro_end"]),
     ("btf_module", &["list/16", "btf"]),
     ("btf", &["data", "data_size", "start_id", "start_str_off", "name/16"]),
 ];
@@ -253,6 +276,15 @@ pub(crate) struct Places {
     pub(crate) id_tasks: u32,
     pub(crate) id_tree: u32,
     pub(crate) sock_protocol: u32,
+    /// The entry of the page tables that maps all of RAM.
+    pub(crate) direct_entry: Gva,
+    pub(crate) module_text: Gva,
+    /// The number of the module's folder in sysfs.
+    pub(crate) module_load: Gva,
+    pub(crate) queues: [Gva; 2],
+    pub(crate) idle: u32,
+    pub(crate) rt_link: u32,
+    pub(crate) rt_lists: u32,
 }
 
 /// The kernel, and how to write to it.
@@ -289,6 +321,9 @@ impl Kernel {
                 id_tasks: structures.offset("pid", "tasks").unwrap(),
                 id_tree: structures.offset("pid_namespace", "idr.idr_rt.xa_head").unwrap(),
                 sock_protocol: structures.offset("sock", "sk_protocol").unwrap(),
+                idle: structures.offset("rq", "idle").unwrap(),
+                rt_link: structures.offset("task_struct", "rt.run_list").unwrap(),
+                rt_lists: structures.offset("rq", "rt.active.queue").unwrap(),
                 ..Places::default()
             },
             levels,
@@ -376,7 +411,7 @@ impl Kernel {
     }
 
     /// Links a circular list.
-    fn circle(&mut self, nodes: &[Gva]) {
+    pub(super) fn circle(&mut self, nodes: &[Gva]) {
         for (index, &node) in nodes.iter().enumerate() {
             let next = nodes[(index + 1) % nodes.len()];
             self.put(node, 0, next.0);
@@ -387,6 +422,8 @@ impl Kernel {
     fn page_tables(&mut self, levels: u8) {
         const PRESENT: u64 = 1;
         const LARGE: u64 = 1 << 7;
+        /// What is no text, so that there is none to be found.
+        const NO_EXECUTE: u64 = 1 << 63;
         self.image = self.image.next_multiple_of(4096);
         let root_gpa = self.image;
         self.symbol("init_top_pgt", 0x8000);
@@ -410,9 +447,11 @@ impl Kernel {
         let (image_upper, image_middle, direct_upper) = (table(), table(), table());
         entries.push((top + index(IMAGE_GVA, 4), image_upper | PRESENT));
         entries.push((image_upper + index(IMAGE_GVA, 3), image_middle | PRESENT));
-        entries.push((image_middle + index(IMAGE_GVA, 2), IMAGE_GPA | PRESENT | LARGE));
+        entries.push((image_middle + index(IMAGE_GVA, 2), IMAGE_GPA | PRESENT | LARGE | NO_EXECUTE));
         entries.push((top + index(DIRECT_GVA, 4), direct_upper | PRESENT));
-        entries.push((direct_upper + index(DIRECT_GVA, 3), PRESENT | LARGE));
+        let direct_entry = direct_upper + index(DIRECT_GVA, 3);
+        entries.push((direct_entry, PRESENT | LARGE | NO_EXECUTE));
+        self.at.direct_entry = Gva(IMAGE_GVA + (direct_entry - IMAGE_GPA));
         for (gpa, entry) in entries {
             self.write(Gva(IMAGE_GVA + (gpa - IMAGE_GPA)), &entry.to_le_bytes());
         }

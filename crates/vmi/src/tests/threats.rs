@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::kernel;
-use super::kernel::{KEY, KEY_TARGET, Kernel};
+use super::kernel::{KEY, KEY_TARGET, Kernel, MODULE_KEY};
 use crate::memory::fixture::Ram;
 use crate::{Certainty, Finding, FindingKind, Guest, PhysicalMemory, Unmapped};
 
@@ -38,7 +38,7 @@ fn found_after(change: impl FnOnce(&mut Kernel)) -> Vec<Finding> {
     inspect(&mut guest, 4);
     assert_eq!(guest.threats(), []);
     let coverage = guest.coverage();
-    assert!(coverage.pages == 3 && coverage.pages_known == 3 && coverage.rounds > 1, "{coverage:?}");
+    assert!(coverage.pages == 5 && coverage.pages_known == 5 && coverage.rounds > 1, "{coverage:?}");
     change(&mut kernel);
     *live.0.lock().unwrap() = kernel.ram.clone();
     inspect(&mut guest, 4);
@@ -64,6 +64,20 @@ fn task_taken_off_the_list_is_hidden() {
     assert_eq!(kinds(&found), [FindingKind::HiddenTask, FindingKind::PacketSocket]);
     assert_eq!(found[0].certainty, Certainty::Certain);
     assert!(found[0].evidence.starts_with("process 7 `shop`"), "{}", found[0].evidence);
+}
+
+#[test]
+fn task_that_only_a_run_queue_knows_is_hidden() {
+    let found = found_after(|kernel| {
+        let link = kernel.at.shop.at(kernel.layout.task.tasks);
+        kernel.unlink(link);
+        kernel.put(kernel.at.ids, 7 * 8, 0);
+        let current = kernel.layout.cpu.clone().unwrap().queue.unwrap().current;
+        kernel.put(kernel.at.queues[0], current, kernel.at.init_task.0);
+        kernel.enqueue(kernel.at.shop, 1);
+    });
+    assert_eq!(kinds(&found), [FindingKind::HiddenTask, FindingKind::PacketSocket]);
+    assert!(found[0].evidence.starts_with("process 7 `shop` runs"), "{}", found[0].evidence);
 }
 
 #[test]
@@ -113,12 +127,45 @@ fn static_key_may_be_switched_but_not_redirected() {
 }
 
 #[test]
+fn text_of_modules_is_watched_from_load_to_load() {
+    let place = |kernel: &Kernel| kernel.at.module_text.at(0x200);
+    let changed = found_after(|kernel| kernel.write(place(kernel), &[0xe9]));
+    assert_eq!(kinds(&changed), [FindingKind::ModifiedText]);
+    assert!(changed[0].evidence.contains("text of module `shop_module`"), "{}", changed[0].evidence);
+    let loaded_again = found_after(|kernel| {
+        kernel.write(place(kernel), &[0xe9]);
+        kernel.put(kernel.at.module_load, 0, 78);
+    });
+    assert_eq!(loaded_again, []);
+    let jump = [0xe9, 0u8.wrapping_sub(MODULE_KEY as u8 + 5), 0xff, 0xff, 0xff];
+    let switched = found_after(|kernel| kernel.write(kernel.at.module_text.at(MODULE_KEY), &jump));
+    assert_eq!(switched, []);
+}
+
+#[test]
+fn pages_that_may_be_executed_must_be_somebodys() {
+    let found = found_after(|kernel| {
+        let entry = kernel.read(kernel.at.direct_entry);
+        kernel.put(kernel.at.direct_entry, 0, entry & !(1 << 63));
+    });
+    assert_eq!(kinds(&found), [FindingKind::UnknownCode]);
+    assert!(found[0].evidence.contains("code of no known module"), "{}", found[0].evidence);
+}
+
+#[test]
+fn gates_do_not_change_even_within_the_kernels_text() {
+    let found = found_after(|kernel| kernel.write(kernel.at.gates.at(14 * 16 + 8), &[1]));
+    assert_eq!(kinds(&found), [FindingKind::InterruptEntry]);
+}
+
+#[test]
 fn entries_must_lead_to_the_kernels_text() {
     let found = found_after(|kernel| {
         kernel.put(kernel.at.syscalls, 62 * 8, 0xffff_ffff_c000_0000);
         // A present gate: offset 0x1234 in nobody's code.
         kernel.write(kernel.at.gates.at(14 * 16), &[0x34, 0x12, 0x10, 0, 0, 0x8e]);
     });
-    assert_eq!(kinds(&found), [FindingKind::SyscallEntry, FindingKind::InterruptEntry]);
+    let expected = [FindingKind::SyscallEntry, FindingKind::InterruptEntry, FindingKind::InterruptEntry];
+    assert_eq!(kinds(&found), expected);
     assert!(found[0].evidence.contains("system call 62 leads to 0xffffffffc0000000"));
 }
