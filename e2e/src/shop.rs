@@ -64,17 +64,30 @@ impl Shop {
     /// # Errors
     /// When anything does not come up; the error holds the logs that say why.
     pub fn open(accel: Accel) -> Result<Self> {
+        let example: Vec<&str> = MACHINES.iter().take(EXAMPLE_MACHINES).map(|(id, ..)| *id).collect();
+        let shop = Self::open_with(accel, &example)?;
+        shop.serve_database()?;
+        Ok(shop)
+    }
+
+    /// As [`Shop::open`] with some of the machines, the API's among them, and no database.
+    ///
+    /// # Errors
+    /// As [`Shop::open`].
+    pub fn open_with(accel: Accel, machines: &[&str]) -> Result<Self> {
         let scratch = Scratch::new("shop")?;
         let (manifests, runtime) = (scratch.join("manifests"), scratch.join("run"));
         copy_example(&manifests)?;
         fs::create_dir(&runtime).context("make the runtime folder")?;
-        let daemon = Daemon::start(&shipped("meshvisor-hostd"), &manifests, &runtime)?;
+        let settings = scratch.join("settings.toml");
+        fs::write(&settings, "[introspection]\nthreats = true\n").context("write the settings")?;
+        let daemon = Daemon::start_with(&shipped("meshvisor-hostd"), &manifests, &runtime, Some(&settings))?;
         let mut shop = Self { vms: BTreeMap::new(), daemon, accel, scratch };
         // All start at once; they are waited for one after the other.
-        for (id, ..) in MACHINES.into_iter().take(EXAMPLE_MACHINES) {
+        for id in machines {
             shop.start(id)?;
         }
-        for (id, kernel, cpu, properties) in MACHINES.into_iter().take(EXAMPLE_MACHINES) {
+        for (id, kernel, cpu, properties) in MACHINES.into_iter().filter(|(id, ..)| machines.contains(id)) {
             let started = Instant::now();
             shop.await_machine(id)?;
             let levels = if cpu == Cpu::Max { "five" } else { "four" };
@@ -86,7 +99,6 @@ impl Shop {
             );
         }
         shop.serve_api()?;
-        shop.serve_database()?;
         Ok(shop)
     }
 

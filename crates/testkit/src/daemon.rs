@@ -112,6 +112,27 @@ impl Daemon {
         Ok(Duration::from_secs(user + system) / u32::try_from(ticks_per_second)?)
     }
 
+    /// Processor time that its threads of a name have used, to the nanosecond.
+    ///
+    /// # Errors
+    /// When it is not running, or has no such thread.
+    pub fn thread_time(&self, name: &str) -> Result<Duration> {
+        let tasks = format!("/proc/{}/task", self.pid());
+        let mut used = None;
+        for task in fs::read_dir(&tasks).with_context(|| format!("list {tasks}"))? {
+            let task = task?.path();
+            // A thread may end meanwhile.
+            let Ok(comm) = fs::read_to_string(task.join("comm")) else { continue };
+            if comm.trim_end() == name {
+                let stat = fs::read_to_string(task.join("schedstat")).context("read a thread's times")?;
+                let ns =
+                    stat.split(' ').next().and_then(|ns| ns.parse().ok()).context("a time comes first")?;
+                used = Some(used.unwrap_or(Duration::ZERO) + Duration::from_nanos(ns));
+            }
+        }
+        used.with_context(|| format!("the daemon has no thread {name}"))
+    }
+
     /// Everything it has logged.
     #[must_use]
     pub fn log(&self) -> String {

@@ -4,13 +4,14 @@
 mod comings;
 mod idle;
 mod mistakes;
+mod threats;
 mod traffic;
 mod views;
 
 use crate::Chapter;
 
 /// Every scenario.
-pub const SCENARIOS: [Chapter; 11] = [
+pub const SCENARIOS: [Chapter; 12] = [
     Chapter {
         title: "A damaged manifest is refused as a whole",
         name: "a_bad_manifest_leaves_the_last_good_policy_in_force",
@@ -48,6 +49,11 @@ pub const SCENARIOS: [Chapter; 11] = [
         title: "Command lines, namespaces, processor time and round-trip times are the guest's own",
         name: "views_of_ram_equal_the_guests_own",
         run: views::run,
+    },
+    Chapter {
+        title: "Kernels that hide and hook are found out, and busy ones are not suspected",
+        name: "threats_in_a_guests_kernel_are_found",
+        run: threats::run,
     },
     Chapter { title: "With nothing to do the daemon rests", name: "an_idle_daemon_rests", run: idle::run },
 ];

@@ -9,6 +9,7 @@ mod restart;
 mod why;
 
 use crate::Chapter;
+pub(crate) use why::meshctl;
 
 /// The chapters in their order.
 pub const STORY: [Chapter; 8] = [
