@@ -13,6 +13,7 @@ mod guests;
 mod packages;
 mod progress;
 mod shell;
+mod soak;
 mod test;
 
 use std::path::PathBuf;
@@ -72,6 +73,15 @@ enum Task {
         #[arg(long, global = true)]
         no_install: bool,
     },
+    /// Watch for a long time what must never happen.
+    Soak {
+        /// What to watch.
+        #[command(subcommand)]
+        what: Soak,
+        /// Only list missing packages, and fail if there are any.
+        #[arg(long, global = true)]
+        no_install: bool,
+    },
     /// Search for inputs that break a parser.
     Fuzz {
         /// The target; all of them if absent.
@@ -86,6 +96,19 @@ enum Task {
 enum Bench {
     /// Frames per second through the daemon, between two ports of dpdk-testpmd.
     Switch,
+}
+
+#[derive(Subcommand)]
+enum Soak {
+    /// That no threat is found in busy guests of every kernel; prints a JSON object, fails on any finding.
+    Threats {
+        /// How long to watch.
+        #[arg(long, default_value_t = 60)]
+        minutes: u32,
+        /// Leave the guests idle, to see what inspection costs.
+        #[arg(long)]
+        idle: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -110,6 +133,9 @@ fn perform(task: Task) -> Result<()> {
         Task::Test { quick, no_install } => test::run(test::Options { quick, no_install }),
         Task::Prepush => test::prepush(),
         Task::Bench { what: Bench::Switch, json, no_install } => bench::switch(json, no_install),
+        Task::Soak { what: Soak::Threats { minutes, idle }, no_install } => {
+            soak::threats(minutes, idle, no_install)
+        }
         Task::Fuzz { target, seconds } => test::fuzz(target.as_deref(), seconds),
     }
 }
