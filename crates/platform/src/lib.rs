@@ -11,9 +11,11 @@
 mod clock;
 mod cpu;
 mod event;
+mod sparse;
 mod table;
 
 pub use clock::monotonic_ns;
 pub use cpu::{pin_current_thread, prefetch, prefetch_to_write};
 pub use event::{EventFd, Poller, Trigger};
+pub use sparse::for_each_data;
 pub use table::{SharedTable, TableError};

@@ -14,7 +14,7 @@ use std::os::unix::fs::FileExt;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{SealFlags, SeekFrom, fcntl_get_seals, fstat, seek};
+use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
@@ -292,28 +292,14 @@ impl Region {
         for word in &self.resident {
             word.store(0, Ordering::Relaxed);
         }
-        let end = self.file_offset + self.size_bytes;
-        let mut at = self.file_offset;
-        while at < end {
-            let data = match seek(&self.file, SeekFrom::Data(at)) {
-                Ok(data) => data.max(at),
-                Err(Errno::NXIO) => break,
-                Err(_) => at,
-            };
-            if data >= end {
-                break;
-            }
-            let hole = seek(&self.file, SeekFrom::Hole(data)).unwrap_or(end).min(end);
-            if hole <= data {
-                break;
-            }
-            let extent = data - self.file_offset..hole - self.file_offset;
+        let whole = self.file_offset..self.file_offset + self.size_bytes;
+        platform::for_each_data(&self.file, whole, |data| {
+            let extent = data.start - self.file_offset..data.end - self.file_offset;
             for page in extent.start / PAGE_BYTES..extent.end.div_ceil(PAGE_BYTES) {
                 self.mark(page);
             }
             extents.push(self.gpa + extent.start..self.gpa + extent.end);
-            at = hole;
-        }
+        });
     }
 }
 
