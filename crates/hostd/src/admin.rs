@@ -8,6 +8,7 @@ mod dataflow;
 mod desk;
 mod inside;
 mod threats;
+mod times;
 mod view;
 mod why;
 

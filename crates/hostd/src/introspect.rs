@@ -47,6 +47,8 @@ pub struct Reply {
     pub ticket: u64,
     /// What was found.
     pub outcome: Outcome,
+    /// How long finding it took.
+    pub took: Duration,
 }
 
 /// What an inquiry came to.
@@ -95,6 +97,19 @@ impl State {
     }
 }
 
+impl State {
+    /// Who is behind one end of a flow, as `look` tells if the guest is attached; `None` if that tells nothing.
+    fn attribute(
+        &mut self,
+        look: impl FnOnce(&mut vmi::Guest) -> Option<Attribution>,
+    ) -> Option<Result<Attribution, NotReady>> {
+        if matches!(self, Self::Attaching) {
+            return Some(Err(NotReady));
+        }
+        self.look(look).map_or(NOT_WATCHED, |found| found.map(Ok))
+    }
+}
+
 /// One machine's introspection.
 #[derive(Default)]
 struct Watched {
@@ -104,17 +119,20 @@ struct Watched {
     epoch: u64,
 }
 
+/// One machine's introspection, shared.
+type Watch = Arc<Mutex<Watched>>;
+
 /// All machines' introspection, shared by the poll, introspection and admin threads.
 pub struct Introspection {
-    vms: Mutex<HashMap<VmRef, Arc<Mutex<Watched>>>>,
-    ports: Mutex<HashMap<PortId, VmRef>>,
+    vms: Mutex<HashMap<VmRef, Watch>>,
+    ports: Mutex<HashMap<PortId, (VmRef, Watch)>>,
     /// Nowhere when introspection is switched off.
     attach: Option<Sender<AttachJob>>,
 }
 
 struct AttachJob {
     vm: VmRef,
-    watched: Arc<Mutex<Watched>>,
+    watched: Watch,
     memory: Arc<GuestMemory>,
     epoch: u64,
     due: Instant,
@@ -151,8 +169,10 @@ impl Introspection {
         let introspection = Arc::clone(self);
         std::thread::Builder::new().name("introspect".into()).spawn(move || {
             for inquiry in inquiries {
-                let outcome = introspection.answer(&inquiry);
-                let reply = Reply { port: inquiry.port, ticket: inquiry.ticket, outcome };
+                let started = Instant::now();
+                let outcome = introspection.search(&inquiry.question, inquiry.descriptor);
+                let Inquiry { port, ticket, .. } = inquiry;
+                let reply = Reply { port, ticket, outcome, took: started.elapsed() };
                 if replies.send(reply).is_err() {
                     return;
                 }
@@ -164,17 +184,17 @@ impl Introspection {
 
     /// A port now belongs to this machine.
     pub fn add_port(&self, port: PortId, vm: &VmRef) {
-        lock(&self.ports).insert(port, vm.clone());
-        lock(&self.vms).entry(vm.clone()).or_default();
+        let watched = Arc::clone(lock(&self.vms).entry(vm.clone()).or_default());
+        lock(&self.ports).insert(port, (vm.clone(), watched));
     }
 
     /// A port is gone; its machine too when no other port of it is left.
     pub fn remove_port(&self, port: PortId) {
         let mut ports = lock(&self.ports);
-        let Some(vm) = ports.remove(&port) else { return };
-        if !ports.values().any(|other| *other == vm)
-            && let Some(watched) = lock(&self.vms).remove(&vm)
-        {
+        let Some((vm, watched)) = ports.remove(&port) else { return };
+        if !ports.values().any(|(other, _)| *other == vm) {
+            lock(&self.vms).remove(&vm);
+            drop(ports);
             lock(&watched).forget();
         }
     }
@@ -192,16 +212,9 @@ impl Introspection {
         guard.state = State::Attaching;
         let epoch = guard.epoch;
         drop(guard);
+        let (due, heartbeats) = (Instant::now(), vmi::Heartbeats::default());
         // The attach thread lives as long as the process.
-        let _ = attach.send(AttachJob {
-            vm,
-            watched,
-            memory,
-            epoch,
-            due: Instant::now(),
-            tries: 0,
-            heartbeats: vmi::Heartbeats::default(),
-        });
+        let _ = attach.send(AttachJob { vm, watched, memory, epoch, due, tries: 0, heartbeats });
     }
 
     /// The guest stopped driving the port, or its VMM went away.
@@ -224,39 +237,56 @@ impl Introspection {
         lock(&self.vms).keys().cloned().collect()
     }
 
-    fn watched_by_port(&self, port: PortId) -> Option<(VmRef, Arc<Mutex<Watched>>)> {
-        let vm = lock(&self.ports).get(&port)?.clone();
-        let watched = lock(&self.vms).get(&vm).map(Arc::clone)?;
-        Some((vm, watched))
+    fn watched_by_port(&self, port: PortId) -> Option<(VmRef, Watch)> {
+        lock(&self.ports).get(&port).cloned()
     }
 
-    fn answer(&self, inquiry: &Inquiry) -> Outcome {
-        let find =
-            |ask: &Option<Ask>| ask.as_ref().map(|ask| self.attribute(ask, inquiry.descriptor)).transpose();
-        match (find(&inquiry.question.initiator), find(&inquiry.question.responder)) {
-            (Ok(initiator), Ok(responder)) => Outcome::Answers(Answers {
-                initiator: initiator.map(Arc::new),
-                responder: responder.map(Arc::new),
-            }),
-            _ => Outcome::NotReady,
-        }
+    /// The answer, if a few microseconds suffice for it and no other thread is looking at the guest meanwhile.
+    /// Never waits: this is for the poll thread.
+    pub fn glance(&self, question: &Question, descriptor: (u64, u16)) -> Option<Outcome> {
+        self.answer(question, |ask| {
+            let Some(watched) = self.ports.try_lock().ok()?.get(&ask.port).map(|(_, it)| Arc::clone(it))
+            else {
+                return NOT_WATCHED;
+            };
+            let mut watched = watched.try_lock().ok()?;
+            watched.state.attribute(|guest| guest.glance(|guest| look_up(guest, ask, descriptor)))
+        })
     }
 
-    fn attribute(&self, ask: &Ask, descriptor: (u64, u16)) -> Result<Attribution, NotReady> {
-        let Some((_, watched)) = self.watched_by_port(ask.port) else {
-            return Ok(Attribution::unknown(UnknownReason::NotAttached));
+    /// The answer, however long it takes.
+    fn search(&self, question: &Question, descriptor: (u64, u16)) -> Outcome {
+        let found = self.answer(question, |ask| {
+            let Some((_, watched)) = self.watched_by_port(ask.port) else { return NOT_WATCHED };
+            lock(&watched).state.attribute(|guest| Some(look_up(guest, ask, descriptor)))
+        });
+        found.expect("a search always comes to an end")
+    }
+
+    /// Joins the answers for both ends; `None` as soon as one is not told.
+    fn answer(
+        &self,
+        question: &Question,
+        attribute: impl Fn(&Ask) -> Option<Result<Attribution, NotReady>>,
+    ) -> Option<Outcome> {
+        let find = |ask: &Option<Ask>| match ask {
+            Some(ask) => attribute(ask).map(|found| found.map(|found| Some(Arc::new(found)))),
+            None => Some(Ok(None)),
         };
-        let state = &mut lock(&watched).state;
-        if matches!(state, State::Attaching) {
-            return Err(NotReady);
-        }
-        let found = state.look(|guest| look_up(guest, ask, descriptor));
-        Ok(found.unwrap_or_else(|| Attribution::unknown(UnknownReason::NotAttached)))
+        let (initiator, responder) = (find(&question.initiator)?, find(&question.responder)?);
+        Some(match (initiator, responder) {
+            (Ok(initiator), Ok(responder)) => Outcome::Answers(Answers { initiator, responder }),
+            _ => Outcome::NotReady,
+        })
     }
 }
 
 /// The machine is still being attached to.
 struct NotReady;
+
+/// What is told of a machine that is not looked into.
+const NOT_WATCHED: Option<Result<Attribution, NotReady>> =
+    Some(Ok(Attribution::unknown(UnknownReason::NotAttached)));
 
 fn look_up(guest: &mut vmi::Guest, ask: &Ask, (ring, head): (u64, u16)) -> Attribution {
     let (local, remote) = ends(&ask.tuple);
@@ -318,8 +348,8 @@ fn attach(mut job: AttachJob) -> Option<AttachJob> {
         return None;
     }
     let started = Instant::now();
-    let memory = Arc::new(GuestRam(Arc::clone(&job.memory)));
     let heartbeats = AssertUnwindSafe(&mut job.heartbeats);
+    let memory = Arc::new(GuestRam(Arc::clone(&job.memory)));
     let result = catch_unwind(|| vmi::Guest::attach_again(memory, { heartbeats }.0));
     let took = started.elapsed();
     let mut watched = lock(&job.watched);

@@ -100,6 +100,8 @@ pub struct Numbers {
     pub events_lost: u64,
     /// How long frames waited for an answer, in nanoseconds; to three digits up to [`WAIT_NS_MAX`].
     pub waits: Option<Histogram<u64>>,
+    /// How long finding an answer took of that.
+    pub lookups: Option<Histogram<u64>>,
 }
 
 /// The other threads' end of the poll thread.
@@ -181,6 +183,7 @@ pub struct Poll {
     unsettled_flows: usize,
     numbers: Numbers,
     waits: Histogram<u64>,
+    lookups: Histogram<u64>,
 }
 
 const WAKE_TOKEN: u64 = u64::MAX;
@@ -193,10 +196,20 @@ impl Poll {
     pub fn new(switch: Switch<FlowMemory>, wiring: Wiring) -> std::io::Result<Self> {
         let poller = Poller::new()?;
         poller.add(&*wiring.waker, WAKE_TOKEN, Trigger::Level)?;
-        let waits = Histogram::new_with_max(WAIT_NS_MAX, 3).expect("a valid range");
         let (lanes, desk, numbers) = (Vec::new(), Desk::new(), Numbers::default());
-        let workbench = Workbench::default();
-        Ok(Self { switch, lanes, wiring, poller, desk, workbench, unsettled_flows: 0, numbers, waits })
+        let (waits, lookups, workbench) = (latencies(), latencies(), Workbench::default());
+        Ok(Self {
+            switch,
+            lanes,
+            wiring,
+            poller,
+            desk,
+            workbench,
+            unsettled_flows: 0,
+            numbers,
+            waits,
+            lookups,
+        })
     }
 
     /// Runs until the process ends. A panic here is a bug that would leave guests without a network and
@@ -281,6 +294,7 @@ impl Poll {
 
     fn take_replies(&mut self) {
         while let Ok(reply) = self.wiring.replies.try_recv() {
+            record(&mut self.lookups, reply.took);
             if let Some(Some(lane)) = self.lane(reply.port) {
                 lane.answered(reply);
             }
@@ -379,9 +393,20 @@ impl Poll {
             flows: self.switch.flow_count(),
             ports: self.lanes.iter().flatten().map(counters).collect(),
             waits: Some(self.waits.clone()),
+            lookups: Some(self.lookups.clone()),
             ..self.numbers.clone()
         }
     }
+}
+
+/// Times in nanoseconds, to three digits up to [`WAIT_NS_MAX`].
+pub fn latencies() -> Histogram<u64> {
+    Histogram::new_with_max(WAIT_NS_MAX, 3).expect("a valid range")
+}
+
+/// Adds a time to others.
+pub fn record(latencies: &mut Histogram<u64>, took: Duration) {
+    latencies.saturating_record(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
 }
 
 /// Monotonic time. Its epoch is the host's boot, so it goes on across restarts of the daemon.

@@ -143,7 +143,7 @@ pub struct Attribution {
 impl Attribution {
     /// The answer that says nothing but why.
     #[must_use]
-    pub fn unknown(reason: UnknownReason) -> Self {
+    pub const fn unknown(reason: UnknownReason) -> Self {
         Self {
             process: None,
             socket_uid: None,

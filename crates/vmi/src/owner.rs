@@ -19,6 +19,8 @@ use crate::task::Task;
 
 /// Files and credentials remembered at most; beyond, all are forgotten.
 const REMEMBERED_MAX: usize = 1 << 16;
+/// Youngest processes looked at before all are: a process that connects soon after it started is among them.
+const YOUNGEST_MAX: usize = 16;
 
 /// What is remembered between questions. Never told without being verified.
 #[derive(Default)]
@@ -35,6 +37,13 @@ impl Memo {
             self.holders.clear();
         }
         self.holders.insert(file, (task, start_time_ns));
+    }
+
+    fn learn(&mut self, cred: Gva, task: Task) {
+        if self.creds.len() >= REMEMBERED_MAX {
+            self.creds.clear();
+        }
+        self.creds.insert(cred, task);
     }
 }
 
@@ -134,6 +143,12 @@ impl Core {
         let known = memo.creds.get(&cred).copied();
         let mut holder = known.filter(|&task| self.holds(task, file) == Ok(true) && self.is_live(task, cred));
         if holder.is_none() {
+            holder = self.newcomer(cred)?.filter(|&task| self.holds(task, file) == Ok(true));
+            if let Some(task) = holder {
+                memo.learn(cred, task);
+            }
+        }
+        if holder.is_none() {
             memo.creds = self.creds()?;
             let fresh = memo.creds.get(&cred).copied();
             holder = fresh.filter(|&task| self.holds(task, file) == Ok(true));
@@ -145,6 +160,16 @@ impl Core {
         let start = self.start_time_ns(task)?;
         memo.remember(file, task, start);
         Ok(Some((task, start)))
+    }
+
+    /// Which of the youngest processes has these credentials.
+    fn newcomer(&self, cred: Gva) -> Result<Option<Task>, Fault> {
+        for task in self.youngest(YOUNGEST_MAX)? {
+            if self.is_live(task, cred) {
+                return Ok(Some(task));
+            }
+        }
+        Ok(None)
     }
 
     /// Whether a process remembered by its credentials still is one that has them.

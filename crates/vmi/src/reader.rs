@@ -16,6 +16,8 @@ pub(crate) const VIEW_READS_MAX: u32 = 4_000_000;
 /// Reads that finding one owner may take: some 10 ms. Walking all descriptor tables of 1,000 processes takes
 /// ten thousand.
 pub(crate) const OWNER_READS_MAX: u32 = 500_000;
+/// Reads that a question may take at a glance: some 10 us. A process that nobody asked about before takes three hundred.
+const GLANCE_READS_MAX: u32 = 1024;
 /// A bulk read spends one read for every so many bytes.
 const BYTES_PER_READ: usize = 256;
 
@@ -28,12 +30,23 @@ pub(crate) struct Reader {
     /// The kernel's mapping of all RAM.
     direct: Linear,
     reads_left: Cell<u32>,
+    /// No query gets more reads than this.
+    reads_max: Cell<u32>,
+    /// A read was refused since the last glance began.
+    exhausted: Cell<bool>,
 }
 
 impl Reader {
     pub(crate) fn new(memory: Arc<dyn PhysicalMemory>, tables: PageTables, image: Linear) -> Self {
-        let reads_left = Cell::new(VIEW_READS_MAX);
-        Self { memory, tables, image, direct: Linear::default(), reads_left }
+        Self {
+            memory,
+            tables,
+            image,
+            direct: Linear::default(),
+            reads_left: Cell::new(VIEW_READS_MAX),
+            reads_max: Cell::new(u32::MAX),
+            exhausted: Cell::default(),
+        }
     }
 
     /// Declares where all of RAM is mapped; reads there no longer walk the page tables.
@@ -43,7 +56,19 @@ impl Reader {
 
     /// Starts a query that may take `reads_max` reads.
     pub(crate) fn start_query(&self, reads_max: u32) {
-        self.reads_left.set(reads_max);
+        self.reads_left.set(reads_max.min(self.reads_max.get()));
+    }
+
+    /// From now on queries get few reads.
+    pub(crate) fn start_glance(&self) {
+        self.reads_max.set(GLANCE_READS_MAX);
+        self.exhausted.set(false);
+    }
+
+    /// Queries get their own number of reads again. Tells whether the few were enough.
+    pub(crate) fn end_glance(&self) -> bool {
+        self.reads_max.set(u32::MAX);
+        !self.exhausted.get()
     }
 
     pub(crate) fn memory(&self) -> &dyn PhysicalMemory {
@@ -148,7 +173,10 @@ impl Reader {
     }
 
     fn spend(&self, reads: u32) -> Result<(), Fault> {
-        let left = self.reads_left.get().checked_sub(reads).ok_or(Fault::Exhausted)?;
+        let Some(left) = self.reads_left.get().checked_sub(reads) else {
+            self.exhausted.set(true);
+            return Err(Fault::Exhausted);
+        };
         self.reads_left.set(left);
         Ok(())
     }

@@ -11,6 +11,8 @@ use crate::memory::Gva;
 const PROCESSES_MAX: usize = 32_768;
 /// Most threads of one group walked.
 const THREADS_MAX: usize = 16_384;
+/// Where an entry of a list (`struct list_head`) points to the one before it.
+const PREVIOUS: u32 = 8;
 /// `TASK_COMM_LEN`.
 const COMM_BYTES: usize = 16;
 
@@ -24,6 +26,19 @@ impl Core {
         let offset = self.layout.task.tasks;
         let entries = self.list(self.anchors.init_task.at(offset), PROCESSES_MAX)?;
         Ok(entries.into_iter().map(|entry| Task(entry.container(offset))).collect())
+    }
+
+    /// The leaders of the `len_max` youngest thread groups, the youngest first.
+    pub(crate) fn youngest(&self, len_max: usize) -> Result<Vec<Task>, Fault> {
+        let offset = self.layout.task.tasks;
+        let head = self.anchors.init_task.at(offset);
+        let mut tasks = Vec::with_capacity(len_max);
+        let mut entry = self.reader.pointer(head.at(PREVIOUS))?;
+        while entry != head && tasks.len() < len_max {
+            tasks.push(Task(entry.container(offset)));
+            entry = self.reader.pointer(entry.at(PREVIOUS))?;
+        }
+        Ok(tasks)
     }
 
     /// The threads of a process, leader included (which may have exited and hold nothing any more).

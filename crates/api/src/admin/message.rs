@@ -497,6 +497,12 @@ pub struct Status {
     /// How long frames waited in their guest's ring for their process to be known.
     #[serde(default)]
     pub attribution: Latency,
+    /// How long it took to find out who is behind a flow.
+    #[serde(default)]
+    pub lookup: Latency,
+    /// How long it took to read each view of a guest, by the view's name.
+    #[serde(default)]
+    pub views: BTreeMap<String, Latency>,
 }
 
 /// What policy is in force.

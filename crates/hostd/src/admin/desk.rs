@@ -16,6 +16,7 @@ use vswitch::{FlowEvent, FlowRecord};
 use super::dataflow::DataFlowQuestion;
 use super::inside;
 use super::threats::{self, Connection};
+use super::times::ViewTimes;
 use super::view::{self, refusal};
 use super::why::WhyQuestion;
 use crate::flowlog::FlowLog;
@@ -34,6 +35,7 @@ pub struct Desk {
     started: Instant,
     /// Whether guests are inspected for threats.
     inspected: bool,
+    views: ViewTimes,
 }
 
 type Answer = Result<Response, Refusal>;
@@ -48,7 +50,16 @@ impl Desk {
         poll: PollHandle,
         flow_log: Arc<FlowLog>,
     ) -> Self {
-        Self { mesh, introspection, ports, poll, flow_log, started: Instant::now(), inspected }
+        Self {
+            mesh,
+            introspection,
+            ports,
+            poll,
+            flow_log,
+            started: Instant::now(),
+            inspected,
+            views: ViewTimes::default(),
+        }
     }
 
     /// Answers anything but [`Request::FlowWatch`].
@@ -132,30 +143,31 @@ impl Desk {
     }
 
     fn processes(&self, vm: &str) -> Answer {
-        let processes = self.look_inside(vm, |guest| guest.processes())?;
+        let processes = self.look_inside(vm, "processes", |guest| guest.processes())?;
         Ok(Response::Processes(processes.iter().map(Process::from).collect()))
     }
 
     fn sockets(&self, vm: &str) -> Answer {
         let (sockets, processes) =
-            self.look_inside(vm, |guest| Ok((guest.sockets()?, guest.processes()?)))?;
+            self.look_inside(vm, "sockets", |guest| Ok((guest.sockets()?, guest.processes()?)))?;
         let name = names(processes);
         Ok(Response::Sockets(sockets.iter().map(|socket| view::socket(socket, &name)).collect()))
     }
 
     fn process_details(&self, vm: &str) -> Answer {
-        let processes = self.look_inside(vm, |guest| guest.process_details())?;
+        let processes = self.look_inside(vm, "process-details", |guest| guest.process_details())?;
         Ok(Response::ProcessDetails(processes.into_iter().map(inside::process).collect()))
     }
 
     fn socket_details(&self, vm: &str) -> Answer {
-        let (sockets, processes) =
-            self.look_inside(vm, |guest| Ok((guest.socket_details()?, guest.processes()?)))?;
+        let (sockets, processes) = self
+            .look_inside(vm, "socket-details", |guest| Ok((guest.socket_details()?, guest.processes()?)))?;
         Ok(Response::SocketDetails(inside::sockets(&sockets, names(processes))))
     }
 
     fn cpu(&self, vm: &str) -> Answer {
-        let (sample, now) = self.look_inside(vm, |guest| Ok((guest.cpu_sample()?, crate::poll::now())))?;
+        let (sample, now) =
+            self.look_inside(vm, "cpu", |guest| Ok((guest.cpu_sample()?, crate::poll::now())))?;
         Ok(Response::Cpu(Box::new(inside::cpu(sample, now))))
     }
 
@@ -163,7 +175,7 @@ impl Desk {
     fn data_flow(&self, vm: &str) -> Answer {
         let id = self.known(vm)?;
         let records = self.newest_records(Some(&id))?;
-        let inside = self.look_inside(vm, |guest| Ok((guest.socket_details()?, guest.processes()?)));
+        let inside = self.look_inside(vm, "flows", |guest| Ok((guest.socket_details()?, guest.processes()?)));
         let (sockets, processes) = inside.unwrap_or_default();
         let flow = DataFlowQuestion { vm: &id, records: &records, sockets: &sockets, processes: &processes };
         Ok(Response::DataFlow(Box::new(flow.answer(crate::poll::now()))))
@@ -174,7 +186,8 @@ impl Desk {
             let help = "set `threats = true` below [introspection] in the settings";
             return Err(refusal("guests are not inspected for threats", help));
         }
-        let (findings, coverage) = self.look_inside(vm, |guest| Ok((guest.threats(), guest.coverage())))?;
+        let (findings, coverage) =
+            self.look_inside(vm, "threats", |guest| Ok((guest.threats(), guest.coverage())))?;
         let mut shown = threats::shown(&findings, coverage, crate::inspect::clock());
         shown.findings.extend(self.without_socket(vm)?.iter().map(threats::unattributed));
         Ok(Response::Threats(Box::new(shown)))
@@ -185,7 +198,7 @@ impl Desk {
     fn without_socket(&self, vm: &str) -> Result<Vec<Connection>, Refusal> {
         let id = self.known(vm)?;
         let lack = |connections: Vec<Connection>| {
-            self.look_inside(vm, |guest| {
+            self.look_inside(vm, "threats", |guest| {
                 let mut lacks =
                     |c: &Connection| guest.has_socket(c.local, c.remote, Protocol::Tcp) == Ok(false);
                 Ok(connections.into_iter().filter(|c| lacks(c)).collect::<Vec<_>>())
@@ -202,9 +215,11 @@ impl Desk {
     fn look_inside<R>(
         &self,
         vm: &str,
+        view: &'static str,
         look: impl FnOnce(&mut vmi::Guest) -> Result<R, vmi::ViewError>,
     ) -> Result<R, Refusal> {
         let vm = self.known(vm)?;
+        let look = |guest: &mut vmi::Guest| self.views.timed(view, || look(guest));
         let seen = self.introspection.with(&vm, |state, _| match (state.look(look), &*state) {
             (Some(Ok(seen)), _) => Ok(seen),
             (Some(Err(error)), _) => Err(refusal(&telemetry::Chain(&error).to_string(), "try again")),
@@ -297,6 +312,8 @@ impl Desk {
                 frames: numbers.frames,
             },
             attribution: numbers.waits.as_ref().map_or_else(Latency::default, view::latency),
+            lookup: numbers.lookups.as_ref().map_or_else(Latency::default, view::latency),
+            views: self.views.shown(),
         })))
     }
 

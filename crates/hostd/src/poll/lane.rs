@@ -22,7 +22,7 @@ use platform::prefetch;
 use vhost_port::{Batch, Chain, Port, SendError, VNET_HEADER_BYTES};
 use vswitch::{Answers, Frame, HEAD_LEN_BYTES_MAX, PortId, Preview, Question, Verdict};
 
-use super::Poll;
+use super::{Poll, record};
 use crate::introspect::{Inquiry, Outcome, Reply};
 
 /// Bytes of a frame copied at first: the headers of nearly every packet.
@@ -41,6 +41,8 @@ pub struct Lane {
     /// Where the last frame went, and so perhaps the next ones.
     last_output: Option<PortId>,
     tickets: u64,
+    /// Whether this round may still look for a process by itself.
+    may_glance: bool,
     /// Guest-physical address of the descriptor table of the ring of frames from the guest.
     transmit: Option<u64>,
 }
@@ -92,6 +94,7 @@ impl Lane {
             held: None,
             last_output: None,
             tickets: 0,
+            may_glance: false,
             transmit: None,
         }
     }
@@ -139,6 +142,7 @@ impl Poll {
             return false;
         }
         let first = lane.next;
+        lane.may_glance = true;
         let batch = std::mem::take(&mut lane.batch);
         self.read(lane, &batch);
         self.decide(lane, &batch, now);
@@ -149,7 +153,8 @@ impl Poll {
         lane.port.complete(done);
         // What comes next is on its way while other lanes are served.
         self.take(lane);
-        done > 0
+        // A question just asked is answered soon: not worth a sleep.
+        done > 0 || lane.is_paused()
     }
 
     /// Takes a batch from the guest if the last one is done; tells whether there are frames to be handled.
@@ -207,7 +212,7 @@ impl Poll {
                 self.switch.process_previewed(now, lane.id, frame, preview, None)
             }
             Some(held) => {
-                let Some(answers) = self.resume(held, lane.next, now) else { return Decided::Done(None) };
+                let Some(answers) = self.resume(held, lane.next) else { return Decided::Done(None) };
                 self.switch.process(now, lane.id, &mut self.desk.frames[lane.next], Some(&answers))
             }
         };
@@ -217,19 +222,49 @@ impl Poll {
             verdict = self.switch.process(now, lane.id, frame, None);
         }
         match verdict {
-            Verdict::Forward(to) => Decided::Done(Some(to)),
-            Verdict::Ask(question) => self.ask(lane, chain, question, now),
-            // The switch has counted why.
-            Verdict::Answered | Verdict::Drop(_) | Verdict::NeedMore => Decided::Done(None),
+            Verdict::Ask(question) => self.look(lane, chain, question, now),
+            verdict => decided(&verdict),
         }
     }
 
+    /// Looks for the process at once, which mostly suffices. Once for each guest and round, so that no guest takes
+    /// much of the other guests' time: its next frame that needs it stays where it is until the next round.
+    fn look(&mut self, lane: &mut Lane, chain: &Chain<'_>, question: Question, now: Moment) -> Decided {
+        if !std::mem::take(&mut lane.may_glance) {
+            return Decided::Held;
+        }
+        let Some(ring) = lane.transmit else { return Decided::Done(None) };
+        let descriptor = (ring, chain.head());
+        let started = super::now();
+        match self.wiring.introspection.glance(&question, descriptor) {
+            Some(Outcome::Answers(answers)) => {
+                record(&mut self.lookups, super::now().since(started));
+                let frame = &mut self.desk.frames[lane.next];
+                let verdict = self.switch.process(now, lane.id, frame, Some(&answers));
+                self.record_wait(now);
+                match verdict {
+                    Verdict::Ask(question) => self.ask(lane, descriptor, question, now),
+                    verdict => decided(&verdict),
+                }
+            }
+            Some(Outcome::NotReady) => {
+                self.numbers.not_ready += 1;
+                Decided::Done(None)
+            }
+            None => self.ask(lane, descriptor, question, now),
+        }
+    }
+
+    /// Notes how long a frame waited for its process to be known.
+    fn record_wait(&mut self, since: Moment) {
+        record(&mut self.waits, super::now().since(since));
+    }
+
     /// Puts the held frame back into its place, to be judged with the answers. `None` when it is to be dropped.
-    fn resume(&mut self, held: Held, position: usize, now: Moment) -> Option<Answers> {
+    fn resume(&mut self, held: Held, position: usize) -> Option<Answers> {
         match held.outcome {
             Some(Outcome::Answers(answers)) => {
-                let waited = u64::try_from(now.since(held.since).as_nanos()).unwrap_or(u64::MAX);
-                self.waits.saturating_record(waited);
+                self.record_wait(held.since);
                 self.desk.frames[position] = *held.frame;
                 Some(answers)
             }
@@ -264,11 +299,10 @@ impl Poll {
     }
 
     /// Pauses the lane until the introspection thread has answered.
-    fn ask(&mut self, lane: &mut Lane, chain: &Chain<'_>, question: Question, now: Moment) -> Decided {
+    fn ask(&mut self, lane: &mut Lane, descriptor: (u64, u16), question: Question, now: Moment) -> Decided {
         lane.tickets += 1;
         let ticket = lane.tickets;
-        let Some(ring) = lane.transmit else { return Decided::Done(None) };
-        let inquiry = Inquiry { port: lane.id, ticket, question, descriptor: (ring, chain.head()) };
+        let inquiry = Inquiry { port: lane.id, ticket, question, descriptor };
         if self.wiring.inquiries.try_send(inquiry).is_err() {
             self.numbers.late += 1;
             return Decided::Done(None);
@@ -277,6 +311,15 @@ impl Poll {
         let frame = Box::new(self.desk.frames[lane.next].clone());
         lane.held = Some(Held { ticket, since: now, deadline, frame, outcome: None });
         Decided::Held
+    }
+}
+
+/// What becomes of a frame that the switch has judged.
+fn decided(verdict: &Verdict) -> Decided {
+    match verdict {
+        Verdict::Forward(to) => Decided::Done(Some(*to)),
+        // The switch has counted why; a frame that asks for more than there is, is dropped.
+        Verdict::Answered | Verdict::Drop(_) | Verdict::NeedMore | Verdict::Ask(_) => Decided::Done(None),
     }
 }
 

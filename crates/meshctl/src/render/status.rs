@@ -127,6 +127,8 @@ mod tests {
             drops: BTreeMap::from([("spoofed-mac".into(), 1)]),
             poll: PollStats { rounds: 100, busy_rounds: 20, sleeps: 1, frames: 19 },
             attribution: Latency { count: 3, p50_us: 20, p99_us: 60, max_us: 61 },
+            lookup: Latency::default(),
+            views: BTreeMap::new(),
             policy_errors: vec![],
         };
         assert_eq!(

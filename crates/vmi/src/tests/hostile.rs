@@ -152,6 +152,9 @@ fn looping_task_list_is_inconsistent() {
         assert_eq!(attach(&kernel.ram).processes(), Err(ViewError::Inconsistent));
     }
     kernel.put(shop, 0, shop.0);
+    // Nor the other way round, in which the youngest are looked at first.
+    kernel.put(kernel.at.init_task.at(tasks), 8, init.0);
+    kernel.put(init, 8, init.0);
     let mut guest = attach(&kernel.ram);
     // Found without the list: the process is remembered nowhere yet, so the list is needed.
     assert_eq!(connection(&mut guest).unknown, Some(UnknownReason::Inconsistent));
@@ -186,6 +189,10 @@ fn looping_paths_leave_the_process_without_path() {
     kernel.put(node, kernel.layout.kernfs_node.parent, node.0);
     let shop = attach(&kernel.ram).processes().unwrap().remove(1);
     assert_eq!((shop.pid, shop.exe, shop.cgroup), (7, None, None));
+    // A glance that was cut short tells nothing, for the path may merely not have been read to its end.
+    let mut guest = attach(&kernel.ram);
+    assert_eq!(guest.glance(connection), None);
+    assert_eq!(connection(&mut guest).process.unwrap().exe, None);
 }
 
 #[test]

@@ -46,6 +46,15 @@ fn processes_have_parent_path_user_and_control_group() {
     assert_eq!(processes[1].unit(), Some("shop.service"));
 }
 
+#[test]
+fn glance_tells_the_owner_as_a_search_does() {
+    let mut guest = attach(&kernel().ram);
+    for _ in 0..2 {
+        let owner = guest.glance(connection).expect("a process is found at a glance");
+        assert_eq!((owner.process, owner.confidence), (Some(shop()), Confidence::Table));
+    }
+}
+
 fn shop() -> Process {
     Process {
         pid: 7,
