@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use api::admin::{
-    Client, Explanation, Flow, Introspection, IntrospectionState, NicState, PolicyStatus, Process, Request,
-    Response, Status,
+    Explanation, Flow, Introspection, IntrospectionState, NicState, PolicyStatus, Process, Request, Response,
+    Status,
 };
 use testkit::accel::Accel;
 use testkit::daemon::Daemon;
@@ -54,8 +54,10 @@ pub struct Shop {
     vms: BTreeMap<String, Vm>,
     /// The daemon under them.
     pub daemon: Daemon,
-    accel: Accel,
-    scratch: Scratch,
+    /// How guests' code is run.
+    pub accel: Accel,
+    /// Where files go.
+    pub scratch: Scratch,
 }
 
 impl Shop {
@@ -279,8 +281,7 @@ impl Shop {
     /// # Errors
     /// When it does not answer, or refuses.
     pub fn ask(&self, request: &Request) -> Result<Response> {
-        let mut client = Client::connect(&self.daemon.admin_socket())?;
-        client.call(request).with_context(|| format!("ask {request:?}"))
+        self.daemon.ask(request)
     }
 
     /// Asks again until there is an answer.

@@ -6,6 +6,7 @@ mod flows;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use model::VmRef;
 use serde::Deserialize;
 use telemetry::LogFormat;
 
@@ -22,7 +23,8 @@ use flows::RawFlows;
     version,
     after_help = "Examples:\n  \
         meshvisor-hostd --manifests examples/shop\n  \
-        meshvisor-hostd --config /etc/meshvisor/hostd.toml --check\n\n\
+        meshvisor-hostd --config /etc/meshvisor/hostd.toml --check\n  \
+        meshvisor-hostd --runtime-dir /tmp/look --inspect acme/web=web.ram\n\n\
         Exit codes: 0 stopped on request, 1 could not start or go on, 2 wrong usage."
 )]
 pub struct Args {
@@ -32,6 +34,10 @@ pub struct Args {
     /// Directory of resources in YAML, watched for change
     #[arg(long, value_name = "DIR")]
     manifests: Option<PathBuf>,
+    /// Only look into this guest's RAM, for `meshctl vm`; may be given several times. FILE is what a VMM shares
+    /// (`memory-backend-file`, `/proc/PID/fd/N`) or a dump: raw, LiME or ELF core
+    #[arg(long, value_name = "TENANT/VM=FILE", conflicts_with = "manifests", value_parser = ram_source)]
+    inspect: Vec<RamSource>,
     /// Directory for sockets and the flow table [default: $XDG_RUNTIME_DIR/meshvisor, as root /run/meshvisor]
     #[arg(long, value_name = "DIR")]
     runtime_dir: Option<PathBuf>,
@@ -92,11 +98,35 @@ struct RawAttribution {
     wait_ms: Option<u64>,
 }
 
+/// A guest's RAM in a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RamSource {
+    /// What the guest is called.
+    pub vm: VmRef,
+    /// The file.
+    pub path: PathBuf,
+}
+
+fn ram_source(text: &str) -> Result<RamSource, String> {
+    let (vm, path) = text.split_once('=').ok_or("must be TENANT/VM=FILE")?;
+    let vm = vm.parse().map_err(|error| telemetry::Chain(&error).to_string())?;
+    Ok(RamSource { vm, path: path.into() })
+}
+
+/// What the daemon serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The machines of a directory of resources.
+    Manifests(PathBuf),
+    /// Looks into guests whose RAM is in files, and nothing else.
+    RamFiles(Vec<RamSource>),
+}
+
 /// Validated settings.
 #[derive(Debug)]
 pub struct Config {
-    /// Directory of resources.
-    pub manifests: PathBuf,
+    /// What is served.
+    pub source: Source,
     /// Directory of sockets and of the flow table.
     pub runtime_dir: PathBuf,
     /// Group that may use the admin socket besides the owner and root; none: nobody else.
@@ -138,7 +168,9 @@ pub enum ConfigError {
         source: Box<toml::de::Error>,
     },
     /// No resources were named.
-    #[error("no resources: give --manifests DIR, or `manifests` in the settings file")]
+    #[error(
+        "no resources: give --manifests DIR or --inspect TENANT/VM=FILE, or `manifests` in the settings file"
+    )]
     NoManifests,
     /// Neither a flag nor the environment says where sockets go.
     #[error("no directory for sockets: give --runtime-dir DIR, or set XDG_RUNTIME_DIR")]
@@ -165,9 +197,15 @@ impl Config {
         let wait_ms =
             within("attribution.wait_ms", raw.attribution.wait_ms.unwrap_or(50), 1, 1000, "1 to 1000")?;
         let flows = raw.flows.validated()?;
+        let source = if args.inspect.is_empty() {
+            let manifests = args.manifests.clone().or(raw.manifests);
+            Source::Manifests(manifests.ok_or(ConfigError::NoManifests)?)
+        } else {
+            Source::RamFiles(args.inspect.clone())
+        };
         let json = args.log_json || raw.log.json;
         Ok(Self {
-            manifests: args.manifests.clone().or(raw.manifests).ok_or(ConfigError::NoManifests)?,
+            source,
             runtime_dir: args
                 .runtime_dir
                 .clone()
@@ -229,9 +267,25 @@ mod tests {
     fn flags_override_the_file() {
         let toml = "manifests = '/a'\nruntime_dir = '/r'\n[log]\nfilter = 'debug'\n";
         let config = config(toml, &["--manifests", "/b"]).unwrap();
-        assert_eq!(config.manifests, Path::new("/b"));
+        assert_eq!(config.source, Source::Manifests("/b".into()));
         assert_eq!(config.runtime_dir, Path::new("/r"));
         assert_eq!(config.log_filter, "debug");
+    }
+
+    #[test]
+    fn files_to_look_into_take_the_place_of_resources() {
+        let args = ["--inspect", "acme/web=/a=b", "--inspect", "acme/db=/proc/1/fd/2"];
+        let config = config("manifests = '/a'\nruntime_dir = '/r'\n", &args).unwrap();
+        let file = |vm: &str, path: &str| RamSource { vm: vm.parse().unwrap(), path: path.into() };
+        let files = vec![file("acme/web", "/a=b"), file("acme/db", "/proc/1/fd/2")];
+        assert_eq!(config.source, Source::RamFiles(files));
+        for wrong in [
+            &["--inspect", "acme/web"][..],
+            &["--inspect", "web=/a"],
+            &["--inspect", "a/b=/c", "--manifests", "/d"],
+        ] {
+            assert!(Args::try_parse_from(["meshvisor-hostd"].iter().chain(wrong)).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

@@ -114,7 +114,7 @@ impl State {
 #[derive(Default)]
 struct Watched {
     state: State,
-    memory: Option<Arc<GuestMemory>>,
+    memory: Option<Ram>,
     /// Bumped whenever the memory changes, so that a late attach result is not mistaken for a new one.
     epoch: u64,
 }
@@ -130,10 +130,14 @@ pub struct Introspection {
     attach: Option<Sender<AttachJob>>,
 }
 
+/// A guest's RAM.
+pub type Ram = Arc<dyn vmi::PhysicalMemory>;
+
 struct AttachJob {
     vm: VmRef,
     watched: Watch,
-    memory: Arc<GuestMemory>,
+    /// The guest's RAM in every layout that it may have; mostly one.
+    layouts: Vec<Ram>,
     epoch: u64,
     due: Instant,
     tries: u32,
@@ -201,10 +205,21 @@ impl Introspection {
 
     /// A VMM shares a guest's memory and the guest drives the port: understand its kernel.
     pub fn memory_shared(&self, port: PortId, memory: Arc<GuestMemory>) {
-        let Some((vm, watched)) = self.watched_by_port(port) else { return };
+        if let Some((vm, watched)) = self.watched_by_port(port) {
+            self.understand(vm, watched, vec![Arc::new(GuestRam(memory))]);
+        }
+    }
+
+    /// Looks into a guest without cards, whose RAM is at hand in one of several layouts: understand its kernel.
+    pub fn inspect(&self, vm: &VmRef, layouts: Vec<Ram>) {
+        let watched = Arc::clone(lock(&self.vms).entry(vm.clone()).or_default());
+        self.understand(vm.clone(), watched, layouts);
+    }
+
+    fn understand(&self, vm: VmRef, watched: Watch, layouts: Vec<Ram>) {
         let mut guard = lock(&watched);
         guard.forget();
-        guard.memory = Some(Arc::clone(&memory));
+        guard.memory = layouts.first().cloned();
         let Some(attach) = &self.attach else {
             guard.state = State::Failed("introspection is switched off in the settings".into());
             return;
@@ -214,7 +229,7 @@ impl Introspection {
         drop(guard);
         let (due, heartbeats) = (Instant::now(), vmi::Heartbeats::default());
         // The attach thread lives as long as the process.
-        let _ = attach.send(AttachJob { vm, watched, memory, epoch, due, tries: 0, heartbeats });
+        let _ = attach.send(AttachJob { vm, watched, layouts, epoch, due, tries: 0, heartbeats });
     }
 
     /// The guest stopped driving the port, or its VMM went away.
@@ -225,11 +240,11 @@ impl Introspection {
     }
 
     /// Runs `view` on the state of a machine; `None` when there is no such machine.
-    pub fn with<R>(&self, vm: &VmRef, view: impl FnOnce(&mut State, Option<&GuestMemory>) -> R) -> Option<R> {
+    pub fn with<R>(&self, vm: &VmRef, view: impl FnOnce(&mut State, Option<&Ram>) -> R) -> Option<R> {
         let watched = lock(&self.vms).get(vm).map(Arc::clone)?;
         let mut watched = lock(&watched);
         let memory = watched.memory.clone();
-        Some(view(&mut watched.state, memory.as_deref()))
+        Some(view(&mut watched.state, memory.as_ref()))
     }
 
     /// All machines that have a port.
@@ -349,8 +364,8 @@ fn attach(mut job: AttachJob) -> Option<AttachJob> {
     }
     let started = Instant::now();
     let heartbeats = AssertUnwindSafe(&mut job.heartbeats);
-    let memory = Arc::new(GuestRam(Arc::clone(&job.memory)));
-    let result = catch_unwind(|| vmi::Guest::attach_again(memory, { heartbeats }.0));
+    let layouts = AssertUnwindSafe(&job.layouts);
+    let result = catch_unwind(|| find_kernel(&layouts, { heartbeats }.0));
     let took = started.elapsed();
     let mut watched = lock(&job.watched);
     if watched.epoch != job.epoch {
@@ -361,7 +376,8 @@ fn attach(mut job: AttachJob) -> Option<AttachJob> {
         Err(_) => Err("introspection panicked".into()),
     };
     match result {
-        Ok(guest) => {
+        Ok((guest, memory)) => {
+            watched.memory = Some(memory);
             tracing::info!(vm = %job.vm, kernel = guest.kernel().release, ?took, "attached to guest");
             watched.state = State::Attached { guest: Box::new(guest), took };
             None
@@ -379,6 +395,24 @@ fn attach(mut job: AttachJob) -> Option<AttachJob> {
             Some(job)
         }
     }
+}
+
+/// Finds the kernel, and the layout in which it is whole: in a wrong one its processes cannot be listed.
+fn find_kernel(
+    layouts: &[Ram],
+    heartbeats: &mut vmi::Heartbeats,
+) -> Result<(vmi::Guest, Ram), vmi::AttachError> {
+    let mut problem = vmi::AttachError::NoSymbols;
+    for memory in layouts {
+        match vmi::Guest::attach_again(Arc::clone(memory), heartbeats) {
+            Ok(guest) if layouts.len() == 1 || guest.processes().is_ok() => {
+                return Ok((guest, Arc::clone(memory)));
+            }
+            Ok(_) => problem = vmi::AttachError::Unexpected("task list"),
+            Err(error) => problem = error,
+        }
+    }
+    Err(problem)
 }
 
 /// Lets the introspection engine read what the vhost-user port has mapped.

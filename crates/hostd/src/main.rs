@@ -27,6 +27,7 @@ mod introspect;
 mod mesh;
 mod poll;
 mod ports;
+mod ramfile;
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
@@ -35,14 +36,14 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Parser;
-use crossbeam_channel::{Receiver, bounded, select, unbounded};
+use crossbeam_channel::{Receiver, bounded, never, select, unbounded};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use vswitch::Switch;
 
-use crate::config::{Args, Config};
+use crate::config::{Args, Config, RamSource, Source};
 use crate::flowlog::FlowLog;
 use crate::handover::HandOver;
-use crate::introspect::Introspection;
+use crate::introspect::{Introspection, Ram};
 use crate::mesh::Mesh;
 use crate::poll::{Poll, Wiring};
 use crate::ports::Ports;
@@ -61,7 +62,10 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> anyhow::Result<()> {
     let config = Config::load(args)?;
     telemetry::start_logging(&config.log_filter, config.log_format)?;
-    let mesh = Arc::new(Mesh::load(config.manifests.clone())?);
+    let mesh = Arc::new(match &config.source {
+        Source::Manifests(dir) => Mesh::load(dir.clone())?,
+        Source::RamFiles(guests) => Mesh::of_guests(guests.iter().map(|guest| guest.vm.clone()))?,
+    });
     if args.check {
         let resources: usize = mesh.published().resources.values().sum();
         println!("settings and {resources} resources are good");
@@ -73,7 +77,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
 fn serve(config: &Config, mesh: &Arc<Mesh>) -> anyhow::Result<()> {
     let signals = signals().context("cannot listen for signals")?;
     // Watched before anything else, so that no change goes unnoticed.
-    let (_watcher, reloads) = mesh::watch(mesh.source()).context("cannot watch the resources")?;
+    let watch = mesh.source().map(mesh::watch).transpose().context("cannot watch the resources")?;
+    let (_watcher, reloads) = watch.map_or((None, never()), |(watcher, reloads)| (Some(watcher), reloads));
     ports::make_runtime_dir(&config.runtime_dir)
         .with_context(|| format!("cannot make the runtime directory {:?}", config.runtime_dir))?;
     let (hand_over, flow_memory) = HandOver::take(&config.runtime_dir, config.flows.capacity(), random())?;
@@ -81,6 +86,9 @@ fn serve(config: &Config, mesh: &Arc<Mesh>) -> anyhow::Result<()> {
     let introspection = Introspection::start(config.introspection)?;
     if config.introspection && config.threats {
         inspect::start(&introspection)?;
+    }
+    if let Source::RamFiles(guests) = &config.source {
+        inspect_files(&introspection, guests)?;
     }
     let (events, logged) = bounded(poll::EVENTS_QUEUED_MAX);
     let flow_log = FlowLog::start(logged)?;
@@ -118,9 +126,19 @@ fn serve(config: &Config, mesh: &Arc<Mesh>) -> anyhow::Result<()> {
     let socket = config.runtime_dir.join("admin.sock");
     let _admin = admin::listen(&socket, config.admin_group, Arc::new(desk))
         .with_context(|| format!("cannot listen on {socket:?}"))?;
-    tracing::info!(?socket, manifests = ?mesh.source(), "meshvisor-hostd serves");
+    tracing::info!(?socket, source = %mesh.source_name(), "meshvisor-hostd serves");
     keep_up(mesh, &ports, &reloads, &signals);
     ports.close_all();
+    Ok(())
+}
+
+/// Opens the files of guests that are only looked into.
+fn inspect_files(introspection: &Introspection, guests: &[RamSource]) -> anyhow::Result<()> {
+    for RamSource { vm, path } in guests {
+        let layouts = ramfile::open(path).with_context(|| format!("RAM file {path:?} of {vm}"))?;
+        let layouts = layouts.into_iter().map(|layout| Arc::new(layout) as Ram);
+        introspection.inspect(vm, layouts.collect());
+    }
     Ok(())
 }
 

@@ -4,14 +4,14 @@
 //! A load is all or nothing. Resources with a mistake are refused as a whole, the diagnostics are
 //! kept for `meshctl status`, and the last good snapshot stays in force.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use api::Diagnostic;
 use crossbeam_channel::{Receiver, Sender};
-use model::{Generation, Snapshot};
+use model::{Action, Generation, Inventory, Name, PolicySet, Snapshot, Tenant, Vm, VmRef};
 use notify::{RecursiveMode, Watcher};
 use policy::CompiledPolicy;
 
@@ -38,7 +38,8 @@ pub struct Published {
 /// The published state and where it comes from.
 #[derive(Debug)]
 pub struct Mesh {
-    source: PathBuf,
+    /// Directory of the resources; without one there is nothing to load again.
+    source: Option<PathBuf>,
     published: RwLock<Published>,
 }
 
@@ -57,14 +58,34 @@ impl Mesh {
     /// When there is any mistake: a daemon has no last good state to start from.
     pub fn load(source: PathBuf) -> Result<Self, LoadError> {
         match load(&source, Generation::default().next()) {
-            Ok(published) => Ok(Self { source, published: RwLock::new(published) }),
+            Ok(published) => Ok(Self { source: Some(source), published: RwLock::new(published) }),
             Err(diagnostics) => Err(LoadError { source_dir: source, diagnostics }),
         }
     }
 
-    /// Directory of the resources.
-    pub fn source(&self) -> &Path {
-        &self.source
+    /// A mesh of guests that are only looked into: no cards, no rules.
+    ///
+    /// # Errors
+    /// When a guest is named twice.
+    pub fn of_guests(guests: impl Iterator<Item = VmRef>) -> Result<Self, GuestsError> {
+        let vms: Vec<Vm> = guests.map(|id| Vm { id, labels: BTreeMap::new(), nics: Vec::new() }).collect();
+        let tenants: BTreeSet<&Name> = vms.iter().map(|vm| &vm.id.tenant).collect();
+        let tenants =
+            tenants.into_iter().map(|name| Tenant { name: name.clone(), default_action: Action::Deny });
+        let resources = BTreeMap::from([("VirtualMachine", vms.len())]);
+        let inventory = Inventory::new(tenants.collect(), vms)?;
+        let published = publish(Generation::default().next(), inventory, &PolicySet::default(), resources)?;
+        Ok(Self { source: None, published: RwLock::new(published) })
+    }
+
+    /// Directory of the resources, if they are from one.
+    pub fn source(&self) -> Option<&Path> {
+        self.source.as_deref()
+    }
+
+    /// Where all this is from, for people.
+    pub fn source_name(&self) -> String {
+        self.source().map_or_else(|| "--inspect".into(), |dir| dir.display().to_string())
     }
 
     /// What is in force now.
@@ -74,8 +95,9 @@ impl Mesh {
 
     /// Loads again. Tells whether something new is in force.
     pub fn reload(&self) -> bool {
+        let Some(source) = self.source() else { return false };
         let current = self.published();
-        let loaded = load(&self.source, current.snapshot.generation.next());
+        let loaded = load(source, current.snapshot.generation.next());
         let mut published = self.published.write().unwrap_or_else(PoisonError::into_inner);
         match loaded {
             Ok(fresh) => {
@@ -94,13 +116,30 @@ impl Mesh {
     }
 }
 
+/// The guests that are to be looked into contradict each other.
+#[derive(Debug, thiserror::Error)]
+#[error("the guests contradict each other")]
+pub enum GuestsError {
+    /// As machines.
+    Inventory(#[from] model::InventoryError),
+    /// As ends of rules.
+    Policy(#[from] policy::CompileError),
+}
+
 fn load(source: &Path, generation: Generation) -> Result<Published, Vec<Diagnostic>> {
     let manifests = api::manifest::load(&[source.to_owned()])?;
     let resources = manifests.resources();
     let (inventory, policies) = manifests.into_parts();
-    let policy =
-        policy::compile(&inventory, &policies).map_err(|error| vec![contradiction(source, &error)])?;
-    let policy = Arc::new(policy);
+    publish(generation, inventory, &policies, resources).map_err(|error| vec![contradiction(source, &error)])
+}
+
+fn publish(
+    generation: Generation,
+    inventory: Inventory,
+    policies: &PolicySet,
+    resources: BTreeMap<&'static str, usize>,
+) -> Result<Published, policy::CompileError> {
+    let policy = Arc::new(policy::compile(&inventory, policies)?);
     for warning in policy.warnings() {
         tracing::warn!(%warning, "policy looks wrong");
     }

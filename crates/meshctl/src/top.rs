@@ -28,6 +28,8 @@ const ROWS: usize = 24;
 pub(crate) struct Usage {
     /// The span, in milliseconds.
     pub(crate) interval_ms: u64,
+    /// Nothing ran in the span, not even what the kernel does by itself: the guest is stopped, or it is a dump.
+    pub(crate) standstill: bool,
     /// The processors that are online.
     pub(crate) cpus: Vec<CpuUsage>,
     /// Processes, or threads, the busiest first.
@@ -116,7 +118,8 @@ impl Usage {
                 .then(b.cpu_time_ms.cmp(&a.cpu_time_ms))
                 .then(a.pid.cmp(&b.pid))
         });
-        Self { interval_ms: span_ns / 1_000_000, cpus: cpus.collect(), tasks }
+        let standstill = before.processes == after.processes && before.cpus == after.cpus;
+        Self { interval_ms: span_ns / 1_000_000, standstill, cpus: cpus.collect(), tasks }
     }
 }
 
@@ -253,6 +256,15 @@ mod tests {
         assert_eq!(told, [(2, 200.0, 1500, 0.0), (1, 2.0, 510, 20.0)]);
         let threads = Usage::between(&before, &after, true);
         assert_eq!((threads.tasks[0].tid, threads.tasks[0].cpu_percent), (Some(2), 200.0));
+    }
+
+    #[test]
+    fn guest_in_which_nothing_runs_stands_still() {
+        let before = sample(1000, 100, vec![process(1, 1, 500, 0)]);
+        assert!(Usage::between(&before, &sample(2000, 100, vec![process(1, 1, 500, 0)]), false).standstill);
+        for after in [sample(2000, 101, vec![process(1, 1, 500, 0)]), sample(2000, 100, vec![])] {
+            assert!(!Usage::between(&before, &after, false).standstill);
+        }
     }
 
     #[test]

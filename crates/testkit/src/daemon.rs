@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The host daemon under test: started, killed without warning, started again, stopped.
 
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use api::admin::{Client, Request, Response};
 
 use crate::process::Process;
 
@@ -21,9 +23,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 pub struct Daemon {
     program: PathBuf,
-    manifests: PathBuf,
     runtime: PathBuf,
-    settings: Option<PathBuf>,
+    arguments: Vec<OsString>,
     process: Process,
 }
 
@@ -46,10 +47,29 @@ impl Daemon {
         runtime: &Path,
         settings: Option<&Path>,
     ) -> Result<Self> {
-        let process = spawn(program, manifests, runtime, settings)?;
-        let (program, manifests, runtime) = (program.to_owned(), manifests.to_owned(), runtime.to_owned());
-        let settings = settings.map(Path::to_owned);
-        let mut daemon = Self { program, manifests, runtime, settings, process };
+        let mut arguments: Vec<OsString> = vec!["--manifests".into(), manifests.into()];
+        if let Some(settings) = settings {
+            arguments.extend(["--config".into(), settings.into()]);
+        }
+        Self::start_as(program, runtime, arguments)
+    }
+
+    /// Starts one that only looks into guests, each by its name and the file of its RAM.
+    ///
+    /// # Errors
+    /// As [`Daemon::start`].
+    pub fn inspect(program: &Path, guests: &[(&str, &Path)], runtime: &Path) -> Result<Self> {
+        let arguments = guests.iter().flat_map(|(name, path)| {
+            let mut guest = OsString::from(format!("{name}="));
+            guest.push(path);
+            ["--inspect".into(), guest]
+        });
+        Self::start_as(program, runtime, arguments.collect())
+    }
+
+    fn start_as(program: &Path, runtime: &Path, arguments: Vec<OsString>) -> Result<Self> {
+        let process = spawn(program, runtime, &arguments)?;
+        let mut daemon = Self { program: program.into(), runtime: runtime.into(), arguments, process };
         daemon.await_admin()?;
         Ok(daemon)
     }
@@ -67,7 +87,7 @@ impl Daemon {
     /// # Errors
     /// As [`Daemon::start`].
     pub fn restart(&mut self) -> Result<()> {
-        self.process = spawn(&self.program, &self.manifests, &self.runtime, self.settings.as_deref())?;
+        self.process = spawn(&self.program, &self.runtime, &self.arguments)?;
         self.await_admin()
     }
 
@@ -87,6 +107,15 @@ impl Daemon {
     #[must_use]
     pub fn admin_socket(&self) -> PathBuf {
         self.runtime.join("admin.sock")
+    }
+
+    /// What it answers.
+    ///
+    /// # Errors
+    /// When it does not answer, or refuses.
+    pub fn ask(&self, request: &Request) -> Result<Response> {
+        let mut client = Client::connect(&self.admin_socket())?;
+        client.call(request).with_context(|| format!("ask {request:?}"))
     }
 
     /// Its process id.
@@ -133,6 +162,17 @@ impl Daemon {
         used.with_context(|| format!("the daemon has no thread {name}"))
     }
 
+    /// Memory that is its own, in KiB: guests' RAM, which it shares, is not.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn private_kib(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).context("read its status")?;
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+        let words = line.and_then(|line| line.split_whitespace().next());
+        words.context("the system tells its memory")?.parse().context("memory is a number")
+    }
+
     /// Everything it has logged.
     #[must_use]
     pub fn log(&self) -> String {
@@ -161,12 +201,9 @@ impl Daemon {
     }
 }
 
-fn spawn(program: &Path, manifests: &Path, runtime: &Path, settings: Option<&Path>) -> Result<Process> {
+fn spawn(program: &Path, runtime: &Path, arguments: &[OsString]) -> Result<Process> {
     Process::start(program, log_file(runtime), |command| {
-        command.arg("--manifests").arg(manifests).arg("--runtime-dir").arg(runtime);
-        if let Some(settings) = settings {
-            command.arg("--config").arg(settings);
-        }
+        command.arg("--runtime-dir").arg(runtime).args(arguments);
     })
 }
 

@@ -65,6 +65,12 @@ impl Process {
         Ok(ended)
     }
 
+    /// Stops it where it is, or lets it go on.
+    pub(crate) fn freeze(&self, frozen: bool) -> io::Result<()> {
+        let signal = if frozen { Signal::STOP } else { Signal::CONT };
+        Ok(kill_process(Pid::from_child(&self.child), signal)?)
+    }
+
     /// Kills it at once and waits until it is gone. Nothing happens if it has ended before.
     pub(crate) fn kill(&mut self) -> io::Result<ExitStatus> {
         let mut remains = remains();

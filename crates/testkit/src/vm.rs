@@ -82,6 +82,8 @@ pub struct VmSpec {
     pub accel: Accel,
     /// The card, if any.
     pub nic: Option<NicSpec>,
+    /// The file that is its RAM; otherwise it has no name (see [`Vm::ram`]).
+    pub ram: Option<PathBuf>,
     /// Whether the machine starts again when its guest reboots; otherwise it ends, which shows a crash at once.
     pub reboots: bool,
 }
@@ -97,6 +99,7 @@ impl VmSpec {
             memory_mib: 256,
             accel,
             nic: None,
+            ram: None,
             reboots: false,
         }
     }
@@ -262,15 +265,38 @@ impl Vm {
     /// # Errors
     /// When QEMU is gone.
     pub fn ram(&self) -> Result<File> {
+        let path = self.ram_path()?;
+        File::open(&path).with_context(|| format!("open {}", path.display()))
+    }
+
+    /// The path of its RAM's file, as another process opens it.
+    ///
+    /// # Errors
+    /// When QEMU is gone.
+    pub fn ram_path(&self) -> Result<PathBuf> {
+        if let Some(path) = &self.spec.ram {
+            return Ok(path.clone());
+        }
         let descriptors = format!("/proc/{}/fd", self.pid());
         for entry in fs::read_dir(&descriptors).with_context(|| format!("list {descriptors}"))? {
             let path = entry?.path();
             let target = fs::read_link(&path).unwrap_or_default();
             if target.to_string_lossy().starts_with("/memfd:memory-backend-memfd") {
-                return File::open(&path).with_context(|| format!("open {}", path.display()));
+                return Ok(path);
             }
         }
         bail!("{} has no RAM file", self.spec.name)
+    }
+
+    /// Does `what` while the machine stands still: nothing changes in its RAM meanwhile.
+    ///
+    /// # Errors
+    /// When it cannot be stopped or does not go on, or `what` fails.
+    pub fn while_frozen<T>(&self, what: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.process.freeze(true).context("stop QEMU")?;
+        let done = what();
+        self.process.freeze(false).context("let QEMU go on")?;
+        done
     }
 
     /// The machine's name.
@@ -363,7 +389,11 @@ fn machine(spec: &VmSpec) -> Vec<String> {
     if !spec.reboots {
         options.insert(0, "-no-reboot".into());
     }
-    options.push(format!("memory-backend-memfd,id=ram,size={memory}M,share=on"));
+    let backend = match &spec.ram {
+        Some(path) => format!("memory-backend-file,mem-path={},", path.display()),
+        None => "memory-backend-memfd,".into(),
+    };
+    options.push(format!("{backend}id=ram,size={memory}M,share=on"));
     options.extend(["-m".into(), format!("{memory}M"), "-accel".into(), spec.accel.as_str().into()]);
     let cpu = match spec.cpu {
         Cpu::Qemu64 => "qemu64",

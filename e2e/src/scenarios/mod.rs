@@ -2,6 +2,7 @@
 //! What must hold besides the story: other protocols, load, mistakes and mishaps.
 
 mod comings;
+mod detached;
 mod idle;
 mod mistakes;
 mod threats;
@@ -11,7 +12,7 @@ mod views;
 use crate::Chapter;
 
 /// Every scenario.
-pub const SCENARIOS: [Chapter; 12] = [
+pub const SCENARIOS: [Chapter; 13] = [
     Chapter {
         title: "A damaged manifest is refused as a whole",
         name: "a_bad_manifest_leaves_the_last_good_policy_in_force",
@@ -54,6 +55,11 @@ pub const SCENARIOS: [Chapter; 12] = [
         title: "Kernels that hide and hook are found out, and busy ones are not suspected",
         name: "threats_in_a_guests_kernel_are_found",
         run: threats::run,
+    },
+    Chapter {
+        title: "A guest's RAM in a file, live or dumped, is as good as the guest for all that needs no frames",
+        name: "a_file_of_ram_shows_what_the_guest_does",
+        run: detached::run,
     },
     Chapter { title: "With nothing to do the daemon rests", name: "an_idle_daemon_rests", run: idle::run },
 ];

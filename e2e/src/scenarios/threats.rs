@@ -272,7 +272,7 @@ fn hexadecimal(text: &str) -> Result<u64> {
 }
 
 fn look(shop: &Shop, id: &str) -> Result<Threats> {
-    let json = meshctl(shop, &["vm", "threats", id, "--output", "json"])?;
+    let json = meshctl(&shop.daemon, &["vm", "threats", id, "--output", "json"])?;
     serde_json::from_str(&json).context("meshctl prints JSON")
 }
 

@@ -4,9 +4,9 @@
 mod addresses;
 mod edits;
 mod identity;
-mod processes;
+pub(crate) mod processes;
 mod restart;
-mod why;
+pub(crate) mod why;
 
 use crate::Chapter;
 pub(crate) use why::meshctl;

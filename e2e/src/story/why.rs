@@ -4,6 +4,7 @@
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use testkit::daemon::Daemon;
 use testkit::guests::shipped;
 
 use crate::conversation::attempt;
@@ -18,9 +19,9 @@ pub(super) fn run(shop: &mut Shop, report: &mut Report) -> Result<()> {
     ] {
         attempt(shop.vm("acme/web"), &format!("in-service shop shop {exe}"), API)?;
         let question = ["why", "acme/web", API, "--exe", exe];
-        let text = meshctl(shop, &question)?;
+        let text = meshctl(&shop.daemon, &question)?;
         report.show(&text);
-        let json = meshctl(shop, &[&question[..], &["--output", "json"]].concat())?;
+        let json = meshctl(&shop.daemon, &[&question[..], &["--output", "json"]].concat())?;
         let said: serde_json::Value = serde_json::from_str(&json).context("meshctl prints JSON")?;
         let generation = shop.policy()?.generation;
         let holds = said["verdict"] == verdict
@@ -36,10 +37,10 @@ pub(super) fn run(shop: &mut Shop, report: &mut Report) -> Result<()> {
 }
 
 /// Runs the shipped `meshctl` against the daemon; returns what it printed.
-pub(crate) fn meshctl(shop: &Shop, arguments: &[&str]) -> Result<String> {
+pub(crate) fn meshctl(daemon: &Daemon, arguments: &[&str]) -> Result<String> {
     let program = shipped("meshctl");
     let mut command = Command::new(&program);
-    command.arg("--socket").arg(shop.daemon.admin_socket()).args(arguments);
+    command.arg("--socket").arg(daemon.admin_socket()).args(arguments);
     let done = command.output().with_context(|| format!("start {}", program.display()))?;
     let errors = String::from_utf8_lossy(&done.stderr);
     anyhow::ensure!(done.status.success(), "meshctl {arguments:?} ended with {}: {errors}", done.status);

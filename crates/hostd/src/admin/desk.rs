@@ -321,7 +321,7 @@ impl Desk {
         let published = self.mesh.published();
         Response::PolicyStatus(Box::new(PolicyStatus {
             generation: published.snapshot.generation.0,
-            source: self.mesh.source().display().to_string(),
+            source: self.mesh.source_name(),
             age_ms: age_ms(published.since),
             resources: published.resources.iter().map(|(k, n)| ((*k).to_owned(), *n as u64)).collect(),
             warnings: published.policy.warnings().iter().map(ToString::to_string).collect(),

@@ -8,13 +8,19 @@ use crate::top::Usage;
 const TASKS_MAX: usize = 40;
 /// Lines that are neither of a processor nor of a process.
 const OTHER_LINES: usize = 5;
+/// Why there are no shares of the processors.
+const STANDSTILL: &str =
+    "nothing runs: the guest is stopped, or this is a dump of its RAM; TIME is since each started\n";
 
 /// Processors, then the busiest processes; as many as fit into `rows` if there is a screen.
 pub(crate) fn top(usage: &Usage, style: Style, rows: Option<usize>) -> String {
     let runnable: u64 = usage.cpus.iter().map(|cpu| u64::from(cpu.runnable)).sum();
     let switches: f64 = usage.cpus.iter().map(|cpu| cpu.switches_per_second).sum();
     let cpu_count = plural(usage.cpus.len() as u64, "processor");
-    let head = format!("{cpu_count}, {runnable} runnable, {switches:.0} switches/s\n");
+    let mut head = format!("{cpu_count}, {runnable} runnable, {switches:.0} switches/s\n");
+    if usage.standstill {
+        head += STANDSTILL;
+    }
     let mut cpus = Grid::new(style, &["CPU", "PID", "RUNNABLE", "SWITCHES/S", "RUNS"], &[0, 1, 2, 3]);
     let cpus_max = rows.map_or(usize::MAX, |rows| (rows / 3).max(1));
     for cpu in usage.cpus.iter().take(cpus_max) {
@@ -26,8 +32,9 @@ pub(crate) fn top(usage: &Usage, style: Style, rows: Option<usize>) -> String {
             plain(if cpu.pid == 0 && cpu.tid == 0 { "idle" } else { &cpu.name }),
         ]);
     }
+    let other_lines = OTHER_LINES + usize::from(usage.standstill);
     let tasks_max = rows
-        .map_or(TASKS_MAX, |rows| rows.saturating_sub(OTHER_LINES + usage.cpus.len().min(cpus_max)).max(1));
+        .map_or(TASKS_MAX, |rows| rows.saturating_sub(other_lines + usage.cpus.len().min(cpus_max)).max(1));
     let mut tasks =
         Grid::new(style, &["PID", "TID", "CPU %", "TIME", "SWITCHES/S", "NAME"], &[0, 1, 2, 3, 4]);
     for task in usage.tasks.iter().take(tasks_max) {
@@ -69,6 +76,7 @@ mod tests {
         };
         Usage {
             interval_ms: 1000,
+            standstill: false,
             cpus: vec![cpu(0, 7, "shop"), cpu(1, 0, "swapper/1")],
             tasks: (1..=tasks).map(task).collect(),
         }
@@ -91,10 +99,18 @@ PID  TID  CPU %    TIME  SWITCHES/S  NAME
     }
 
     #[test]
+    fn standstill_says_why_there_are_no_shares() {
+        let usage = Usage { standstill: true, ..usage(1) };
+        let shown = top(&usage, Style::default(), None);
+        assert_eq!(shown.lines().nth(1), Some(STANDSTILL.trim_end()));
+    }
+
+    #[test]
     fn screen_is_not_overrun() {
-        for rows in [1, 10, 24] {
-            let shown = top(&usage(500), Style::default(), Some(rows));
-            assert!(shown.lines().count() <= rows.max(7), "{rows}: {shown}");
+        for (rows, standstill) in [(1, false), (10, true), (24, false), (24, true)] {
+            let usage = Usage { standstill, ..usage(500) };
+            let shown = top(&usage, Style::default(), Some(rows));
+            assert!(shown.lines().count() <= rows.max(8), "{rows}: {shown}");
         }
         let shown = top(&usage(500), Style::default(), None);
         assert_eq!(shown.lines().count(), 5 + 1 + TASKS_MAX);

@@ -5,13 +5,19 @@ use api::admin::{Introspection, IntrospectionState, NicState, Process, Socket, V
 
 use super::{Grid, Style, Tone, maybe, plain};
 
-/// All machines, one row per network card.
+/// All machines, one row per network card; a machine without cards, which is only looked into, has one too.
 pub(crate) fn vms(vms: &[Vm], style: Style) -> String {
     let mut grid =
         Grid::new(style, &["VM", "NIC", "STATE", "ADDRESSES", "MAC", "INTROSPECTION", "KERNEL"], &[]);
     for vm in vms {
         let name = format!("{}/{}", vm.tenant, vm.name);
         let (inside, kernel) = introspection(&vm.introspection);
+        if vm.nics.is_empty() {
+            let none = maybe(None::<&str>);
+            let row = [plain(&name), none.clone(), none.clone(), none.clone(), none, inside, kernel];
+            grid.row(row.into());
+            continue;
+        }
         for (index, nic) in vm.nics.iter().enumerate() {
             let state = match nic.state {
                 NicState::Waiting => ("waiting".to_owned(), Tone::Notice),
@@ -114,7 +120,7 @@ mod tests {
             },
         };
         assert_eq!(
-            vms(&[vm], Style::default()),
+            vms(std::slice::from_ref(&vm), Style::default()),
             "\
 VM        NIC   STATE    ADDRESSES                 MAC                INTROSPECTION     KERNEL
 acme/web  net0  running  10.0.0.11/24 fd00::11/64  02:6d:76:00:01:0b  attached in 62ms  6.1.0-42-cloud-amd64
@@ -122,6 +128,9 @@ acme/web  net0  running  10.0.0.11/24 fd00::11/64  02:6d:76:00:01:0b  attached i
 "
         );
         assert_eq!(vms(&[], Style::default()), "no virtual machines are defined\n");
+        let looked_into = Vm { nics: Vec::new(), ..vm };
+        let shown = vms(&[looked_into], Style::default());
+        assert_eq!(shown.lines().count(), 2, "{shown}");
     }
 
     #[test]
