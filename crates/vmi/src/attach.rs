@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Finding a kernel in raw RAM, with nothing known about it beforehand.
 //!
-//! One pass over resident memory collects where symbol tables (kallsyms) may lie. Anything in the guest can put
+//! Samples, or else one pass over resident memory, show where symbol tables (kallsyms) may lie. Anything in the guest can put
 //! such bytes into memory, so none is believed alone. Its symbols count only if
 //! 1. type information (BTF) of just the length between `__start_BTF` and `__stop_BTF` lies somewhere in RAM; a
 //!    kernel image is loaded and mapped at multiples of 2 MiB, so there is one place for it in every 2 MiB,
@@ -14,6 +14,7 @@
 //! Notes such as VMCOREINFO, CPU registers and debug files are deliberately not used.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::btf::{self, Btf};
@@ -180,7 +181,24 @@ pub(crate) fn find(
     memory: Arc<dyn PhysicalMemory>,
     heartbeats: &mut Heartbeats,
 ) -> Result<Found, AttachError> {
-    let hits = scan::find(&*memory, kallsyms::SIGNATURE);
+    // Mostly it is where samples say; if not, or not yet, it may be anywhere.
+    if let Some(likely) = scan::likely(&*memory) {
+        let found = find_in(Arc::clone(&memory), &likely, heartbeats);
+        if matches!(found, Ok(_) | Err(AttachError::Ambiguous)) {
+            return found;
+        }
+    }
+    let everything = memory.extents();
+    find_in(memory, &everything, heartbeats)
+}
+
+/// Finds the kernel whose symbol table lies in one of `extents`.
+fn find_in(
+    memory: Arc<dyn PhysicalMemory>,
+    extents: &[Range<u64>],
+    heartbeats: &mut Heartbeats,
+) -> Result<Found, AttachError> {
+    let hits = scan::find(&*memory, extents, kallsyms::SIGNATURE);
     let tokens = kallsyms::token_tables(&*memory, &hits).filter(|_| hits.len() < scan::HITS_MAX);
     // The real one may be among those that would not be looked at.
     let tokens = tokens.ok_or(AttachError::Crowded)?;
