@@ -96,6 +96,8 @@ enum Task {
 enum Bench {
     /// Frames per second through the daemon, between two ports of dpdk-testpmd.
     Switch,
+    /// What looking into guests costs: attaching, first verdicts, views, memory; on real machines, in some minutes.
+    Introspect,
 }
 
 #[derive(Subcommand)]
@@ -136,6 +138,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Soak { what: Soak::Threats { minutes, idle }, no_install } => {
             soak::threats(minutes, idle, no_install)
         }
+        Task::Bench { what: Bench::Introspect, json, no_install } => bench::introspect(json, no_install),
         Task::Fuzz { target, seconds } => test::fuzz(target.as_deref(), seconds),
     }
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the user sees while something takes long: a spinner on a terminal, plain lines elsewhere.
+//! What the user sees while something takes long: a spinner on a terminal, plain lines elsewhere; on standard error, for
+//! standard output may be read by programs.
 
 use std::time::{Duration, Instant};
 
@@ -11,13 +12,18 @@ const TICK: Duration = Duration::from_millis(120);
 /// A step longer than this says how long it took.
 const WORTH_TELLING: Duration = Duration::from_secs(2);
 
+/// Says what begins now.
+pub fn note(what: &str) {
+    eprintln!("  {what} ...");
+}
+
 /// Runs `work`, showing `what` until it is done, and how long it took when that is worth telling.
 pub fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let spinner = ProgressBar::new_spinner().with_message(what.to_owned());
     spinner.set_style(ProgressStyle::with_template("  {spinner} {msg} ({elapsed})")?);
     spinner.enable_steady_tick(TICK);
     if spinner.is_hidden() {
-        println!("  {what} ...");
+        eprintln!("  {what} ...");
     }
     let started = Instant::now();
     let outcome = work();
@@ -25,7 +31,7 @@ pub fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let took = started.elapsed();
     if took >= WORTH_TELLING || outcome.is_err() {
         let verdict = if outcome.is_ok() { "done" } else { "failed" };
-        println!("  {what}: {verdict} in {:.1} s", took.as_secs_f64());
+        eprintln!("  {what}: {verdict} in {:.1} s", took.as_secs_f64());
     }
     outcome
 }

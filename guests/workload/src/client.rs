@@ -15,11 +15,14 @@ pub fn connect(to: &str, times: u32) -> bool {
     (0..times).map(|_| told(to).is_some()).fold(true, |all, one| all && one)
 }
 
-/// Opens a connection and keeps it until this process is killed or the peer ends it.
-pub fn hold(to: &str) -> bool {
-    let Some(stream) = told(to) else { return false };
+/// Opens `times` connections and keeps them until this process is killed or the peer ends the first. Prints
+/// `holding` once all are open.
+pub fn hold(to: &str, times: u32) -> bool {
+    let held: Option<Vec<TcpStream>> = (0..times).map(|_| told(to)).collect();
+    let Some(first) = held.as_deref().and_then(<[_]>::first) else { return false };
+    println!("holding");
     let mut line = String::new();
-    let ended = match BufReader::new(stream).read_line(&mut line) {
+    let ended = match BufReader::new(first).read_line(&mut line) {
         Ok(0) => "closed".into(),
         Ok(_) => "answered".into(),
         Err(error) => outcome::word(&error),

@@ -17,7 +17,7 @@ use std::process::ExitCode;
 
 const USAGE: &str = "\
 usage: PROGRAM connect HOST:PORT [TIMES]     open connections, one after the other, and say how each ended
-       PROGRAM hold HOST:PORT                open a connection and keep it until killed
+       PROGRAM hold HOST:PORT [TIMES]        open connections and keep them until killed
        PROGRAM ask HOST:PORT TEXT            send a line, print the first line of the answer
        PROGRAM datagram HOST:PORT TEXT       send a datagram, print the answer
        PROGRAM bulk HOST:PORT MIB            send that much, check that the same comes back
@@ -33,7 +33,11 @@ fn main() -> ExitCode {
             Ok(times) => client::connect(to, times),
             Err(_) => return usage(),
         },
-        ["hold", to] => client::hold(to),
+        ["hold", to] => client::hold(to, 1),
+        ["hold", to, times] => match times.parse() {
+            Ok(times) => client::hold(to, times),
+            Err(_) => return usage(),
+        },
         ["ask", to, text] => client::ask(to, text),
         ["datagram", to, text] => client::datagram(to, text),
         ["bulk", to, mib] => match mib.parse() {

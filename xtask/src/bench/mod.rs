@@ -4,7 +4,10 @@
 //! `switch` runs the daemon as it ships, policy and connection tracking on, between two ports of DPDK's `testpmd`
 //! (virtio-user, frames looped from memory). Generator on CPU 0, poll thread on CPU 1. A figure is the median of
 //! windows of half a second; a machine that does other work at the same time shows in their spread.
+//!
+//! `introspect` boots machines and times what the daemon reads of them: see the module.
 
+mod introspect;
 mod pcap;
 mod testpmd;
 
@@ -13,11 +16,13 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use api::admin::{Client, Request, Response, Status};
+use api::admin::{Request, Response, Status};
 use serde::Serialize;
 use testkit::daemon::Daemon;
 use testkit::guests::shipped;
 use testkit::scratch::Scratch;
+
+pub use introspect::run as introspect;
 
 use crate::{packages, shell, test};
 
@@ -129,13 +134,14 @@ fn await_frames(daemon: &Daemon) -> Result<()> {
 fn start(dir: &Scratch) -> Result<Daemon> {
     let (mesh, settings) = (dir.join("mesh"), dir.join("hostd.toml"));
     fs::create_dir(&mesh)?;
-    fs::write(mesh.join("mesh.yaml"), MESH)?;
+    fs::write(mesh.join("machines.yaml"), MACHINES)?;
+    fs::write(mesh.join("rules.yaml"), RULES)?;
     fs::write(&settings, SETTINGS)?;
     Daemon::start_with(&shipped("meshvisor-hostd"), &mesh, dir.path(), Some(&settings))
 }
 
 fn status(daemon: &Daemon) -> Result<Status> {
-    match Client::connect(&daemon.admin_socket())?.call(&Request::Status)? {
+    match daemon.ask(&Request::Status)? {
         Response::Status(status) => Ok(*status),
         other => bail!("the daemon answers {other:?}"),
     }
@@ -158,8 +164,8 @@ capacity = 1048576
 per_port_max = 400000
 ";
 
-/// Two machines; whatever `a` opens to `b` is allowed by a rule, and the answers belong to it.
-const MESH: &str = "\
+/// Two machines.
+const MACHINES: &str = "\
 apiVersion: meshvisor.dev/v1alpha1
 kind: Tenant
 metadata: {name: bench}
@@ -175,7 +181,10 @@ kind: VirtualMachine
 metadata: {name: b, tenant: bench}
 spec:
   nics: [{name: net0, socket: b.sock, mac: '02:00:00:00:00:02', addresses: [10.0.0.2/24]}]
----
+";
+
+/// Whatever `a` opens to `b` is allowed by a rule, and the answers belong to it.
+const RULES: &str = "\
 apiVersion: meshvisor.dev/v1alpha1
 kind: AccessPolicy
 metadata: {name: a-to-b, tenant: bench}

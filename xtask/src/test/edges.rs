@@ -28,7 +28,7 @@ const ALLOWED: [Row; 15] = [
     ("meshctl", &["api", "model", "policy"]),
     ("testkit", &["api", "model", "packet"]),
     ("e2e", &["api", "model", "testkit"]),
-    ("xtask", &["api", "e2e", "testkit"]),
+    ("xtask", &["api", "e2e", "model", "testkit"]),
     ("bench", &["api", "model", "packet", "policy", "vhost-port", "vmi", "vswitch", "testkit"]),
 ];
 /// What tests of a crate may use beyond that.
