@@ -9,10 +9,12 @@
 //!
 //! Bounds: one outstanding inquiry per port, [`ATTACH_TRIES_MAX`] tries per attach.
 
+mod watch;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
@@ -20,6 +22,9 @@ use model::{Attribution, FiveTuple, UnknownReason, VmRef};
 use platform::EventFd;
 use vhost_port::GuestMemory;
 use vswitch::{Answers, Ask, How, PortId, Question};
+
+use watch::{NOT_WATCHED, NotReady, Watch, lock};
+pub use watch::{Ram, State};
 
 /// Tries per attach; the pauses between them double from [`ATTACH_PAUSE`], 16 s in all.
 pub const ATTACH_TRIES_MAX: u32 = 6;
@@ -60,82 +65,24 @@ pub enum Outcome {
     NotReady,
 }
 
-/// Where a machine stands.
-#[derive(Default)]
-pub enum State {
-    /// No VMM shares its memory.
-    #[default]
-    Waiting,
-    /// Its kernel is being understood.
-    Attaching,
-    /// Its kernel is understood.
-    Attached {
-        /// The engine's view of the guest.
-        guest: Box<vmi::Guest>,
-        /// How long the successful try took.
-        took: Duration,
-    },
-    /// Its kernel was not understood, with the last reason.
-    Failed(String),
-}
-
-impl State {
-    /// Looks inside an attached guest; `None` when it is not attached.
-    ///
-    /// A panic while looking is a bug, but the guest may be what triggered it: it costs this guest its
-    /// introspection, and nobody else anything.
-    pub fn look<R>(&mut self, look: impl FnOnce(&mut vmi::Guest) -> R) -> Option<R> {
-        let Self::Attached { guest, .. } = self else { return None };
-        match catch_unwind(AssertUnwindSafe(|| look(guest))) {
-            Ok(seen) => Some(seen),
-            Err(_) => {
-                tracing::error!("introspection of a guest panicked, it is given up");
-                *self = Self::Failed("introspection failed, see the daemon's log".into());
-                None
-            }
-        }
-    }
-}
-
-impl State {
-    /// Who is behind one end of a flow, as `look` tells if the guest is attached; `None` if that tells nothing.
-    fn attribute(
-        &mut self,
-        look: impl FnOnce(&mut vmi::Guest) -> Option<Attribution>,
-    ) -> Option<Result<Attribution, NotReady>> {
-        if matches!(self, Self::Attaching) {
-            return Some(Err(NotReady));
-        }
-        self.look(look).map_or(NOT_WATCHED, |found| found.map(Ok))
-    }
-}
-
-/// One machine's introspection.
-#[derive(Default)]
-struct Watched {
-    state: State,
-    memory: Option<Ram>,
-    /// Bumped whenever the memory changes, so that a late attach result is not mistaken for a new one.
-    epoch: u64,
-}
-
-/// One machine's introspection, shared.
-type Watch = Arc<Mutex<Watched>>;
-
 /// All machines' introspection, shared by the poll, introspection and admin threads.
 pub struct Introspection {
-    vms: Mutex<HashMap<VmRef, Watch>>,
-    ports: Mutex<HashMap<PortId, (VmRef, Watch)>>,
+    vms: Mutex<HashMap<VmRef, Arc<Watch>>>,
+    ports: Mutex<HashMap<PortId, (VmRef, Arc<Watch>)>>,
     /// Nowhere when introspection is switched off.
-    attach: Option<Sender<AttachJob>>,
+    attach: Option<Sender<Job>>,
 }
 
-/// A guest's RAM.
-pub type Ram = Arc<dyn vmi::PhysicalMemory>;
+/// What the attach thread is to do.
+enum Job {
+    Attach(AttachJob),
+    /// Let go of memory that has gone.
+    Forget(Arc<Watch>),
+}
 
 struct AttachJob {
     vm: VmRef,
-    watched: Watch,
+    watch: Arc<Watch>,
     /// The guest's RAM in every layout that it may have; mostly one.
     layouts: Vec<Ram>,
     epoch: u64,
@@ -188,61 +135,71 @@ impl Introspection {
 
     /// A port now belongs to this machine.
     pub fn add_port(&self, port: PortId, vm: &VmRef) {
-        let watched = Arc::clone(lock(&self.vms).entry(vm.clone()).or_default());
-        lock(&self.ports).insert(port, (vm.clone(), watched));
+        let watch = self.watch(vm);
+        lock(&self.ports).insert(port, (vm.clone(), watch));
     }
 
     /// A port is gone; its machine too when no other port of it is left.
     pub fn remove_port(&self, port: PortId) {
         let mut ports = lock(&self.ports);
-        let Some((vm, watched)) = ports.remove(&port) else { return };
+        let Some((vm, watch)) = ports.remove(&port) else { return };
         if !ports.values().any(|(other, _)| *other == vm) {
             lock(&self.vms).remove(&vm);
             drop(ports);
-            lock(&watched).forget();
+            self.forget(watch);
         }
     }
 
     /// A VMM shares a guest's memory and the guest drives the port: understand its kernel.
     pub fn memory_shared(&self, port: PortId, memory: Arc<GuestMemory>) {
-        if let Some((vm, watched)) = self.watched_by_port(port) {
-            self.understand(vm, watched, vec![Arc::new(GuestRam(memory))]);
+        if let Some((vm, watch)) = self.watch_by_port(port) {
+            self.understand(vm, watch, vec![Arc::new(GuestRam(memory))]);
         }
     }
 
     /// Looks into a guest without cards, whose RAM is at hand in one of several layouts: understand its kernel.
     pub fn inspect(&self, vm: &VmRef, layouts: Vec<Ram>) {
-        let watched = Arc::clone(lock(&self.vms).entry(vm.clone()).or_default());
-        self.understand(vm.clone(), watched, layouts);
-    }
-
-    fn understand(&self, vm: VmRef, watched: Watch, layouts: Vec<Ram>) {
-        let mut guard = lock(&watched);
-        guard.forget();
-        guard.memory = layouts.first().cloned();
-        let Some(attach) = &self.attach else {
-            guard.state = State::Failed("introspection is switched off in the settings".into());
-            return;
-        };
-        guard.state = State::Attaching;
-        let epoch = guard.epoch;
-        drop(guard);
-        let (due, heartbeats) = (Instant::now(), vmi::Heartbeats::default());
-        // The attach thread lives as long as the process.
-        let _ = attach.send(AttachJob { vm, watched, layouts, epoch, due, tries: 0, heartbeats });
+        self.understand(vm.clone(), self.watch(vm), layouts);
     }
 
     /// The guest stopped driving the port, or its VMM went away.
     pub fn memory_gone(&self, port: PortId) {
-        if let Some((_, watched)) = self.watched_by_port(port) {
-            lock(&watched).forget();
+        if let Some((_, watch)) = self.watch_by_port(port) {
+            self.forget(watch);
         }
+    }
+
+    fn understand(&self, vm: VmRef, watch: Arc<Watch>, layouts: Vec<Ram>) {
+        let Some(attach) = &self.attach else { return };
+        let epoch = watch.enter();
+        let (due, heartbeats) = (Instant::now(), vmi::Heartbeats::default());
+        let job = AttachJob { vm, watch, layouts, epoch, due, tries: 0, heartbeats };
+        // The attach thread lives as long as the process.
+        let _ = attach.send(Job::Attach(job));
+    }
+
+    fn forget(&self, watch: Arc<Watch>) {
+        let Some(attach) = &self.attach else { return };
+        watch.leave();
+        let _ = attach.send(Job::Forget(watch));
+    }
+
+    /// The machine's introspection; made if there is none yet.
+    fn watch(&self, vm: &VmRef) -> Arc<Watch> {
+        let watch = || match self.attach {
+            Some(_) => Arc::default(),
+            None => {
+                let reason = "introspection is switched off in the settings";
+                Arc::new(Watch::fixed(State::Failed(reason.into())))
+            }
+        };
+        Arc::clone(lock(&self.vms).entry(vm.clone()).or_insert_with(watch))
     }
 
     /// Runs `view` on the state of a machine; `None` when there is no such machine.
     pub fn with<R>(&self, vm: &VmRef, view: impl FnOnce(&mut State, Option<&Ram>) -> R) -> Option<R> {
-        let watched = lock(&self.vms).get(vm).map(Arc::clone)?;
-        let mut watched = lock(&watched);
+        let watch = lock(&self.vms).get(vm).map(Arc::clone)?;
+        let mut watched = watch.lock();
         let memory = watched.memory.clone();
         Some(view(&mut watched.state, memory.as_ref()))
     }
@@ -252,7 +209,7 @@ impl Introspection {
         lock(&self.vms).keys().cloned().collect()
     }
 
-    fn watched_by_port(&self, port: PortId) -> Option<(VmRef, Watch)> {
+    fn watch_by_port(&self, port: PortId) -> Option<(VmRef, Arc<Watch>)> {
         lock(&self.ports).get(&port).cloned()
     }
 
@@ -260,11 +217,9 @@ impl Introspection {
     /// Never waits: this is for the poll thread.
     pub fn glance(&self, question: &Question, descriptor: (u64, u16)) -> Option<Outcome> {
         self.answer(question, |ask| {
-            let Some(watched) = self.ports.try_lock().ok()?.get(&ask.port).map(|(_, it)| Arc::clone(it))
-            else {
-                return NOT_WATCHED;
-            };
-            let mut watched = watched.try_lock().ok()?;
+            let watch = self.ports.try_lock().ok()?.get(&ask.port).map(|(_, watch)| Arc::clone(watch));
+            let Some(watch) = watch else { return NOT_WATCHED };
+            let mut watched = watch.try_lock()?;
             watched.state.attribute(|guest| guest.glance(|guest| look_up(guest, ask, descriptor)))
         })
     }
@@ -272,8 +227,8 @@ impl Introspection {
     /// The answer, however long it takes.
     fn search(&self, question: &Question, descriptor: (u64, u16)) -> Outcome {
         let found = self.answer(question, |ask| {
-            let Some((_, watched)) = self.watched_by_port(ask.port) else { return NOT_WATCHED };
-            lock(&watched).state.attribute(|guest| Some(look_up(guest, ask, descriptor)))
+            let Some((_, watch)) = self.watch_by_port(ask.port) else { return NOT_WATCHED };
+            watch.lock().state.attribute(|guest| Some(look_up(guest, ask, descriptor)))
         });
         found.expect("a search always comes to an end")
     }
@@ -295,13 +250,6 @@ impl Introspection {
         })
     }
 }
-
-/// The machine is still being attached to.
-struct NotReady;
-
-/// What is told of a machine that is not looked into.
-const NOT_WATCHED: Option<Result<Attribution, NotReady>> =
-    Some(Ok(Attribution::unknown(UnknownReason::NotAttached)));
 
 fn look_up(guest: &mut vmi::Guest, ask: &Ask, (ring, head): (u64, u16)) -> Attribution {
     let (local, remote) = ends(&ask.tuple);
@@ -328,16 +276,8 @@ fn ends(tuple: &FiveTuple) -> (SocketAddr, SocketAddr) {
     )
 }
 
-impl Watched {
-    fn forget(&mut self) {
-        self.state = State::Waiting;
-        self.memory = None;
-        self.epoch += 1;
-    }
-}
-
 /// Works through attach jobs one by one, each when it is due.
-fn attach_loop(jobs: &Receiver<AttachJob>) {
+fn attach_loop(jobs: &Receiver<Job>) {
     let mut waiting: Vec<AttachJob> = Vec::new();
     loop {
         let next_due = waiting.iter().map(|job| job.due).min();
@@ -346,7 +286,8 @@ fn attach_loop(jobs: &Receiver<AttachJob>) {
             None => jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
         match received {
-            Ok(job) => waiting.push(job),
+            Ok(Job::Attach(job)) => waiting.push(job),
+            Ok(Job::Forget(watch)) => drop(watch.lock()),
             Err(RecvTimeoutError::Disconnected) => return,
             Err(RecvTimeoutError::Timeout) => {}
         }
@@ -359,15 +300,18 @@ fn attach_loop(jobs: &Receiver<AttachJob>) {
 
 /// Tries once; gives the job back when it is to be tried again.
 fn attach(mut job: AttachJob) -> Option<AttachJob> {
-    if lock(&job.watched).epoch != job.epoch {
+    let mut watched = job.watch.lock();
+    if watched.epoch != job.epoch {
         return None;
     }
+    watched.memory = job.layouts.first().cloned();
+    drop(watched);
     let started = Instant::now();
     let heartbeats = AssertUnwindSafe(&mut job.heartbeats);
     let layouts = AssertUnwindSafe(&job.layouts);
     let result = catch_unwind(|| find_kernel(&layouts, { heartbeats }.0));
     let took = started.elapsed();
-    let mut watched = lock(&job.watched);
+    let mut watched = job.watch.lock();
     if watched.epoch != job.epoch {
         return None;
     }
@@ -427,10 +371,4 @@ impl vmi::PhysicalMemory for GuestRam {
     fn extents(&self) -> Vec<std::ops::Range<u64>> {
         self.0.extents()
     }
-}
-
-/// A poisoned lock means that a thread panicked while it held it, which the release build turns into
-/// an abort; tests may go on.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
