@@ -14,6 +14,7 @@ mod conversation;
 mod report;
 pub mod scenarios;
 mod shop;
+pub mod soak;
 pub mod story;
 
 pub use report::Report;

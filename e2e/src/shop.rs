@@ -26,15 +26,37 @@ pub const NOTICE_LIMIT: Duration = Duration::from_secs(10);
 /// Pause between two questions to the daemon while waiting for it to notice.
 const ASK_AGAIN: Duration = Duration::from_millis(2);
 
-/// Which kernel, processor and card each machine gets: every kernel, page tables of four and five levels, split and packed
-/// rings.
-const MACHINES: [(&str, GuestKernel, Cpu, &str); 5] = [
-    ("acme/web", GuestKernel::V6_1, Cpu::Qemu64, ""),
-    ("acme/api", GuestKernel::V6_12, Cpu::Max, "packed=on"),
-    ("acme/db", GuestKernel::V6_1, Cpu::Max, "packed=on"),
-    ("globex/web", GuestKernel::V6_12, Cpu::Qemu64, ""),
+/// What a machine of the shop is like, besides what its manifest says.
+struct Machine {
+    id: &'static str,
+    kernel: GuestKernel,
+    cpu: Cpu,
+    /// Processors, and as many queue pairs.
+    processors: u8,
+    /// Properties of its card.
+    card: &'static str,
+}
+
+impl Machine {
+    const fn new(
+        id: &'static str,
+        kernel: GuestKernel,
+        cpu: Cpu,
+        processors: u8,
+        card: &'static str,
+    ) -> Self {
+        Self { id, kernel, cpu, processors, card }
+    }
+}
+
+/// Every kernel, page tables of four and five levels, split and packed rings, one queue pair and several.
+const MACHINES: [Machine; 5] = [
+    Machine::new("acme/web", GuestKernel::V6_1, Cpu::Qemu64, 2, ""),
+    Machine::new("acme/api", GuestKernel::V6_12, Cpu::Max, 1, "packed=on"),
+    Machine::new("acme/db", GuestKernel::V6_1, Cpu::Max, 1, "packed=on"),
+    Machine::new("globex/web", GuestKernel::V6_12, Cpu::Qemu64, 1, ""),
     // Not in the example: a scenario adds it.
-    ("acme/batch", GuestKernel::V6_1, Cpu::Qemu64, PLAIN),
+    Machine::new("acme/batch", GuestKernel::V6_1, Cpu::Qemu64, 1, PLAIN),
 ];
 /// A card whose driver does everything itself, one buffer to a frame.
 const PLAIN: &str = "csum=off,gso=off,host_tso4=off,host_tso6=off,host_ecn=off,host_ufo=off,\
@@ -66,7 +88,7 @@ impl Shop {
     /// # Errors
     /// When anything does not come up; the error holds the logs that say why.
     pub fn open(accel: Accel) -> Result<Self> {
-        let example: Vec<&str> = MACHINES.iter().take(EXAMPLE_MACHINES).map(|(id, ..)| *id).collect();
+        let example: Vec<&str> = MACHINES.iter().take(EXAMPLE_MACHINES).map(|machine| machine.id).collect();
         let shop = Self::open_with(accel, &example)?;
         shop.serve_database()?;
         Ok(shop)
@@ -89,14 +111,15 @@ impl Shop {
         for id in machines {
             shop.start(id)?;
         }
-        for (id, kernel, cpu, properties) in MACHINES.into_iter().filter(|(id, ..)| machines.contains(id)) {
+        let named = MACHINES.iter().filter(|machine| machines.contains(&machine.id));
+        for Machine { id, kernel, cpu, processors, card } in named {
             let started = Instant::now();
             shop.await_machine(id)?;
-            let levels = if cpu == Cpu::Max { "five" } else { "four" };
+            let levels = if *cpu == Cpu::Max { "five" } else { "four" };
+            let rings = if card.contains("packed=on") { "packed" } else { "split" };
             let more = started.elapsed().as_secs_f64();
-            let rings = if properties.contains("packed=on") { "packed" } else { "split" };
             println!(
-                "   {id} is up: Linux {}, page tables of {levels} levels, {rings} rings (+{more:.1} s)",
+                "   {id} is up: Linux {}, page tables of {levels} levels, {processors} x {rings} rings (+{more:.1} s)",
                 kernel.line()
             );
         }
@@ -109,8 +132,9 @@ impl Shop {
     /// # Errors
     /// When QEMU does not start.
     pub fn start(&mut self, id: &str) -> Result<()> {
-        let machine = MACHINES.into_iter().find(|(name, ..)| *name == id);
-        let (_, kernel, cpu, properties) = machine.with_context(|| format!("no machine is called {id}"))?;
+        let machine = MACHINES.into_iter().find(|machine| machine.id == id);
+        let machine = machine.with_context(|| format!("no machine is called {id}"))?;
+        let Machine { kernel, cpu, processors, card, .. } = machine;
         let loaded = api::manifest::load(&[self.manifests()]);
         let manifests = loaded.map_err(|diagnostics| anyhow::anyhow!("{diagnostics:?}"))?;
         let mut all = manifests.inventory().vms();
@@ -120,9 +144,22 @@ impl Shop {
             model::SocketMode::Listen => SocketRole::Connects,
             model::SocketMode::Connect => SocketRole::Listens,
         };
-        let nic = NicSpec { mac: nic.mac, socket: self.runtime().join(&nic.socket), role, properties };
+        let nic = NicSpec {
+            mac: nic.mac,
+            socket: self.runtime().join(&nic.socket),
+            role,
+            queue_pairs: processors,
+            properties: card,
+        };
         let name = id.replace('/', "-");
-        let spec = VmSpec { kernel, cpu, nic: Some(nic), reboots: true, ..VmSpec::new(&name, self.accel) };
+        let spec = VmSpec {
+            kernel,
+            cpu,
+            processors,
+            nic: Some(nic),
+            reboots: true,
+            ..VmSpec::new(&name, self.accel)
+        };
         let vm = Vm::start(spec, self.scratch.path())?;
         self.vms.insert(id.to_owned(), vm);
         Ok(())
@@ -139,7 +176,10 @@ impl Shop {
     }
 
     /// Waits until a booted machine has its address, its card runs and its kernel is understood.
-    fn await_network(&self, id: &str) -> Result<()> {
+    ///
+    /// # Errors
+    /// When that takes too long.
+    pub fn await_network(&self, id: &str) -> Result<()> {
         self.vm(id).lease(LEASE_LIMIT).with_context(|| format!("{id} got no address\n{}", self.reports()))?;
         let understood = self.until(NOTICE_LIMIT, || {
             let vm = self.machine(id)?;
@@ -158,6 +198,24 @@ impl Shop {
         let vm = self.vms.get_mut(id).with_context(|| format!("{id} is not running"))?;
         vm.reset().context(daemon)?;
         self.await_network(id)
+    }
+
+    /// Moves one machine, while it runs, to the daemon that has its sockets in `runtime`. `meanwhile` happens while its
+    /// memory is being copied. Returns how many pages of memory did not arrive as they were.
+    ///
+    /// # Errors
+    /// When it does not get there.
+    pub fn migrate(
+        &mut self,
+        id: &str,
+        runtime: &Path,
+        meanwhile: impl FnOnce(&Self, &Vm) -> Result<()>,
+    ) -> Result<usize> {
+        let socket = format!("{}.sock", id.replace('/', "-"));
+        let mut vm = self.vms.remove(id).with_context(|| format!("{id} is not running"))?;
+        let moved = vm.migrate(&runtime.join(socket), |vm| meanwhile(self, vm));
+        self.vms.insert(id.to_owned(), vm);
+        moved
     }
 
     /// Ends one machine as a power cut would.

@@ -102,6 +102,15 @@ enum Bench {
 
 #[derive(Subcommand)]
 enum Soak {
+    /// End and start the daemon under open connections, some two seconds a time; ends with a JSON object.
+    Handover {
+        /// How often by SIGKILL.
+        #[arg(long, default_value_t = 100)]
+        kills: u32,
+        /// How often in order, as an upgrade does.
+        #[arg(long, default_value_t = 20)]
+        upgrades: u32,
+    },
     /// That no threat is found in busy guests of every kernel; prints a JSON object, fails on any finding.
     Threats {
         /// How long to watch.
@@ -135,6 +144,9 @@ fn perform(task: Task) -> Result<()> {
         Task::Test { quick, no_install } => test::run(test::Options { quick, no_install }),
         Task::Prepush => test::prepush(),
         Task::Bench { what: Bench::Switch, json, no_install } => bench::switch(json, no_install),
+        Task::Soak { what: Soak::Handover { kills, upgrades }, no_install } => {
+            soak::handover::run(kills, upgrades, no_install)
+        }
         Task::Soak { what: Soak::Threats { minutes, idle }, no_install } => {
             soak::threats(minutes, idle, no_install)
         }

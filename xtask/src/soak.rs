@@ -5,6 +5,8 @@
 //! connections between them, tracers, probes, static keys, packet filters made into code, modules that come and
 //! go. Every finding of `meshctl vm threats` is a false one.
 
+pub mod handover;
+
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 

@@ -15,6 +15,7 @@
 mod finish;
 mod lane;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -305,35 +306,40 @@ impl Poll {
     fn service(&mut self, lane: &mut Lane) {
         while let Some(event) = lane.port.service() {
             match event {
-                PortEvent::Started { memory, transmit, .. } => {
-                    tracing::info!(nic = %lane.card, "guest drives its card");
-                    lane.reset(Some(transmit.descriptors));
-                    self.started(lane, memory);
+                PortEvent::Started { pair, memory, transmit, .. } => {
+                    tracing::info!(nic = %lane.card, pair, "guest drives its card");
+                    lane.reset(pair, Some(transmit.descriptors));
+                    self.started(lane, pair, memory);
                 }
-                PortEvent::Stopped | PortEvent::Disconnected => {
-                    tracing::info!(nic = %lane.card, ?event, "guest's card is at rest");
-                    self.stopped(lane);
-                }
+                PortEvent::Stopped { pair } => self.stopped(lane, pair..pair + 1),
+                PortEvent::Disconnected => self.stopped(lane, 0..Port::PAIRS_MAX),
             }
         }
     }
 
-    fn started(&mut self, lane: &mut Lane, memory: Arc<GuestMemory>) {
-        if let Some(kick) = lane.port.kick_fd()
+    fn started(&mut self, lane: &mut Lane, pair: usize, memory: Arc<GuestMemory>) {
+        if let Some(kick) = lane.port.kick_fd(pair)
             && let Err(error) = self.poller.add(kick, u64::from(lane.id.0), Trigger::Edge)
         {
-            tracing::error!(nic = %lane.card, %error, "cannot wait for the guest's kicks");
+            tracing::error!(nic = %lane.card, pair, %error, "cannot wait for the guest's kicks");
         }
-        self.wiring.introspection.memory_shared(lane.id, memory);
+        if lane.port.running() == [pair] {
+            self.wiring.introspection.memory_shared(lane.id, memory);
+        }
     }
 
-    fn stopped(&mut self, lane: &mut Lane) {
-        if let Some(kick) = lane.port.kick_fd() {
-            // Not there if it could not be waited for.
-            let _ = self.poller.remove(kick);
+    fn stopped(&mut self, lane: &mut Lane, pairs: Range<usize>) {
+        for pair in pairs {
+            if let Some(kick) = lane.port.kick_fd(pair) {
+                // Not there if it could not be waited for.
+                let _ = self.poller.remove(kick);
+            }
+            lane.reset(pair, None);
         }
-        lane.reset(None);
-        self.wiring.introspection.memory_gone(lane.id);
+        if !lane.port.is_running() {
+            tracing::info!(nic = %lane.card, "guest's card is at rest");
+            self.wiring.introspection.memory_gone(lane.id);
+        }
     }
 
     fn lane(&mut self, id: PortId) -> Option<&mut Option<Lane>> {
@@ -360,8 +366,7 @@ impl Poll {
     fn arm(&mut self) -> bool {
         let mut work = false;
         for lane in self.lanes.iter_mut().flatten() {
-            lane.port.flush();
-            work |= lane.port.arm_kicks() && !lane.is_paused();
+            work |= lane.arm();
         }
         work
     }

@@ -11,6 +11,7 @@
 pub mod accel;
 pub mod daemon;
 pub mod guests;
+mod migration;
 pub mod scratch;
 pub mod serial;
 pub mod vm;

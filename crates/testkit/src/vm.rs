@@ -6,7 +6,7 @@
 //! frontend, and its RAM is a memfd that the backend is handed.
 //!
 //! QEMU options that were found by trying: under TCG, `vectors=0` on the card keeps QEMU 7.2 from crashing when
-//! the driver starts; one virtual CPU, because two have been seen to end in `Oops: int3` while code is patched.
+//! the driver starts.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -63,6 +63,8 @@ pub struct NicSpec {
     pub socket: PathBuf,
     /// Who listens on it.
     pub role: SocketRole,
+    /// Queue pairs that the card has.
+    pub queue_pairs: u8,
     /// More properties of the card, as QEMU names them, such as `packed=on`.
     pub properties: &'static str,
 }
@@ -76,6 +78,9 @@ pub struct VmSpec {
     pub kernel: GuestKernel,
     /// Which processor.
     pub cpu: Cpu,
+    /// How many processors. More than one run on one thread under TCG, because two threads have been seen to end in
+    /// `Oops: int3` while code is patched.
+    pub processors: u8,
     /// RAM in MiB; above 2048 it lies in two regions.
     pub memory_mib: u32,
     /// How the guest's code is run.
@@ -96,6 +101,7 @@ impl VmSpec {
             name: name.into(),
             kernel: GuestKernel::V6_1,
             cpu: Cpu::Qemu64,
+            processors: 1,
             memory_mib: 256,
             accel,
             nic: None,
@@ -108,10 +114,14 @@ impl VmSpec {
 /// A running virtual machine; killed on drop.
 #[derive(Debug)]
 pub struct Vm {
-    spec: VmSpec,
-    folder: PathBuf,
-    process: Process,
-    shell: Mutex<Shell>,
+    pub(crate) spec: VmSpec,
+    pub(crate) folder: PathBuf,
+    /// Stem of the files of the VMM that it is in.
+    pub(crate) stem: String,
+    pub(crate) process: Process,
+    pub(crate) shell: Mutex<Shell>,
+    /// Times that it was moved to another VMM.
+    pub(crate) moves: u32,
 }
 
 impl Vm {
@@ -122,8 +132,9 @@ impl Vm {
     /// # Errors
     /// When QEMU or the guest images (`cargo xtask guests`) are missing.
     pub fn start(spec: VmSpec, folder: &Path) -> Result<Self> {
-        let (process, shell) = launch(&spec, folder)?;
-        Ok(Self { spec, folder: folder.to_owned(), process, shell: Mutex::new(shell) })
+        let (process, shell) = launch(&spec, folder, &spec.name, None)?;
+        let (folder, stem) = (folder.to_owned(), spec.name.clone());
+        Ok(Self { spec, folder, stem, process, shell: Mutex::new(shell), moves: 0 })
     }
 
     /// Starts a machine and waits for its shell.
@@ -149,7 +160,7 @@ impl Vm {
         }
         // The old machine goes first: both would use the same socket.
         let _ = self.process.kill();
-        let (process, shell) = launch(&self.spec, &self.folder)?;
+        let (process, shell) = launch(&self.spec, &self.folder, &self.stem, None)?;
         (self.process, self.shell) = (process, Mutex::new(shell));
         let left = limit.saturating_sub(started.elapsed());
         let again = self.shell_mut().ready(left);
@@ -277,15 +288,7 @@ impl Vm {
         if let Some(path) = &self.spec.ram {
             return Ok(path.clone());
         }
-        let descriptors = format!("/proc/{}/fd", self.pid());
-        for entry in fs::read_dir(&descriptors).with_context(|| format!("list {descriptors}"))? {
-            let path = entry?.path();
-            let target = fs::read_link(&path).unwrap_or_default();
-            if target.to_string_lossy().starts_with("/memfd:memory-backend-memfd") {
-                return Ok(path);
-            }
-        }
-        bail!("{} has no RAM file", self.spec.name)
+        ram_of(self.pid()).with_context(|| format!("{} has no RAM file", self.spec.name))
     }
 
     /// Does `what` while the machine stands still: nothing changes in its RAM meanwhile.
@@ -322,7 +325,7 @@ impl Vm {
     /// The file with everything the kernel printed.
     #[must_use]
     pub fn console(&self) -> PathBuf {
-        self.folder.join(format!("{}.console", self.spec.name))
+        self.folder.join(format!("{}.console", self.stem))
     }
 
     /// For a failure report: the ends of the console and of QEMU's own messages.
@@ -347,8 +350,27 @@ impl fmt::Display for Vm {
     }
 }
 
-/// Starts QEMU; its standard input and output are the far end of the shell's line.
-fn launch(spec: &VmSpec, folder: &Path) -> Result<(Process, Shell)> {
+/// The path of the RAM without a name of a VMM's guest.
+pub(crate) fn ram_of(pid: u32) -> Result<PathBuf> {
+    let descriptors = format!("/proc/{pid}/fd");
+    for entry in fs::read_dir(&descriptors).with_context(|| format!("list {descriptors}"))? {
+        let path = entry?.path();
+        let target = fs::read_link(&path).unwrap_or_default();
+        if target.to_string_lossy().starts_with("/memfd:memory-backend-memfd") {
+            return Ok(path);
+        }
+    }
+    bail!("process {pid} has no RAM file")
+}
+
+/// Starts QEMU, its files named after `stem`; its standard input and output are the far end of the shell's line. With
+/// `incoming`, the guest comes from there, and then waits to be let go on.
+pub(crate) fn launch(
+    spec: &VmSpec,
+    folder: &Path,
+    stem: &str,
+    incoming: Option<&str>,
+) -> Result<(Process, Shell)> {
     let (kernel, initramfs) = (spec.kernel.image(), guests::initramfs());
     for image in [&kernel, &initramfs] {
         if !image.is_file() {
@@ -358,13 +380,18 @@ fn launch(spec: &VmSpec, folder: &Path) -> Result<(Process, Shell)> {
     let (near, far) = UnixStream::pair().context("make the serial line")?;
     let far = OwnedFd::from(far);
     let far_again = far.try_clone().context("share the serial line")?;
-    let log = folder.join(format!("{}.qemu", spec.name));
-    let console = folder.join(format!("{}.console", spec.name));
+    let log = folder.join(format!("{stem}.qemu"));
+    let console = folder.join(format!("{stem}.console"));
+    let monitor = folder.join(format!("{stem}.qmp"));
     let process = Process::start(Path::new(QEMU), log, |command| {
         command.args(machine(spec)).args(["-serial", &format!("file:{}", console.display())]);
         command.args(["-chardev", "stdio,id=shell,signal=off", "-serial", "chardev:shell"]);
         command.arg("-kernel").arg(&kernel).arg("-initrd").arg(&initramfs);
         command.args(["-append", &format!("{BOOT_OPTIONS} vm_name={}", spec.name)]);
+        command.args(["-qmp", &format!("unix:{},server=on,wait=off", monitor.display())]);
+        if let Some(incoming) = incoming {
+            command.args(["-S", "-incoming", incoming]);
+        }
         command.stdin(far).stdout(far_again);
     })?;
     Ok((process, Shell::new(near)))
@@ -378,8 +405,6 @@ fn machine(spec: &VmSpec) -> Vec<String> {
         "-no-user-config",
         "-display",
         "none",
-        "-smp",
-        "1",
         "-machine",
         "q35,memory-backend=ram",
         "-object",
@@ -394,7 +419,9 @@ fn machine(spec: &VmSpec) -> Vec<String> {
         None => "memory-backend-memfd,".into(),
     };
     options.push(format!("{backend}id=ram,size={memory}M,share=on"));
-    options.extend(["-m".into(), format!("{memory}M"), "-accel".into(), spec.accel.as_str().into()]);
+    let threads = if spec.processors > 1 && spec.accel == Accel::Tcg { ",thread=single" } else { "" };
+    options.extend(["-m".into(), format!("{memory}M"), "-accel".into()]);
+    options.extend([format!("{}{threads}", spec.accel.as_str()), "-smp".into(), spec.processors.to_string()]);
     let cpu = match spec.cpu {
         Cpu::Qemu64 => "qemu64",
         Cpu::Max => "max",
@@ -410,13 +437,17 @@ fn machine(spec: &VmSpec) -> Vec<String> {
         Accel::Kvm => "",
     };
     let comma = if nic.properties.is_empty() { "" } else { "," };
+    let several = if nic.queue_pairs > 1 { ",mq=on" } else { "" };
     options.extend([
         "-chardev".into(),
         format!("socket,id=net,path={},{role}", nic.socket.display()),
         "-netdev".into(),
-        "vhost-user,id=net,chardev=net".into(),
+        format!("vhost-user,id=net,chardev=net,queues={}", nic.queue_pairs),
         "-device".into(),
-        format!("virtio-net-pci,netdev=net,mac={},romfile={vectors}{comma}{}", nic.mac, nic.properties),
+        format!(
+            "virtio-net-pci,netdev=net,mac={},romfile={vectors}{several}{comma}{}",
+            nic.mac, nic.properties
+        ),
     ]);
     options
 }

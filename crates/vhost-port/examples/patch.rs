@@ -100,13 +100,13 @@ impl Cable {
             match event {
                 PortEvent::Started { memory, features, .. } => {
                     println!("end {end}: {} MiB, features {:#x}", memory.size_bytes() >> 20, features.0);
-                    if let Some(kick) = self.ends[end].kick_fd() {
+                    if let Some(kick) = self.ends[end].kick_fd(0) {
                         poller.add(kick, end as u64, Trigger::Edge)?;
                     }
                 }
-                PortEvent::Stopped | PortEvent::Disconnected => {
+                PortEvent::Stopped { .. } | PortEvent::Disconnected => {
                     println!("end {end}: {event:?}, {:?}", self.controls[end].status().last_error);
-                    if let Some(kick) = self.ends[end].kick_fd() {
+                    if let Some(kick) = self.ends[end].kick_fd(0) {
                         // Not there if it could not be waited for.
                         let _ = poller.remove(kick);
                     }
@@ -121,7 +121,7 @@ impl Cable {
         let Self { ends: [a, b], batch, heads, refused, .. } = self;
         let (from, to) = if from == 0 { (a, b) } else { (b, a) };
         // A ring that makes no sense stops its port, which is told as an event.
-        let count = from.receive(batch).unwrap_or(0);
+        let count = from.receive(0, batch).unwrap_or(0);
         if count == 0 {
             return 0;
         }
@@ -132,16 +132,16 @@ impl Cable {
         for (chain, head) in batch.iter().zip(heads.iter()) {
             let len = chain.len_bytes().min(HEAD_BYTES);
             let rest = (len < chain.len_bytes()).then_some((chain, len));
-            *refused += u64::from(to.send(&head[..len], rest).is_err());
+            *refused += u64::from(to.send(0, &head[..len], rest).is_err());
         }
-        from.complete(count);
+        from.complete(0, count);
         to.flush();
         from.flush();
         count
     }
 
     fn sleep(&mut self, poller: &mut Poller, waker: &EventFd) -> std::io::Result<()> {
-        let waiting = self.ends.iter_mut().fold(false, |waiting, end| end.arm_kicks() | waiting);
+        let waiting = self.ends.iter_mut().fold(false, |waiting, end| end.arm_kicks(0) | waiting);
         if !waiting {
             let woken = poller.wait(Some(Duration::from_secs(1)))?.any(|token| token == WAKER);
             if woken {

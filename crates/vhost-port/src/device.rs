@@ -7,6 +7,7 @@ use crate::chain::{Batch, Chain, Direction, FRAME_BYTES_MAX, Rules};
 use crate::fault::{RingFault, SendError};
 use crate::features::{Features, NUM_BUFFERS, VNET_HEADER_BYTES};
 use crate::link::{Bases, RECEIVE, RINGS, TRANSMIT};
+use crate::log::Marks;
 use crate::port::PortCounters;
 use crate::ring::{Call, Head, Packed, Split, Vring};
 use crate::window::Window;
@@ -38,10 +39,10 @@ pub(crate) use with;
 
 impl Device {
     /// Takes up rings; whoever served them before may have died before it notified.
-    pub(crate) fn new(rings: Rings, features: Features) -> Self {
+    pub(crate) fn new(rings: Rings, features: Features, marks: Option<Marks>) -> Self {
         match rings {
-            Rings::Split(rings) => Self::Split(Pair::new(rings, features)),
-            Rings::Packed(rings) => Self::Packed(Pair::new(rings, features)),
+            Rings::Split(rings) => Self::Split(Pair::new(rings, features, marks)),
+            Rings::Packed(rings) => Self::Packed(Pair::new(rings, features, marks)),
         }
     }
 
@@ -63,6 +64,8 @@ pub(crate) struct Pair<R> {
     features: Features,
     indirect: bool,
     mergeable: bool,
+    /// While the guest is being moved elsewhere.
+    marks: Option<Marks>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -79,12 +82,13 @@ struct Gathered {
 }
 
 impl<R: Vring> Pair<R> {
-    fn new(rings: [R; RINGS], features: Features) -> Self {
+    fn new(rings: [R; RINGS], features: Features, marks: Option<Marks>) -> Self {
         let [mut receive, mut transmit] = rings;
         for ring in [&mut receive, &mut transmit] {
             ring.suppress();
             ring.call().notify();
         }
+        marks.iter().for_each(Marks::rings);
         Self {
             gathered: Vec::new(),
             segments: Vec::new(),
@@ -94,6 +98,7 @@ impl<R: Vring> Pair<R> {
             features,
             indirect: features.has(Features::INDIRECT_DESC),
             mergeable: features.has(Features::MRG_RXBUF),
+            marks,
         }
     }
 
@@ -110,12 +115,15 @@ impl<R: Vring> Pair<R> {
     }
 
     pub(crate) fn arm(&mut self) -> Result<bool, RingFault> {
-        self.transmit.arm()
+        let armed = self.transmit.arm();
+        self.marks.iter().for_each(Marks::rings);
+        armed
     }
 
     pub(crate) fn suppress(&mut self) {
         self.transmit.suppress();
         self.receive.suppress();
+        self.marks.iter().for_each(Marks::rings);
     }
 
     #[inline(always)]
@@ -193,6 +201,9 @@ impl<R: Vring> Pair<R> {
         }
         // Into the guest's copy, for the sake of speed: see the method's documentation.
         write_at(&self.segments, NUM_BUFFERS, buffers.to_le_bytes());
+        if let Some(marks) = &self.marks {
+            self.segments.iter().for_each(|segment| marks.buffer(segment));
+        }
         self.receive.make_room(self.gathered.len());
         let mut left = len;
         for buffer in &self.gathered {
@@ -255,8 +266,10 @@ impl<R: Vring> Pair<R> {
 
     #[inline(always)]
     pub(crate) fn flush(&mut self) {
-        self.transmit.publish();
-        self.receive.publish();
+        let published = self.transmit.publish() | self.receive.publish();
+        if published {
+            self.marks.iter().for_each(Marks::rings);
+        }
     }
 }
 

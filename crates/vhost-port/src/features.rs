@@ -43,6 +43,10 @@ impl Features {
     pub const HOST_USO: Self = Self(1 << 56);
     /// A received frame may span several buffers.
     pub const MRG_RXBUF: Self = Self(1 << 15);
+    /// Guest may use several queue pairs.
+    pub const MQ: Self = Self(1 << 22);
+    /// Pages that we write are to be marked for the VMM.
+    pub const LOG_ALL: Self = Self(1 << 26);
     /// A descriptor may name a table of descriptors.
     pub const INDIRECT_DESC: Self = Self(1 << 28);
     /// Both sides say at which index they want to be notified.
@@ -73,6 +77,8 @@ impl Features {
     pub const fn offered(offloads: bool) -> Self {
         let plain = Self::MTU
             .with(Self::MRG_RXBUF)
+            .with(Self::MQ)
+            .with(Self::LOG_ALL)
             .with(Self::INDIRECT_DESC)
             .with(Self::EVENT_IDX)
             .with(Self::PROTOCOL_FEATURES)

@@ -40,15 +40,18 @@ pub fn run(bytes: &[u8]) {
         let (completed, rings) = (usize::from(round[0]), &round[1..]);
         write(&guest, true, &rings[..RING_BYTES]);
         write(&guest, false, &rings[RING_BYTES..]);
-        let count = bench.port.receive(&mut batch).unwrap_or(0);
+        let count = bench.port.receive(0, &mut batch).unwrap_or(0);
         assert!(count <= usize::from(RING), "no more frames than descriptors");
         for chain in batch.iter() {
-            let _ =
-                other.port.send(&frame(crate::VNET_HEADER_BYTES, 0), Some((chain, crate::VNET_HEADER_BYTES)));
+            let _ = other.port.send(
+                0,
+                &frame(crate::VNET_HEADER_BYTES, 0),
+                Some((chain, crate::VNET_HEADER_BYTES)),
+            );
         }
-        let _ = bench.port.send(&frame(128, 0), None);
-        bench.port.complete(completed);
-        bench.port.arm_kicks();
+        let _ = bench.port.send(0, &frame(128, 0), None);
+        bench.port.complete(0, completed);
+        bench.port.arm_kicks(0);
         bench.port.suppress_kicks();
         bench.port.flush();
         other.port.flush();
@@ -64,11 +67,11 @@ fn run_packed(bytes: &[u8]) {
     for round in bytes.chunks(PACKED_ROUND_BYTES).take(ROUNDS_MAX) {
         let words = round.as_chunks::<8>().0;
         scribble_packed(&guest.guest, words);
-        let count = bench.port.receive(&mut batch).unwrap_or(0);
+        let count = bench.port.receive(0, &mut batch).unwrap_or(0);
         assert!(count <= usize::from(RING), "no more frames than descriptors");
-        let _ = bench.port.send(&frame(128, 0), None);
-        bench.port.complete(usize::from(round[0] % 20));
-        bench.port.arm_kicks();
+        let _ = bench.port.send(0, &frame(128, 0), None);
+        bench.port.complete(0, usize::from(round[0] % 20));
+        bench.port.arm_kicks(0);
         bench.port.suppress_kicks();
         bench.port.flush();
     }

@@ -9,7 +9,7 @@
 //! Theory of operation:
 //! - The protocol's message layer is the `vhost` crate's. A session lasts as long as a connection; the port listens or
 //!   connects again until [`PortControl`] is dropped, and serves one VMM at a time.
-//! - A device runs while both rings have addresses, a kick descriptor and are enabled, memory is known, and the driver
+//! - A queue pair runs while both its rings have addresses, a kick descriptor and are enabled, memory is known, and the driver
 //!   speaks virtio 1.0. Whatever ends one of these stops it first.
 //! - Chains are returned to the guest strictly in the order in which they were made available. Therefore the used
 //!   index alone says what has been done, and every start resumes there, be it after a reconnect, a crash of this process
@@ -33,7 +33,7 @@
 //! A frame for a guest that has no receive buffers left is refused ([`SendError::NoBuffers`]), never kept: a slow guest
 //! must not hold up others. The sender's TCP takes it for congestion, which it is.
 //!
-//! Deliberately absent: more than one queue pair, dirty logging (so no live migration), post-copy, an IOMMU,
+//! Deliberately absent: post-copy, an IOMMU,
 //! error notifications (`SET_VRING_ERR` is accepted and ignored), and any idea of what is in a frame behind the
 //! virtio-net header.
 #![allow(unsafe_code)] // Guest memory is mapped and reached by address; all of it is in `memory` and `window`.
@@ -48,6 +48,7 @@ mod features;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod link;
+mod log;
 mod memory;
 mod port;
 mod ring;

@@ -11,6 +11,7 @@ use platform::EventFd;
 use crate::control::Shared;
 use crate::device::Rings;
 use crate::features::Features;
+use crate::log::Marks;
 use crate::memory::GuestMemory;
 use crate::ring::RingAddresses;
 
@@ -18,8 +19,10 @@ use crate::ring::RingAddresses;
 pub(crate) const RECEIVE: usize = 0;
 /// The ring of frames from the guest.
 pub(crate) const TRANSMIT: usize = 1;
-/// Rings of a port.
+/// Rings of a queue pair. In the protocol's numbers, those of one pair come after those of the one before.
 pub(crate) const RINGS: usize = 2;
+/// Most queue pairs of a port.
+pub(crate) const PAIRS_MAX: usize = 8;
 
 /// Longest time that the poll thread may take to acknowledge; it does so once per loop.
 const ACKNOWLEDGE_MAX: Duration = Duration::from_secs(1);
@@ -30,26 +33,28 @@ const COMMANDS_MAX: usize = 2;
 
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// Take up these rings; those before, if any, are to be forgotten.
+    /// Take up these rings; those of the same pair before, if any, are to be forgotten.
     Start(Box<Start>),
-    /// Publish what is complete, forget the rings and the memory.
-    Stop,
+    /// Publish what is complete, forget a pair's rings and its memory.
+    Stop { pair: usize },
     /// Notify the guest another way.
     SetCall { ring: usize, call: Option<OwnedFd> },
-    /// As `Stop`, because the VMM is gone.
+    /// Stop all, because the VMM is gone.
     Disconnect,
 }
 
 #[derive(Debug)]
 pub(crate) struct Start {
+    pub(crate) pair: usize,
     pub(crate) rings: Rings,
     pub(crate) addresses: [RingAddresses; RINGS],
     pub(crate) kick: Option<OwnedFd>,
     pub(crate) memory: Arc<GuestMemory>,
     pub(crate) features: Features,
+    pub(crate) marks: Option<Marks>,
 }
 
-/// Where the rings stood when the poll thread last let go of them, as `GET_VRING_BASE` says it.
+/// Where a pair's rings stood when the poll thread last let go of them, as `GET_VRING_BASE` says it.
 pub(crate) type Bases = [u32; RINGS];
 
 #[derive(Debug)]

@@ -110,8 +110,9 @@ struct Region {
     resident: Box<[AtomicU64]>,
 }
 
+/// Memory shared with a VMM.
 #[derive(Debug)]
-struct Mapping {
+pub(crate) struct Mapping {
     start: NonNull<u8>,
     len: usize,
 }
@@ -216,6 +217,14 @@ impl GuestMemory {
         None
     }
 
+    /// The guest address of a window on this memory.
+    pub(crate) fn gpa_of_window(&self, window: &Window<'_>) -> Option<u64> {
+        self.regions.iter().find_map(|region| {
+            let offset = window.address().wrapping_sub(region.mapping.start.addr().get());
+            (offset < region.mapping.len).then(|| region.gpa + offset as u64)
+        })
+    }
+
     /// The guest address of one of the VMM's.
     pub(crate) fn gpa_of(&self, vmm_address: u64) -> Option<u64> {
         self.regions.iter().find_map(|region| {
@@ -237,17 +246,7 @@ impl Region {
         if file_bytes < needed_bytes {
             return Err(MapError::BeyondFile { gpa, needed_bytes, file_bytes });
         }
-        let protection = ProtFlags::READ | ProtFlags::WRITE;
-        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
-        // SAFETY: the kernel chooses an address where nothing is mapped.
-        let start = unsafe { mmap(ptr::null_mut(), len, protection, flags, &file, file_offset) };
-        let start = NonNull::new(start.map_err(failed)?.cast()).expect("a mapping is never at address zero");
-        let mapping = Mapping { start, len };
-        // SAFETY: the range is the mapping just made; the advice only keeps guests out of this process's core dumps.
-        let advised = unsafe { madvise(start.as_ptr().cast(), len, Advice::LinuxDontDump) };
-        if let Err(errno) = advised {
-            tracing::debug!(%errno, "guest memory stays in core dumps");
-        }
+        let mapping = Mapping::new(&file, len, file_offset).map_err(failed)?;
         let words = len.div_ceil(PAGE_BYTES as usize * 64);
         let resident = std::iter::repeat_with(AtomicU64::default).take(words).collect();
         Ok(Self { gpa, size_bytes, vmm_address, file_offset, file, mapping, resident })
@@ -258,10 +257,7 @@ impl Region {
         if len as u64 > self.size_bytes - offset {
             return None;
         }
-        // SAFETY: `offset` is within the mapping.
-        let start = unsafe { self.mapping.start.add(offset as usize) };
-        // SAFETY: the bytes lie in the mapping, which lives as long as `self`; nobody makes references into it.
-        Some(unsafe { Window::new(start, len) })
+        Some(self.mapping.part(offset as usize, len))
     }
 
     /// Reads within one page.
@@ -303,9 +299,45 @@ impl Region {
     }
 }
 
+impl Mapping {
+    /// Maps a part of a file that has these bytes.
+    pub(crate) fn new(file: &File, len: usize, offset: u64) -> Result<Self, Errno> {
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+        // SAFETY: the kernel chooses an address where nothing is mapped.
+        let start = unsafe { mmap(ptr::null_mut(), len, protection, flags, file, offset) }?;
+        let start = NonNull::new(start.cast()).expect("a mapping is never at address zero");
+        let mapping = Self { start, len };
+        // SAFETY: the range is the mapping just made; the advice only keeps guests out of this process's core dumps.
+        let advised = unsafe { madvise(start.as_ptr().cast(), len, Advice::LinuxDontDump) };
+        if let Err(errno) = advised {
+            tracing::debug!(%errno, "guest memory stays in core dumps");
+        }
+        Ok(mapping)
+    }
+
+    /// All of it.
+    pub(crate) fn window(&self) -> Window<'_> {
+        self.part(0, self.len)
+    }
+
+    /// A part, which must lie within it.
+    #[inline(always)]
+    fn part(&self, offset: usize, len: usize) -> Window<'_> {
+        debug_assert!(
+            offset.checked_add(len).is_some_and(|end| end <= self.len),
+            "parts lie in their mapping"
+        );
+        // SAFETY: `offset` is within the mapping: callers have checked.
+        let start = unsafe { self.start.add(offset) };
+        // SAFETY: the bytes lie in the mapping, which lives as long as `self`; nobody makes references into it.
+        unsafe { Window::new(start, len) }
+    }
+}
+
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: this is the mapping made in `Region::map`, of this length; all windows borrowed from its owner.
+        // SAFETY: this is the mapping made in `new`, of this length; all windows borrowed from its owner.
         let unmapped = unsafe { munmap(self.start.as_ptr().cast(), self.len) };
         debug_assert!(unmapped.is_ok(), "a whole mapping can always be removed");
     }

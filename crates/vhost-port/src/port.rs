@@ -10,7 +10,7 @@ use crate::control::Shared;
 use crate::device::{Device, with};
 use crate::fault::{ChainFault, RingFault, SendError};
 use crate::features::{Features, VNET_HEADER_BYTES};
-use crate::link::{Bases, Command, Envelope, RINGS, Start};
+use crate::link::{Bases, Command, Envelope, PAIRS_MAX, RINGS, Start};
 use crate::memory::GuestMemory;
 use crate::ring::RingAddresses;
 use crate::session::SessionError;
@@ -22,6 +22,18 @@ use crate::session::SessionError;
 #[derive(Debug)]
 pub struct Port {
     inbox: Receiver<Envelope>,
+    lines: [Line; PAIRS_MAX],
+    /// Pairs that are running, in ascending order.
+    running: Vec<usize>,
+    /// Some line has a kick to forget or a fault to tell.
+    unsettled: bool,
+    counters: PortCounters,
+    shared: Arc<Shared>,
+}
+
+/// One queue pair, running or not.
+#[derive(Debug, Default)]
+struct Line {
     device: Option<Device>,
     kick: Option<OwnedFd>,
     /// The device of `kick` has stopped; the caller has until the next `service` to let go of it.
@@ -30,8 +42,17 @@ pub struct Port {
     faulted: bool,
     /// Where the rings stood when they were last let go of.
     bases: Bases,
-    counters: PortCounters,
-    shared: Arc<Shared>,
+}
+
+impl Line {
+    /// Lets go of the rings; tells whether there were any.
+    fn stop(&mut self) -> bool {
+        let Some(mut device) = self.device.take() else { return false };
+        self.kick_retired = true;
+        with!(&mut device, pair => pair.flush());
+        self.bases = with!(&device, pair => pair.bases());
+        true
+    }
 }
 
 /// What [`Port::service`] found out.
@@ -39,6 +60,8 @@ pub struct Port {
 pub enum PortEvent {
     /// The guest's driver is ready: frames flow. Look for frames at once; kicks from before are lost.
     Started {
+        /// Which queue pair.
+        pair: usize,
         /// All of the guest's memory.
         memory: Arc<GuestMemory>,
         /// The ring of frames from the guest.
@@ -49,8 +72,11 @@ pub enum PortEvent {
         features: Features,
     },
     /// The driver is gone or broke a ring, or the VMM is about to change something. The batch received last is void.
-    Stopped,
-    /// As `Stopped`, and the VMM is gone. Comes also when frames did not flow.
+    Stopped {
+        /// Which queue pair.
+        pair: usize,
+    },
+    /// As `Stopped`, of all pairs, and the VMM is gone. Comes also when frames did not flow.
     Disconnected,
 }
 
@@ -72,35 +98,26 @@ pub struct PortCounters {
 }
 
 impl Port {
+    /// Most queue pairs.
+    pub const PAIRS_MAX: usize = PAIRS_MAX;
+
     pub(crate) fn new(inbox: Receiver<Envelope>, shared: Arc<Shared>) -> Self {
-        Self {
-            inbox,
-            device: None,
-            kick: None,
-            kick_retired: false,
-            faulted: false,
-            bases: [0; RINGS],
-            counters: PortCounters::default(),
-            shared,
-        }
+        let (lines, running) = (Default::default(), Vec::with_capacity(PAIRS_MAX));
+        Self { inbox, lines, running, unsettled: false, counters: PortCounters::default(), shared }
     }
 
     /// Does what the VMM asked for since the last call; returns the first change that the caller must know. Call between
     /// two batches, until there is none. Costs next to nothing when there is none.
     pub fn service(&mut self) -> Option<PortEvent> {
-        if self.kick_retired {
-            self.kick = None;
-            self.kick_retired = false;
-        }
-        if self.faulted {
-            self.faulted = false;
-            self.kick_retired = true;
-            return Some(PortEvent::Stopped);
+        if self.unsettled
+            && let Some(pair) = self.settle()
+        {
+            return Some(PortEvent::Stopped { pair });
         }
         while let Ok(Envelope { command, done }) = self.inbox.try_recv() {
-            let event = self.apply(command);
+            let (event, bases) = self.apply(command);
             // A sender that gave up waiting is no concern here.
-            let _ = done.try_send(self.bases);
+            let _ = done.try_send(bases);
             if event.is_some() {
                 return event;
             }
@@ -108,58 +125,101 @@ impl Port {
         None
     }
 
-    fn apply(&mut self, command: Command) -> Option<PortEvent> {
+    /// Forgets kicks that nobody waits for any more; returns a pair that stopped by a fault, if there is one.
+    fn settle(&mut self) -> Option<usize> {
+        for line in &mut self.lines {
+            if std::mem::take(&mut line.kick_retired) {
+                line.kick = None;
+            }
+        }
+        let faulted = self.lines.iter().position(|line| line.faulted);
+        if let Some(pair) = faulted {
+            let line = &mut self.lines[pair];
+            (line.faulted, line.kick_retired) = (false, true);
+        }
+        self.unsettled = faulted.is_some();
+        faulted
+    }
+
+    fn apply(&mut self, command: Command) -> (Option<PortEvent>, Bases) {
         match command {
             Command::Start(start) => {
-                self.stop();
-                let Start { rings, addresses, kick, memory, features } = *start;
-                self.kick = kick;
-                self.kick_retired = false;
-                self.device = Some(Device::new(rings, features));
+                let Start { pair, rings, addresses, kick, memory, features, marks } = *start;
+                self.stop(pair);
+                let line = &mut self.lines[pair];
+                line.kick = kick;
+                line.kick_retired = false;
+                line.device = Some(Device::new(rings, features, marks));
+                self.running.push(pair);
+                self.running.sort_unstable();
                 let [receive, transmit] = addresses;
-                Some(PortEvent::Started { memory, transmit, receive, features })
+                (Some(PortEvent::Started { pair, memory, transmit, receive, features }), line.bases)
             }
-            Command::Stop => self.stop().then_some(PortEvent::Stopped),
+            Command::Stop { pair } => {
+                let event = self.stop(pair).then_some(PortEvent::Stopped { pair });
+                (event, self.lines[pair].bases)
+            }
             Command::Disconnect => {
-                self.stop();
-                Some(PortEvent::Disconnected)
+                for pair in 0..PAIRS_MAX {
+                    self.stop(pair);
+                }
+                (Some(PortEvent::Disconnected), Bases::default())
             }
             Command::SetCall { ring, call } => {
-                if let Some(device) = &mut self.device {
-                    with!(device, pair => pair.call(ring)).replace(call);
+                let line = &mut self.lines[ring / RINGS];
+                if let Some(device) = &mut line.device {
+                    with!(device, pair => pair.call(ring % RINGS)).replace(call);
                 }
-                None
+                (None, line.bases)
             }
         }
     }
 
-    /// Lets go of the rings; tells whether there were any.
-    fn stop(&mut self) -> bool {
-        let Some(mut device) = self.device.take() else { return false };
-        self.kick_retired = true;
-        with!(&mut device, pair => pair.flush());
-        self.bases = with!(&device, pair => pair.bases());
-        true
+    /// Lets go of a pair's rings; tells whether there were any.
+    fn stop(&mut self, pair: usize) -> bool {
+        self.running.retain(|running| *running != pair);
+        let stopped = self.lines[pair].stop();
+        self.unsettled |= stopped;
+        stopped
     }
 
-    fn ring_fault(&mut self, fault: RingFault) {
+    fn ring_fault(&mut self, pair: usize, fault: RingFault) {
         self.counters.ring_faults += 1;
-        self.stop();
-        self.kick_retired = false;
-        self.faulted = true;
+        self.stop(pair);
+        let line = &mut self.lines[pair];
+        line.kick_retired = false;
+        line.faulted = true;
         self.shared.note_error(SessionError::Ring(fault));
+    }
+
+    /// The running pair that frames with this number go to: always the same for the same number, as long as the same
+    /// pairs are running.
+    #[inline]
+    fn pair_for(&self, spread: u32) -> Option<usize> {
+        match &self.running[..] {
+            [] => None,
+            [only] => Some(*only),
+            several => Some(several[spread as usize % several.len()]),
+        }
+    }
+
+    /// Pairs through which frames flow, in ascending order.
+    #[must_use]
+    pub fn running(&self) -> &[usize] {
+        &self.running
     }
 
     /// Whether frames flow.
     #[must_use]
     pub fn is_running(&self) -> bool {
-        self.device.is_some()
+        !self.running.is_empty()
     }
 
     /// What VMM and driver agreed to; nothing while the device is not running.
     #[must_use]
     pub fn features(&self) -> Features {
-        self.device.as_ref().map_or(Features::default(), Device::features)
+        let first = self.running.first().and_then(|pair| self.lines[*pair].device.as_ref());
+        first.map_or(Features::default(), Device::features)
     }
 
     /// What has been done so far.
@@ -168,14 +228,15 @@ impl Port {
         &self.counters
     }
 
-    /// Takes up to [`Batch::FRAMES_MAX`] frames that the guest has sent, replacing what was in the batch; says how many.
-    /// They stay the guest's to wait for until [`Port::complete`]. Malformed ones are counted and passed over.
+    /// Takes up to [`Batch::FRAMES_MAX`] frames that the guest has sent through a pair, replacing what was in the batch;
+    /// says how many. They stay the guest's to wait for until [`Port::complete`]. Malformed ones are counted and passed
+    /// over.
     ///
     /// # Errors
-    /// When the ring makes no sense. The port has stopped; the batch is empty.
+    /// When the ring makes no sense. The pair has stopped; the batch is empty.
     #[inline]
-    pub fn receive(&mut self, batch: &mut Batch) -> Result<usize, RingFault> {
-        let Some(device) = &mut self.device else {
+    pub fn receive(&mut self, pair: usize, batch: &mut Batch) -> Result<usize, RingFault> {
+        let Some(device) = &mut self.lines[pair].device else {
             batch.clear();
             return Ok(0);
         };
@@ -183,22 +244,23 @@ impl Port {
             Ok(count) => Ok(count),
             Err(fault) => {
                 batch.clear();
-                self.ring_fault(fault);
+                self.ring_fault(pair, fault);
                 Err(fault)
             }
         }
     }
 
-    /// Gives the `count` oldest received frames back to the guest, visibly after [`Port::flush`]. Frames beyond those
-    /// received since the device started do not count.
+    /// Gives the `count` oldest frames received through a pair back to the guest, visibly after [`Port::flush`]. Frames
+    /// beyond those received since the device started do not count.
     #[inline]
-    pub fn complete(&mut self, count: usize) {
-        if let Some(device) = &mut self.device {
+    pub fn complete(&mut self, pair: usize, count: usize) {
+        if let Some(device) = &mut self.lines[pair].device {
             with!(device, pair => pair.complete(count));
         }
     }
 
-    /// Puts a frame into the guest's receive ring, visibly after [`Port::flush`].
+    /// Puts a frame into one of the guest's receive rings, visibly after [`Port::flush`]. Frames with the same `spread` go
+    /// into the same one, in order.
     ///
     /// The frame is `head`, which begins with the virtio-net header, then the bytes of `rest`'s chain from `rest`'s
     /// offset on, copied from the one guest's memory to the other's. The header's `num_buffers` is ours to write. `head`
@@ -208,9 +270,14 @@ impl Port {
     /// # Errors
     /// When the frame cannot be delivered; see [`SendError`].
     #[inline]
-    pub fn send(&mut self, head: &[u8], rest: Option<(Chain<'_>, usize)>) -> Result<(), SendError> {
+    pub fn send(
+        &mut self,
+        spread: u32,
+        head: &[u8],
+        rest: Option<(Chain<'_>, usize)>,
+    ) -> Result<(), SendError> {
         let (header, head) = head.split_first_chunk().ok_or(SendError::Malformed)?;
-        self.send_parts(*header, head, rest)
+        self.send_parts(spread, *header, head, rest)
     }
 
     /// As [`Port::send`], with the virtio-net header apart from what of the frame is in private memory.
@@ -220,11 +287,13 @@ impl Port {
     #[inline]
     pub fn send_parts(
         &mut self,
+        spread: u32,
         header: [u8; VNET_HEADER_BYTES],
         head: &[u8],
         rest: Option<(Chain<'_>, usize)>,
     ) -> Result<(), SendError> {
-        let Some(device) = &mut self.device else { return Err(SendError::Stopped) };
+        let pair = self.pair_for(spread).ok_or(SendError::Stopped)?;
+        let Some(device) = &mut self.lines[pair].device else { return Err(SendError::Stopped) };
         match with!(device, pair => pair.send(header, head, rest)) {
             Ok(len) => {
                 self.counters.sent_frames += 1;
@@ -234,7 +303,7 @@ impl Port {
             Err(error) => {
                 match error {
                     SendError::Chain(fault) => self.counters.chain_faults[fault as usize] += 1,
-                    SendError::Ring(fault) => self.ring_fault(fault),
+                    SendError::Ring(fault) => self.ring_fault(pair, fault),
                     _ => {}
                 }
                 Err(error)
@@ -242,31 +311,40 @@ impl Port {
         }
     }
 
-    /// Says that about so many frames will be sent next: their buffers are fetched from the guest's caches all at once
-    /// instead of one by one. Only a hint.
+    /// Says that about so many frames like the one with this `spread` will be sent next: their buffers are fetched from the
+    /// guest's caches all at once instead of one by one. Only a hint.
     #[inline]
-    pub fn expect_to_send(&mut self, frames: usize) {
-        if let Some(device) = &mut self.device {
+    pub fn expect_to_send(&mut self, spread: u32, frames: usize) {
+        if let Some(pair) = self.pair_for(spread)
+            && let Some(device) = &mut self.lines[pair].device
+        {
             with!(device, pair => pair.prefetch_buffers(frames));
         }
+    }
+
+    /// Devices of the pairs that are running.
+    fn devices(&mut self) -> impl Iterator<Item = &mut Device> {
+        self.lines.iter_mut().filter_map(|line| line.device.as_mut())
     }
 
     /// Shows the guest everything completed and sent, and notifies it if it wants that.
     #[inline]
     pub fn flush(&mut self) {
-        if let Some(device) = &mut self.device {
-            with!(device, pair => pair.flush());
+        for pair in &self.running {
+            if let Some(device) = &mut self.lines[*pair].device {
+                with!(device, pair => pair.flush());
+            }
         }
     }
 
-    /// Asks for a kick when the guest next sends a frame. Tells whether there is already one to receive, in which case
-    /// the caller must not sleep.
-    pub fn arm_kicks(&mut self) -> bool {
-        let armed = self.device.as_mut().map_or(Ok(false), |device| with!(device, pair => pair.arm()));
-        match armed {
+    /// Asks for a kick when the guest next sends a frame through a pair. Tells whether there is already one to receive, in
+    /// which case the caller must not sleep.
+    pub fn arm_kicks(&mut self, pair: usize) -> bool {
+        let device = self.lines[pair].device.as_mut();
+        match device.map_or(Ok(false), |device| with!(device, pair => pair.arm())) {
             Ok(waiting) => waiting,
             Err(fault) => {
-                self.ring_fault(fault);
+                self.ring_fault(pair, fault);
                 false
             }
         }
@@ -274,19 +352,19 @@ impl Port {
 
     /// Asks for no kicks: the caller polls.
     pub fn suppress_kicks(&mut self) {
-        if let Some(device) = &mut self.device {
+        for device in self.devices() {
             with!(device, pair => pair.suppress());
         }
     }
 
-    /// What the guest's kicks arrive on, an event descriptor as a rule: wait with [`platform::Trigger::Edge`] and do not
-    /// read it. `None` if the VMM wants the ring polled; then nothing tells of frames.
+    /// What the guest's kicks for a pair arrive on, an event descriptor as a rule: wait with [`platform::Trigger::Edge`] and
+    /// do not read it. `None` if the VMM wants the ring polled; then nothing tells of frames.
     ///
     /// There is a new one with [`PortEvent::Started`]. After [`PortEvent::Stopped`] and [`PortEvent::Disconnected`] the old
     /// one, if any, is still here until the next [`Port::service`]: take it out of the poller then, because the VMM
     /// has it, too, and so closing ours does not.
     #[must_use]
-    pub fn kick_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.kick.as_ref().map(AsFd::as_fd)
+    pub fn kick_fd(&self, pair: usize) -> Option<BorrowedFd<'_>> {
+        self.lines[pair].kick.as_ref().map(AsFd::as_fd)
     }
 }

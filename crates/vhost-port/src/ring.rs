@@ -6,10 +6,12 @@
 //! business: a split ring asks the guest's memory, a packed one its [`Journal`].
 
 mod journal;
+mod order;
 mod packed;
 mod split;
 
 use std::fmt;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -36,6 +38,18 @@ pub struct RingAddresses {
     pub available: u64,
     /// The used (device) area.
     pub used: u64,
+}
+
+impl RingAddresses {
+    /// What the device writes of a ring. Generous: it is a few pages.
+    pub(crate) fn written(&self, packed: bool) -> [Range<u64>; 2] {
+        let entries = u64::from(self.size);
+        if packed {
+            [self.descriptors..self.descriptors + 16 * entries, self.used..self.used + 4]
+        } else {
+            [self.used..self.used + 6 + 8 * entries, 0..0]
+        }
+    }
 }
 
 /// Why a ring cannot be where the VMM says.
@@ -139,8 +153,8 @@ pub(crate) trait Vring: fmt::Debug {
     /// Gives the oldest chain taken back, not yet visibly; `written` bytes of it were filled.
     fn put(&mut self, head: Head, written: u32);
 
-    /// Makes visible what was given back; notifies the guest if it asked for that.
-    fn publish(&mut self);
+    /// Makes visible what was given back, and tells whether there was any; notifies the guest if it asked for that.
+    fn publish(&mut self) -> bool;
 
     /// How the guest is notified.
     fn call(&mut self) -> &mut Call;

@@ -3,8 +3,8 @@
 //!
 //! The rules (vhost-user specification, "Ring states"): a ring is started by its kick descriptor and stopped by
 //! `GET_VRING_BASE`; it is enabled from the start unless protocol features were negotiated, then by
-//! `SET_VRING_ENABLE`. The device runs while both rings are started and enabled. Every message that touches a running
-//! device stops it first, waits for the poll thread to let go, and starts it again if it still can.
+//! `SET_VRING_ENABLE`. A queue pair runs while both its rings are started and enabled. Every message that touches a running
+//! pair stops it first, waits for the poll thread to let go, and starts it again if it still can.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -27,7 +27,8 @@ use crate::control::Shared;
 use crate::device::Rings;
 use crate::fault::RingFault;
 use crate::features::Features;
-use crate::link::{Bases, Command, Link, RECEIVE, RINGS, Stalled, Start, TRANSMIT};
+use crate::link::{Bases, Command, Link, PAIRS_MAX, RECEIVE, RINGS, Stalled, Start, TRANSMIT};
+use crate::log::{DirtyLog, Marks};
 use crate::memory::{GuestMemory, MapError, RegionRequest};
 use crate::ring::{Call, Journal, LayoutError, Packed, RING_SIZE_MAX, RingAddresses, Split};
 
@@ -40,6 +41,9 @@ pub enum SessionError {
     /// The VMM's memory cannot be used.
     #[error("memory table refused")]
     Memory(#[source] MapError),
+    /// The VMM's bitmap of written pages cannot be used.
+    #[error("dirty log refused")]
+    Log(#[source] std::io::Error),
     /// A ring cannot be where the VMM says.
     #[error("ring {ring} refused")]
     Layout {
@@ -117,8 +121,11 @@ pub(crate) struct Session {
     terms: Arc<Terms>,
     features: Option<Features>,
     memory: Option<Arc<GuestMemory>>,
-    rings: [RingSetup; RINGS],
-    running: bool,
+    /// Where pages that we write are marked, while the guest is being moved elsewhere.
+    log: Option<Arc<DirtyLog>>,
+    rings: [RingSetup; PAIRS_MAX * RINGS],
+    /// Pairs that run.
+    running: [bool; PAIRS_MAX],
     replies: bool,
     refusal: Option<SessionError>,
 }
@@ -131,8 +138,9 @@ impl Session {
             terms,
             features: None,
             memory: None,
+            log: None,
             rings: Default::default(),
-            running: false,
+            running: [false; PAIRS_MAX],
             replies: false,
             refusal: None,
         }
@@ -163,69 +171,86 @@ impl Session {
         self.rings.get_mut(index as usize).ok_or(ProtocolError::InvalidParam)
     }
 
-    /// Stops the device, if it runs.
-    fn halt(&mut self) -> ProtocolResult<()> {
-        if !self.running {
+    /// Stops the pair that a ring belongs to, if it runs.
+    fn halt(&mut self, ring: u32) -> ProtocolResult<()> {
+        let pair = ring as usize / RINGS;
+        if !std::mem::take(&mut self.running[pair]) {
             return Ok(());
         }
-        self.running = false;
-        self.shared.update(|status| status.running = false);
-        let bases = self.tell(Command::Stop)?;
-        for (ring, base) in self.rings.iter_mut().zip(bases) {
+        let running = self.running.contains(&true);
+        self.shared.update(|status| status.running = running);
+        let bases = self.tell(Command::Stop { pair })?;
+        for (ring, base) in self.rings[pair * RINGS..].iter_mut().zip(bases) {
             ring.base = base;
         }
         Ok(())
     }
 
-    /// Starts the device, if it can and does not run.
+    /// Stops all pairs.
+    fn halt_all(&mut self) -> ProtocolResult<()> {
+        (0..PAIRS_MAX).try_for_each(|pair| self.halt((pair * RINGS) as u32))
+    }
+
+    /// Starts all pairs that can and do not run.
     fn settle(&mut self) -> ProtocolResult<()> {
-        let (Some(memory), Some(features)) = (&self.memory, self.features) else { return Ok(()) };
-        if self.running || !self.rings.iter().all(RingSetup::is_ready) {
-            return Ok(());
-        }
-        if !features.has(Features::VERSION_1) {
-            self.shared.note_error(SessionError::Legacy);
-            return Ok(());
-        }
-        let start = match self.prepare(memory, features) {
-            Ok(start) => start,
-            Err(error) => {
-                // Not the VMM's fault as a rule: a guest can put its rings anywhere. It may do better next time.
-                self.shared.note_error(error);
+        let (Some(memory), Some(features)) = (self.memory.clone(), self.features) else { return Ok(()) };
+        for pair in 0..PAIRS_MAX {
+            let rings = &self.rings[pair * RINGS..][..RINGS];
+            if self.running[pair] || !rings.iter().all(RingSetup::is_ready) {
+                continue;
+            }
+            if !features.has(Features::VERSION_1) {
+                self.shared.note_error(SessionError::Legacy);
                 return Ok(());
             }
-        };
-        self.tell(Command::Start(Box::new(start)))?;
-        self.running = true;
-        self.shared.update(|status| {
-            status.running = true;
-            status.features = features;
-        });
+            let start = match self.prepare(pair, &memory, features) {
+                Ok(start) => start,
+                Err(error) => {
+                    // Not the VMM's fault as a rule: a guest can put its rings anywhere. It may do better next time.
+                    self.shared.note_error(error);
+                    continue;
+                }
+            };
+            self.tell(Command::Start(Box::new(start)))?;
+            self.running[pair] = true;
+            self.shared.update(|status| {
+                status.running = true;
+                status.features = features;
+            });
+        }
         Ok(())
     }
 
-    fn prepare(&self, memory: &Arc<GuestMemory>, features: Features) -> Result<Start, SessionError> {
+    fn prepare(
+        &self,
+        pair: usize,
+        memory: &Arc<GuestMemory>,
+        features: Features,
+    ) -> Result<Start, SessionError> {
         let mut addresses = [RingAddresses::default(); RINGS];
-        for (index, ring) in self.rings.iter().enumerate() {
-            let place = ring.place(memory).map_err(|source| SessionError::Layout { ring: index, source })?;
-            addresses[index] = place;
+        let first = pair * RINGS;
+        for (index, address) in addresses.iter_mut().enumerate() {
+            let place = self.rings[first + index].place(memory);
+            *address = place.map_err(|source| SessionError::Layout { ring: first + index, source })?;
         }
         let rings = if features.has(Features::RING_PACKED) {
-            let open = |ring| self.open_packed(ring, addresses[ring], memory, features);
+            let open = |ring| self.open_packed(first + ring, addresses[ring], memory, features);
             Rings::Packed([open(RECEIVE)?, open(TRANSMIT)?])
         } else {
             let open = |ring: usize| {
                 let event_index = features.has(Features::EVENT_IDX);
-                Split::new(addresses[ring], memory, event_index, self.rings[ring].call())
-                    .map_err(|source| SessionError::Layout { ring, source })
+                Split::new(addresses[ring], memory, event_index, self.rings[first + ring].call())
+                    .map_err(|source| SessionError::Layout { ring: first + ring, source })
             };
             Rings::Split([open(RECEIVE)?, open(TRANSMIT)?])
         };
-        let kick = match &self.rings[TRANSMIT].kick {
+        let kick = match &self.rings[first + TRANSMIT].kick {
             Some(Kick::Descriptor(kick)) => kick.try_clone().ok(),
             Some(Kick::Polled) | None => None,
         };
-        Ok(Start { rings, addresses, kick, memory: Arc::clone(memory), features })
+        let log = self.log.as_ref().filter(|_| features.has(Features::LOG_ALL));
+        let marks = log.map(|log| Marks::new(log, memory, &addresses, features.has(Features::RING_PACKED)));
+        Ok(Start { pair, rings, addresses, kick, memory: Arc::clone(memory), features, marks })
     }
 
     fn open_packed(
@@ -251,10 +276,10 @@ impl Session {
 
     /// Forgets everything that was said about the device.
     fn reset(&mut self) -> ProtocolResult<()> {
-        self.halt()?;
+        self.halt_all()?;
         self.features = None;
         self.rings = Default::default();
-        (0..RINGS).for_each(|ring| self.forget_position(ring));
+        (0..self.rings.len()).for_each(|ring| self.forget_position(ring));
         Ok(())
     }
 }
@@ -322,8 +347,11 @@ impl VhostUserBackendReqHandlerMut for Session {
         if self.features == Some(features) {
             return Ok(());
         }
-        self.halt()?;
+        self.halt_all()?;
         self.features = Some(features);
+        if !features.has(Features::LOG_ALL) {
+            self.log = None;
+        }
         if !features.has(Features::PROTOCOL_FEATURES) {
             self.rings.iter_mut().for_each(|ring| ring.enabled = true);
         }
@@ -336,7 +364,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         files: Vec<File>,
         _postcopy_listening: Option<bool>,
     ) -> ProtocolResult<Option<Vec<VhostUserMemoryRegionBase>>> {
-        self.halt()?;
+        self.halt_all()?;
         self.memory = None;
         let requests = regions.iter().zip(files).map(|(region, file)| RegionRequest {
             gpa: region.guest_phys_addr,
@@ -364,7 +392,7 @@ impl VhostUserBackendReqHandlerMut for Session {
             let source = LayoutError::Size(num);
             return Err(self.refuse(SessionError::Layout { ring: index as usize, source }));
         }
-        self.halt()?;
+        self.halt(index)?;
         self.ring(index)?.size = num;
         self.settle()
     }
@@ -379,7 +407,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         _log: u64,
     ) -> ProtocolResult<()> {
         self.ring(index)?;
-        self.halt()?;
+        self.halt(index)?;
         self.ring(index)?.addresses = Some([descriptor, available, used]);
         self.settle()
     }
@@ -392,7 +420,7 @@ impl VhostUserBackendReqHandlerMut for Session {
 
     fn get_vring_base(&mut self, index: u32) -> ProtocolResult<VhostUserVringState> {
         self.ring(index)?;
-        self.halt()?;
+        self.halt(index)?;
         let ring = self.ring(index)?;
         ring.kick = None;
         ring.call = None;
@@ -403,7 +431,7 @@ impl VhostUserBackendReqHandlerMut for Session {
 
     fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> ProtocolResult<()> {
         self.ring(index.into())?;
-        self.halt()?;
+        self.halt(index.into())?;
         self.ring(index.into())?.kick = Some(match fd {
             Some(file) => Kick::Descriptor(nonblocking(file)?),
             None => Kick::Polled,
@@ -413,7 +441,7 @@ impl VhostUserBackendReqHandlerMut for Session {
 
     fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> ProtocolResult<()> {
         let call = fd.map(nonblocking).transpose()?;
-        if self.running {
+        if self.running.get(usize::from(index) / RINGS) == Some(&true) {
             let copy = call.as_ref().and_then(|call| call.try_clone().ok());
             self.tell(Command::SetCall { ring: index.into(), call: copy })?;
         }
@@ -426,7 +454,9 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn get_protocol_features(&mut self) -> ProtocolResult<VhostUserProtocolFeatures> {
-        Ok(VhostUserProtocolFeatures::REPLY_ACK)
+        Ok(VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::LOG_SHMFD)
     }
 
     fn set_protocol_features(&mut self, features: u64) -> ProtocolResult<()> {
@@ -435,14 +465,15 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn get_queue_num(&mut self) -> ProtocolResult<u64> {
-        Ok(1)
+        // Of a network card, pairs.
+        Ok(PAIRS_MAX as u64)
     }
 
     fn set_vring_enable(&mut self, index: u32, enable: bool) -> ProtocolResult<()> {
         if self.ring(index)?.enabled == enable {
             return Ok(());
         }
-        self.halt()?;
+        self.halt(index)?;
         self.ring(index)?.enabled = enable;
         self.settle()
     }
@@ -505,7 +536,11 @@ impl VhostUserBackendReqHandlerMut for Session {
         not_offered("shared memory")
     }
 
-    fn set_log_base(&mut self, _: &VhostUserLog, _: File) -> ProtocolResult<()> {
-        not_offered("dirty logging")
+    fn set_log_base(&mut self, place: &VhostUserLog, file: File) -> ProtocolResult<()> {
+        let log = DirtyLog::map(&file, place.mmap_size, place.mmap_offset);
+        let log = log.map_err(|error| self.refuse(SessionError::Log(error)))?;
+        self.halt_all()?;
+        self.log = Some(Arc::new(log));
+        self.settle()
     }
 }

@@ -44,9 +44,14 @@ impl<'m> Window<'m> {
         self.len
     }
 
+    /// Where the window starts in this process.
+    pub(crate) fn address(&self) -> usize {
+        self.start.as_ptr().addr()
+    }
+
     /// Whether the window starts at a multiple of `align` in this process.
     pub(crate) fn is_aligned(&self, align: usize) -> bool {
-        self.start.as_ptr().addr().is_multiple_of(align)
+        self.address().is_multiple_of(align)
     }
 
     /// The address of a `T` at `offset`, checked.
@@ -86,6 +91,12 @@ impl<'m> Window<'m> {
     #[inline(always)]
     pub(crate) fn write_u16(&self, offset: usize, value: u16) {
         self.atomic_u16(offset).store(value.to_le(), Ordering::Relaxed);
+    }
+
+    /// Sets bits that another machine clears; what was written before is visible to it first.
+    pub(crate) fn set_bits(&self, offset: usize, bits: u8) {
+        // SAFETY: `at` checked bounds, and an atomic tolerates other writers.
+        unsafe { AtomicU8::from_ptr(self.at(offset)) }.fetch_or(bits, Ordering::Release);
     }
 
     #[inline(always)]

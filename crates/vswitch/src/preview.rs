@@ -28,6 +28,13 @@ impl Default for Preview {
 }
 
 impl Preview {
+    /// A number that is the same for all frames of a flow in this direction, and that no guest can aim.
+    #[must_use]
+    #[inline]
+    pub fn spread(&self) -> u32 {
+        self.flow.as_ref().map_or(0, |(_, home)| home.spread())
+    }
+
     /// Reads `frame`. What was worked out is put into memory last: a processor that reads back in one piece
     /// what it has just written in two must wait for all stores before them.
     #[inline]

@@ -64,6 +64,14 @@ impl Tally {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Home(usize);
 
+impl Home {
+    /// Some of the key's hash.
+    #[inline]
+    pub(crate) fn spread(self) -> u32 {
+        self.0 as u32
+    }
+}
+
 /// Where a new key could go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Room {

@@ -5,6 +5,7 @@ mod comings;
 mod detached;
 mod idle;
 mod mistakes;
+mod moves;
 mod threats;
 mod traffic;
 mod views;
@@ -12,7 +13,7 @@ mod views;
 use crate::Chapter;
 
 /// Every scenario.
-pub const SCENARIOS: [Chapter; 13] = [
+pub const SCENARIOS: [Chapter; 14] = [
     Chapter {
         title: "A damaged manifest is refused as a whole",
         name: "a_bad_manifest_leaves_the_last_good_policy_in_force",
@@ -45,6 +46,11 @@ pub const SCENARIOS: [Chapter; 13] = [
         title: "A machine is added and removed while all others run; its VMM listens and the daemon connects",
         name: "a_machine_joins_and_leaves",
         run: comings::join_and_leave,
+    },
+    Chapter {
+        title: "Both ends of an open connection move to another daemon and back, while they run",
+        name: "machines_move_with_their_connections",
+        run: moves::migrate,
     },
     Chapter {
         title: "Command lines, namespaces, processor time and round-trip times are the guest's own",

@@ -67,14 +67,21 @@ pub(super) fn bulk(shop: &mut Shop, report: &mut Report) -> Result<()> {
 
 /// Has a machine send much to an API, which sends it back.
 pub(super) fn exchange(shop: &Shop, from: &str, to: &str, report: &mut Report) -> Result<()> {
-    let sent = shop.vm(from).run(&format!("/usr/bin/storefront bulk {to} {BULK_MIB}"))?.stdout;
+    let sent = bulk_from(shop.vm(from), to)?;
     let claim = format!("{BULK_MIB} MiB from {from} to {to} come back as they were sent");
     report.claim(claim, sent.starts_with("whole "), sent);
     Ok(())
 }
 
-/// None is refused for being too quick to be attributed.
+/// What a machine says of having sent much to an API and back.
+pub(super) fn bulk_from(vm: &Vm, to: &str) -> Result<String> {
+    Ok(vm.run(&format!("/usr/bin/storefront bulk {to} {BULK_MIB}"))?.stdout)
+}
+
+/// None is refused for being too quick to be attributed, and none is lost between the card's queue pairs.
 pub(super) fn many(shop: &mut Shop, report: &mut Report) -> Result<()> {
+    let queues = shop.vm("acme/web").expect("ls -d /sys/class/net/eth0/queues/rx-* | wc -l")?;
+    report.claim("the storefront's card has two queue pairs", queues == "2", &queues);
     let web = shop.vm("acme/web");
     let printed = web.run(&format!("/usr/bin/storefront connect {API} {CONNECTIONS}"))?.stdout;
     let mut times_us: Vec<u64> = Vec::new();

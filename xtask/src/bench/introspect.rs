@@ -120,6 +120,7 @@ impl World {
             mac: format!("02:00:00:00:00:{number:02x}").parse()?,
             socket: self.scratch.join(format!("{name}.sock")),
             role: SocketRole::Connects,
+            queue_pairs: 1,
             properties: "",
         };
         let accel = accel::choose()?.accel;

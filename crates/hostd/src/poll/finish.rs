@@ -22,6 +22,7 @@ impl Workbench {
     pub(super) fn deliver(
         &mut self,
         port: &mut Port,
+        spread: u32,
         frame: &Frame,
         rest: (Chain<'_>, usize),
     ) -> Result<(), SendError> {
@@ -30,13 +31,13 @@ impl Workbench {
         let header = VnetHeader::default().to_bytes();
         if frame.vnet.gso().map_err(refused)? == GsoKind::None {
             complete_checksum(&frame.vnet, &mut self.frame).map_err(refused)?;
-            return port.send_parts(header, &self.frame, None);
+            return port.send_parts(spread, header, &self.frame, None);
         }
         let cut = Cut::plan(&frame.vnet, &self.frame).map_err(refused)?;
-        port.expect_to_send(cut.pieces());
+        port.expect_to_send(spread, cut.pieces());
         for number in 0..cut.pieces() {
             cut.piece(&self.frame, number, &mut self.piece);
-            port.send_parts(header, &self.piece, None)?;
+            port.send_parts(spread, header, &self.piece, None)?;
         }
         Ok(())
     }

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One port in the loop: its half-done batch, and the frame that waits for an answer.
+//! One port in the loop: of each of its queue pairs a half-done batch, and the frame that waits for an answer.
 //!
 //! A batch goes through three stages, each for all of its frames before the next begins, because what a frame
 //! needs is mostly far away, in another processor's cache or in the flow table, and is fetched meanwhile:
 //!
 //! 1. *Read*: the head of every frame is copied into private memory. Then it is parsed, and the slot of its
-//!    flow prefetched; and so are as many buffers of the guest that the lane's last frame went to.
+//!    flow prefetched; and so are as many buffers of the guest that the queue's last frame went to.
 //! 2. *Decide*: the switch is asked frame by frame, in order, for a frame's verdict may depend on the frame
 //!    before. The first frame that must wait for an answer ends the stage; it and those after it stay in the
-//!    lane, and those after it will be read anew.
+//!    queue, and those after it will be read anew.
 //! 3. *Deliver*: what was decided goes out, in order; finished first, if its receiver does not take it as it is.
 //!
 //! Delivery writes to memory that a guest has in its cache. Nothing that was just written is read back in
@@ -34,18 +34,28 @@ pub struct Lane {
     pub(super) id: PortId,
     pub(super) card: NicRef,
     pub(super) port: Port,
+    queues: [Queue; Port::PAIRS_MAX],
+}
+
+/// One queue pair of a port.
+#[derive(Debug, Default)]
+struct Queue {
+    pair: usize,
     batch: Batch,
     /// Position in the batch of the next frame to be handled; those before it are done.
     next: usize,
     held: Option<Held>,
     /// Where the last frame went, and so perhaps the next ones.
-    last_output: Option<PortId>,
+    last_output: Option<Output>,
     tickets: u64,
     /// Whether this round may still look for a process by itself.
     may_glance: bool,
     /// Guest-physical address of the descriptor table of the ring of frames from the guest.
     transmit: Option<u64>,
 }
+
+/// Where a frame goes: a port, and what decides between its queue pairs.
+type Output = (PortId, u32);
 
 /// The frame at `next` waits for an answer.
 #[derive(Debug)]
@@ -64,7 +74,7 @@ pub(super) struct Desk {
     frames: Box<[Frame]>,
     previews: Box<[Preview]>,
     /// Where frames go; nowhere, if the switch has consumed them.
-    outputs: [Option<PortId>; Batch::FRAMES_MAX],
+    outputs: [Option<Output>; Batch::FRAMES_MAX],
 }
 
 impl Desk {
@@ -85,42 +95,39 @@ enum Decided {
 
 impl Lane {
     pub(super) fn new(id: PortId, card: NicRef, port: Port) -> Self {
-        Self {
-            id,
-            card,
-            port,
-            batch: Batch::new(),
-            next: 0,
-            held: None,
-            last_output: None,
-            tickets: 0,
-            may_glance: false,
-            transmit: None,
-        }
+        let queues = std::array::from_fn(|pair| Queue { pair, ..Queue::default() });
+        Self { id, card, port, queues }
     }
 
-    /// Forgets frames that belong to rings of before; `transmit` is where the new one lies, if there is one.
-    pub(super) fn reset(&mut self, transmit: Option<u64>) {
-        self.transmit = transmit;
-        self.batch.clear();
-        self.next = 0;
-        self.held = None;
+    /// Forgets frames that belong to a pair's rings of before; `transmit` is where the new one lies, if there is one.
+    pub(super) fn reset(&mut self, pair: usize, transmit: Option<u64>) {
+        let queue = &mut self.queues[pair];
+        queue.transmit = transmit;
+        queue.batch.clear();
+        queue.next = 0;
+        queue.held = None;
     }
 
     pub(super) fn answered(&mut self, reply: Reply) {
-        if let Some(held) = self.held.as_mut().filter(|held| held.ticket == reply.ticket) {
+        let held = self.queues.iter_mut().filter_map(|queue| queue.held.as_mut());
+        if let Some(held) = held.into_iter().find(|held| held.ticket == reply.ticket) {
             held.outcome = Some(reply.outcome);
         }
     }
 
-    /// Whether the lane waits for an answer.
-    pub(super) fn is_paused(&self) -> bool {
-        self.held.as_ref().is_some_and(|held| held.outcome.is_none())
+    /// Asks for kicks; tells whether there is work already.
+    pub(super) fn arm(&mut self) -> bool {
+        self.port.flush();
+        let mut work = false;
+        for queue in &self.queues {
+            work |= queue.transmit.is_some() && self.port.arm_kicks(queue.pair) && !queue.is_paused();
+        }
+        work
     }
 
-    /// When the wait for an answer ends.
+    /// When the wait for an answer ends, the first of all.
     pub(super) fn deadline(&self) -> Option<Moment> {
-        self.held.as_ref().map(|held| held.deadline)
+        self.queues.iter().filter_map(Queue::deadline).min()
     }
 
     /// Delivers a frame of the switch's own, complete with checksums.
@@ -128,65 +135,88 @@ impl Lane {
         let mut bytes = Vec::with_capacity(VNET_HEADER_BYTES + frame.len());
         bytes.extend_from_slice(&VnetHeader::default().to_bytes());
         bytes.extend_from_slice(frame);
-        self.port.send(&bytes, None)
+        self.port.send(0, &bytes, None)
+    }
+}
+
+impl Queue {
+    /// Whether the queue waits for an answer.
+    fn is_paused(&self) -> bool {
+        self.held.as_ref().is_some_and(|held| held.outcome.is_none())
+    }
+
+    fn deadline(&self) -> Option<Moment> {
+        self.held.as_ref().map(|held| held.deadline)
     }
 }
 
 impl Poll {
-    /// Moves up to a batch of frames of one guest; tells whether there were any.
+    /// Moves up to a batch of frames from each of a guest's queues; tells whether there were any.
     pub(super) fn serve(&mut self, lane: &mut Lane, now: Moment) -> bool {
-        if lane.is_paused() && lane.deadline().is_some_and(|deadline| now < deadline) {
+        let Lane { id, port, queues, .. } = lane;
+        let (mut busy, mut may_glance) = (false, true);
+        for queue in queues.iter_mut().filter(|queue| queue.transmit.is_some()) {
+            queue.may_glance = may_glance;
+            busy |= self.serve_queue(*id, port, queue, now);
+            may_glance = queue.may_glance;
+        }
+        busy
+    }
+
+    fn serve_queue(&mut self, id: PortId, port: &mut Port, queue: &mut Queue, now: Moment) -> bool {
+        if queue.is_paused() && queue.deadline().is_some_and(|deadline| now < deadline) {
             return false;
         }
-        if !self.take(lane) {
+        if !self.take(port, queue) {
             return false;
         }
-        let first = lane.next;
-        lane.may_glance = true;
-        let batch = std::mem::take(&mut lane.batch);
-        self.read(lane, &batch);
-        self.decide(lane, &batch, now);
-        self.deliver(first..lane.next, &batch);
-        lane.last_output = self.desk.outputs[first..lane.next].last().copied().flatten();
-        lane.batch = batch;
-        let done = lane.next - first;
-        lane.port.complete(done);
+        let first = queue.next;
+        let batch = std::mem::take(&mut queue.batch);
+        self.read(id, queue, &batch);
+        self.decide(id, queue, &batch, now);
+        self.deliver(first..queue.next, &batch);
+        queue.last_output = self.desk.outputs[first..queue.next].last().copied().flatten();
+        queue.batch = batch;
+        let done = queue.next - first;
+        port.complete(queue.pair, done);
         // What comes next is on its way while other lanes are served.
-        self.take(lane);
+        self.take(port, queue);
         // A question just asked is answered soon: not worth a sleep.
-        done > 0 || lane.is_paused()
+        done > 0 || queue.is_paused()
     }
 
     /// Takes a batch from the guest if the last one is done; tells whether there are frames to be handled.
-    fn take(&mut self, lane: &mut Lane) -> bool {
-        if lane.next < lane.batch.len() {
+    fn take(&mut self, port: &mut Port, queue: &mut Queue) -> bool {
+        if queue.next < queue.batch.len() {
             return true;
         }
-        lane.next = 0;
-        match lane.port.receive(&mut lane.batch) {
+        queue.next = 0;
+        match port.receive(queue.pair, &mut queue.batch) {
             Ok(count) => {
                 self.numbers.frames += count as u64;
                 count > 0
             }
             Err(fault) => {
-                tracing::warn!(nic = %lane.card, %fault, "guest's ring makes no sense, its port stops");
-                self.stopped(lane);
+                // The port tells of it as an event, too.
+                tracing::warn!(%fault, "guest's ring makes no sense, its queue stops");
                 false
             }
         }
     }
 
-    /// Copies the heads of the lane's frames, and fetches what the switch will look at.
-    fn read(&mut self, lane: &Lane, batch: &Batch) {
+    /// Copies the heads of the queue's frames, and fetches what the switch will look at.
+    fn read(&mut self, id: PortId, queue: &Queue, batch: &Batch) {
         let Desk { frames, previews, .. } = &mut self.desk;
-        for position in lane.next..batch.len() {
+        for position in queue.next..batch.len() {
             copy_head(&mut frames[position], &batch.chain(position), HEAD_FIRST_BYTES);
         }
-        if let Some(Some(likely)) = lane.last_output.and_then(|to| self.lanes.get_mut(usize::from(to.0))) {
-            likely.port.expect_to_send(batch.len() - lane.next);
+        if let Some((to, spread)) = queue.last_output
+            && let Some(Some(likely)) = self.lanes.get_mut(usize::from(to.0))
+        {
+            likely.port.expect_to_send(spread, batch.len() - queue.next);
         }
-        for (frame, preview) in frames.iter().zip(previews).take(batch.len()).skip(lane.next) {
-            self.switch.preview(lane.id, frame, preview);
+        for (frame, preview) in frames.iter().zip(previews).take(batch.len()).skip(queue.next) {
+            self.switch.preview(id, frame, preview);
             if let Some((slot, tally)) = self.switch.likely_slot(preview) {
                 prefetch(slot);
                 prefetch(tally);
@@ -194,56 +224,66 @@ impl Poll {
         }
     }
 
-    /// Asks the switch about the lane's frames until one must wait.
-    fn decide(&mut self, lane: &mut Lane, batch: &Batch, now: Moment) {
-        while lane.next < batch.len() {
-            match self.decide_one(lane, &batch.chain(lane.next), now) {
-                Decided::Done(output) => self.desk.outputs[lane.next] = output,
+    /// Asks the switch about the queue's frames until one must wait.
+    fn decide(&mut self, id: PortId, queue: &mut Queue, batch: &Batch, now: Moment) {
+        while queue.next < batch.len() {
+            match self.decide_one(id, queue, &batch.chain(queue.next), now) {
+                Decided::Done(output) => {
+                    let output = output.map(|to| (to, self.desk.previews[queue.next].spread()));
+                    self.desk.outputs[queue.next] = output;
+                }
                 Decided::Held => break,
             }
-            lane.next += 1;
+            queue.next += 1;
         }
     }
 
-    fn decide_one(&mut self, lane: &mut Lane, chain: &Chain<'_>, now: Moment) -> Decided {
-        let mut verdict = match lane.held.take() {
+    fn decide_one(&mut self, id: PortId, queue: &mut Queue, chain: &Chain<'_>, now: Moment) -> Decided {
+        let mut verdict = match queue.held.take() {
             None => {
-                let (frame, preview) = (&mut self.desk.frames[lane.next], &self.desk.previews[lane.next]);
-                self.switch.process_previewed(now, lane.id, frame, preview, None)
+                let (frame, preview) = (&mut self.desk.frames[queue.next], &self.desk.previews[queue.next]);
+                self.switch.process_previewed(now, id, frame, preview, None)
             }
             Some(held) => {
-                let Some(answers) = self.resume(held, lane.next) else { return Decided::Done(None) };
-                self.switch.process(now, lane.id, &mut self.desk.frames[lane.next], Some(&answers))
+                let Some(answers) = self.resume(held, queue.next) else { return Decided::Done(None) };
+                self.switch.process(now, id, &mut self.desk.frames[queue.next], Some(&answers))
             }
         };
         if verdict == Verdict::NeedMore {
-            let frame = &mut self.desk.frames[lane.next];
+            let frame = &mut self.desk.frames[queue.next];
             copy_head(frame, chain, HEAD_LEN_BYTES_MAX);
-            verdict = self.switch.process(now, lane.id, frame, None);
+            verdict = self.switch.process(now, id, frame, None);
         }
         match verdict {
-            Verdict::Ask(question) => self.look(lane, chain, question, now),
+            Verdict::Ask(question) => self.look(id, queue, chain, question, now),
             verdict => decided(&verdict),
         }
     }
 
     /// Looks for the process at once, which mostly suffices. Once for each guest and round, so that no guest takes
     /// much of the other guests' time: its next frame that needs it stays where it is until the next round.
-    fn look(&mut self, lane: &mut Lane, chain: &Chain<'_>, question: Question, now: Moment) -> Decided {
-        if !std::mem::take(&mut lane.may_glance) {
+    fn look(
+        &mut self,
+        id: PortId,
+        queue: &mut Queue,
+        chain: &Chain<'_>,
+        question: Question,
+        now: Moment,
+    ) -> Decided {
+        if !std::mem::take(&mut queue.may_glance) {
             return Decided::Held;
         }
-        let Some(ring) = lane.transmit else { return Decided::Done(None) };
+        let Some(ring) = queue.transmit else { return Decided::Done(None) };
         let descriptor = (ring, chain.head());
         let started = super::now();
         match self.wiring.introspection.glance(&question, descriptor) {
             Some(Outcome::Answers(answers)) => {
                 record(&mut self.lookups, super::now().since(started));
-                let frame = &mut self.desk.frames[lane.next];
-                let verdict = self.switch.process(now, lane.id, frame, Some(&answers));
+                let frame = &mut self.desk.frames[queue.next];
+                let verdict = self.switch.process(now, id, frame, Some(&answers));
                 self.record_wait(now);
                 match verdict {
-                    Verdict::Ask(question) => self.ask(lane, descriptor, question, now),
+                    Verdict::Ask(question) => self.ask(id, queue, descriptor, question, now),
                     verdict => decided(&verdict),
                 }
             }
@@ -251,7 +291,7 @@ impl Poll {
                 self.numbers.not_ready += 1;
                 Decided::Done(None)
             }
-            None => self.ask(lane, descriptor, question, now),
+            None => self.ask(id, queue, descriptor, question, now),
         }
     }
 
@@ -282,13 +322,13 @@ impl Poll {
     /// Delivers frames that were decided on: rewritten head from private memory, the rest from guest to guest.
     fn deliver(&mut self, positions: Range<usize>, batch: &Batch) {
         for position in positions {
-            let Some(to) = self.desk.outputs[position] else { continue };
+            let Some((to, spread)) = self.desk.outputs[position] else { continue };
             let frame = &self.desk.frames[position];
             let rest = (batch.chain(position), VNET_HEADER_BYTES + frame.head_len_bytes);
             let sent = match self.lanes.get_mut(usize::from(to.0)) {
                 Some(Some(Lane { port, .. })) => {
-                    match port.send_parts(frame.vnet.to_bytes(), frame.bytes(), Some(rest)) {
-                        Err(SendError::Offload) => self.workbench.deliver(port, frame, rest),
+                    match port.send_parts(spread, frame.vnet.to_bytes(), frame.bytes(), Some(rest)) {
+                        Err(SendError::Offload) => self.workbench.deliver(port, spread, frame, rest),
                         sent => sent,
                     }
                 }
@@ -298,18 +338,26 @@ impl Poll {
         }
     }
 
-    /// Pauses the lane until the introspection thread has answered.
-    fn ask(&mut self, lane: &mut Lane, descriptor: (u64, u16), question: Question, now: Moment) -> Decided {
-        lane.tickets += 1;
-        let ticket = lane.tickets;
-        let inquiry = Inquiry { port: lane.id, ticket, question, descriptor };
+    /// Pauses the queue until the introspection thread has answered.
+    fn ask(
+        &mut self,
+        id: PortId,
+        queue: &mut Queue,
+        descriptor: (u64, u16),
+        question: Question,
+        now: Moment,
+    ) -> Decided {
+        queue.tickets += 1;
+        // Of all queues of a port.
+        let ticket = queue.tickets * Port::PAIRS_MAX as u64 + queue.pair as u64;
+        let inquiry = Inquiry { port: id, ticket, question, descriptor };
         if self.wiring.inquiries.try_send(inquiry).is_err() {
             self.numbers.late += 1;
             return Decided::Done(None);
         }
         let deadline = now.after(self.wiring.attribution_wait);
-        let frame = Box::new(self.desk.frames[lane.next].clone());
-        lane.held = Some(Held { ticket, since: now, deadline, frame, outcome: None });
+        let frame = Box::new(self.desk.frames[queue.next].clone());
+        queue.held = Some(Held { ticket, since: now, deadline, frame, outcome: None });
         Decided::Held
     }
 }

@@ -10,9 +10,9 @@
 //! [`Journal`] first, and from there into the ring when it is published.
 
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 
 use super::journal::{Entry, Step};
+use super::order::write_then_read;
 use super::{Call, Head, Journal, LayoutError, Position, RING_SIZE_MAX, RingAddresses, Vring, part};
 use crate::chain::{self, CHAIN_DESCRIPTORS_MAX, Descriptor, Rules, Table, Tally};
 use crate::fault::{ChainFault, RingFault};
@@ -128,27 +128,6 @@ impl Packed {
         let lap = if (at.value() ^ self.next_used.value()) & WRAP != 0 { self.size } else { 0 };
         lap.wrapping_add(slot(at)).wrapping_sub(slot(self.next_used))
     }
-
-    /// Whether the driver wants to know of what was published from `before` on.
-    #[inline(always)]
-    fn is_call_wanted(&self, before: Position) -> bool {
-        let wish = self.driver.read_u32(0);
-        let (event, flags) = (wish as u16, (wish >> 16) as u16 & 3);
-        match flags {
-            EVENT_DISABLE => false,
-            EVENT_POSITION if self.event_index => {
-                // All three relative to the current lap, modulo 2^16 as for a split ring.
-                let lap = |at: u16| {
-                    let other = (at ^ self.next_used.value()) & WRAP != 0;
-                    (at & !WRAP).wrapping_sub(if other { self.size } else { 0 })
-                };
-                let now = slot(self.next_used);
-                let since_event = now.wrapping_sub(lap(event)).wrapping_sub(1);
-                since_event < now.wrapping_sub(lap(before.value()))
-            }
-            _ => true,
-        }
-    }
 }
 
 #[inline(always)]
@@ -169,6 +148,25 @@ fn show(descriptors: &Window<'_>, entry: Entry) {
     let flags = turn | if entry.written > 0 { chain::WRITE } else { 0 };
     let state = u64::from(entry.written) | u64::from(entry.id) << 32 | u64::from(flags) << 48;
     descriptors.release_u64(state_of(entry.at), state);
+}
+
+/// Whether a driver with this wish wants to know of what was published in a ring of `size` between two places.
+#[inline(always)]
+fn is_call_wanted(wish: u32, event_index: bool, size: u16, before: Position, after: Position) -> bool {
+    let (event, flags) = (wish as u16, (wish >> 16) as u16 & 3);
+    match flags {
+        EVENT_DISABLE => false,
+        EVENT_POSITION if event_index => {
+            // All three relative to the current lap, modulo 2^16 as for a split ring.
+            let lap = |at: u16| {
+                let other = (at ^ after.value()) & WRAP != 0;
+                (at & !WRAP).wrapping_sub(if other { size } else { 0 })
+            };
+            let since_event = slot(after).wrapping_sub(lap(event)).wrapping_sub(1);
+            since_event < slot(after).wrapping_sub(lap(before.value()))
+        }
+        _ => true,
+    }
 }
 
 /// Whether a slot with these flags is available in the lap of `at`.
@@ -298,19 +296,22 @@ impl Vring for Packed {
     }
 
     #[inline(always)]
-    fn publish(&mut self) {
+    fn publish(&mut self) -> bool {
         if self.published == self.next_used {
-            return;
+            return false;
         }
         let before = self.published;
         self.published = self.next_used;
         let descriptors = self.descriptors;
-        self.journal.step(Step { from: before, to: self.next_used }, |entry| show(&descriptors, entry));
-        // As for a split ring: we show, then read the wish; the driver writes its wish, then looks.
-        fence(Ordering::SeqCst);
-        if self.is_call_wanted(before) {
+        let step = Step { from: before, to: self.next_used };
+        let Self { journal, driver, size, event_index, next_used, .. } = self;
+        // The guest writes its wish, then looks at the ring.
+        let wish =
+            write_then_read(|| journal.step(step, |entry| show(&descriptors, entry)), || driver.read_u32(0));
+        if is_call_wanted(wish, *event_index, *size, before, *next_used) {
             self.call.notify();
         }
+        true
     }
 
     fn call(&mut self) -> &mut Call {
@@ -323,9 +324,10 @@ impl Vring for Packed {
         } else {
             NO_POSITION.into()
         };
-        self.device.write_u32(0, wish);
-        fence(Ordering::SeqCst);
-        Ok(self.peek(self.next_available)?.is_some())
+        // The guest makes chains available, then reads our wish.
+        let device = self.device;
+        write_then_read(|| device.write_u32(0, wish), || self.peek(self.next_available))
+            .map(|head| head.is_some())
     }
 
     fn suppress(&mut self) {

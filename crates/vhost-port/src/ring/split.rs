@@ -6,8 +6,8 @@
 //! guest's index is read again only when the last one read is used up, and checked against the ring's size.
 
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 
+use super::order::write_then_read;
 use super::{Call, Head, LayoutError, Position, RING_SIZE_MAX, RingAddresses, Vring, part};
 use crate::chain::{Descriptor, Rules, Table};
 use crate::fault::{ChainFault, RingFault};
@@ -164,25 +164,28 @@ impl Vring for Split {
     }
 
     #[inline(always)]
-    fn publish(&mut self) {
+    fn publish(&mut self) -> bool {
         if self.published == self.next_used {
-            return;
+            return false;
         }
         let before = self.published;
         self.published = self.next_used;
-        self.used.release_u16(INDEX, self.next_used.value());
-        // The guest writes its wish, then reads our index; we write our index, then read its wish. Without this fence
-        // both could read the old value, and nobody would wake (section 2.7.13.4.1).
-        fence(Ordering::SeqCst);
-        let wanted = if self.event_index {
-            let event = Position::new(self.available.read_u16(self.available.len() - 2));
-            self.next_used.ahead_of(event).wrapping_sub(1) < self.next_used.ahead_of(before)
-        } else {
-            self.available.read_u16(0) & NO_INTERRUPT == 0
-        };
+        let Self { used, available, next_used, .. } = &*self;
+        // The guest writes its wish, then reads our index.
+        let wanted = write_then_read(
+            || used.release_u16(INDEX, next_used.value()),
+            || {
+                if !self.event_index {
+                    return available.read_u16(0) & NO_INTERRUPT == 0;
+                }
+                let event = Position::new(available.read_u16(available.len() - 2));
+                next_used.ahead_of(event).wrapping_sub(1) < next_used.ahead_of(before)
+            },
+        );
         if wanted {
             self.call.notify();
         }
+        true
     }
 
     fn call(&mut self) -> &mut Call {
@@ -190,14 +193,16 @@ impl Vring for Split {
     }
 
     fn arm(&mut self) -> Result<bool, RingFault> {
-        if self.event_index {
-            self.used.write_u16(self.used.len() - 2, self.next_available.value());
-        } else {
-            self.used.write_u16(0, 0);
-        }
-        // As in `publish`, with the roles exchanged.
-        fence(Ordering::SeqCst);
-        Ok(self.peek(self.next_available)?.is_some())
+        let (used, at, event_index) = (self.used, self.next_available, self.event_index);
+        let wish = || {
+            if event_index {
+                used.write_u16(used.len() - 2, at.value());
+            } else {
+                used.write_u16(0, 0);
+            }
+        };
+        // The guest writes its index, then reads our wish.
+        write_then_read(wish, || self.peek(at)).map(|head| head.is_some())
     }
 
     fn suppress(&mut self) {

@@ -30,7 +30,7 @@ pub(crate) const INDIRECT: u16 = 4;
 
 /// Everything that a Linux guest accepts from us, unless it is told to use packed rings.
 pub(crate) fn linux() -> Features {
-    without(Features::offered(true), Features::IN_ORDER.with(Features::RING_PACKED))
+    without(Features::offered(true), Features::IN_ORDER.with(Features::RING_PACKED).with(Features::LOG_ALL))
 }
 
 pub(crate) fn without(features: Features, bit: Features) -> Features {
@@ -84,6 +84,14 @@ impl Guest {
         let memory = Arc::new(map(&file));
         let (receive, transmit) = (DriverRing::new(0, size), DriverRing::new(0x40000, size));
         Self { file, memory, receive, transmit, features }
+    }
+
+    /// Another queue pair of the same guest.
+    pub(crate) fn second_pair(&self) -> Self {
+        let size = self.receive.addresses.size;
+        let (receive, transmit) = (DriverRing::new(0x80000, size), DriverRing::new(0xc0000, size));
+        let (file, memory) = (self.file.try_clone().unwrap(), Arc::clone(&self.memory));
+        Self { file, memory, receive, transmit, features: self.features }
     }
 
     /// Sets both rings' indices, as if that many frames had gone through.
@@ -226,11 +234,13 @@ impl Guest {
     pub(crate) fn start_with(&self, rings: impl FnOnce(&Arc<GuestMemory>) -> Rings) -> Start {
         let memory = Arc::new(map(&self.file));
         Start {
+            pair: 0,
             rings: rings(&memory),
             addresses: [self.receive.addresses, self.transmit.addresses],
             kick: None,
             features: self.features,
             memory,
+            marks: None,
         }
     }
 }
@@ -292,7 +302,12 @@ impl Bench {
     }
 
     pub(crate) fn start(&mut self, guest: &Guest) {
-        let (event, _) = self.command(Command::Start(Box::new(guest.start())));
+        self.start_pair(0, guest);
+    }
+
+    pub(crate) fn start_pair(&mut self, pair: usize, guest: &Guest) {
+        let start = Start { pair, ..guest.start() };
+        let (event, _) = self.command(Command::Start(Box::new(start)));
         assert!(matches!(event, Some(PortEvent::Started { .. })));
     }
 

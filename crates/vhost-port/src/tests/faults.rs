@@ -99,12 +99,12 @@ fn a_malformed_frame_is_counted_and_passed_over_in_order() {
         guest.offer(true, 2);
         guest.transmit(4, &[&frame(80, 2)]);
 
-        assert_eq!(bench.port.receive(&mut batch), Ok(2), "{}", case.name);
+        assert_eq!(bench.port.receive(0, &mut batch), Ok(2), "{}", case.name);
         assert_eq!(batch.iter().map(|c| (c.head(), c.len_bytes())).collect::<Vec<_>>(), [(0, 64), (4, 80)]);
         let faults = bench.port.counters().chain_faults;
         assert_eq!(faults[case.fault as usize], 1, "{}", case.name);
         assert_eq!(faults.iter().sum::<u64>(), 1, "{}", case.name);
-        bench.port.complete(2);
+        bench.port.complete(0, 2);
         bench.port.flush();
         assert_eq!(guest.collect(true), [(0, 0), (2, 0), (4, 0)], "{}", case.name);
         assert!(bench.port.is_running());
@@ -128,7 +128,7 @@ fn a_batch_of_malformed_frames_only_is_given_back_at_once() {
         guest.describe(guest.transmit.addresses.descriptors, head, BUFFERS, 0, 0, 0);
         guest.offer(true, head);
     }
-    assert_eq!(bench.port.receive(&mut Batch::new()), Ok(0));
+    assert_eq!(bench.port.receive(0, &mut Batch::new()), Ok(0));
     bench.port.flush();
     assert_eq!(guest.collect(true), [(0, 0), (1, 0), (2, 0)]);
 }
@@ -150,9 +150,9 @@ fn a_malformed_receive_buffer_is_given_back_empty_with_those_before_it() {
         write(&guest, guest.receive.addresses.descriptors);
         guest.offer(false, 1);
         guest.post(2, 2048);
-        assert_eq!(bench.port.send(&frame(1000, 0), None), Err(SendError::Chain(fault)));
+        assert_eq!(bench.port.send(0, &frame(1000, 0), None), Err(SendError::Chain(fault)));
         assert_eq!(bench.port.counters().chain_faults[fault as usize], 1);
-        bench.port.send(&frame(1000, 0), None).unwrap();
+        bench.port.send(0, &frame(1000, 0), None).unwrap();
         bench.port.flush();
         assert_eq!(guest.collect(false), [(0, 0), (1, 0), (2, 1000)], "{fault}");
     }
@@ -165,10 +165,10 @@ fn an_available_index_that_jumps_or_runs_backwards_stops_the_port() {
         let mut bench = Bench::serving(&guest);
         guest.window(guest.transmit.addresses.available, 4).write_u16(2, index);
         let fault = RingFault::AvailableIndex { available: index, used: 0, size: 8 };
-        assert_eq!(bench.port.receive(&mut Batch::new()), Err(fault));
+        assert_eq!(bench.port.receive(0, &mut Batch::new()), Err(fault));
         assert!(!bench.port.is_running());
-        assert_eq!(bench.port.receive(&mut Batch::new()), Ok(0));
-        assert!(matches!(bench.port.service(), Some(PortEvent::Stopped)));
+        assert_eq!(bench.port.receive(0, &mut Batch::new()), Ok(0));
+        assert!(matches!(bench.port.service(), Some(PortEvent::Stopped { .. })));
         assert!(bench.port.service().is_none());
 
         bench.start(&{
@@ -187,11 +187,11 @@ fn an_available_index_behind_what_is_held_stops_the_port() {
         guest.transmit(slot, &[&frame(64, 0)]);
     }
     let mut batch = Batch::new();
-    assert_eq!(bench.port.receive(&mut batch), Ok(4));
+    assert_eq!(bench.port.receive(0, &mut batch), Ok(4));
     guest.window(guest.transmit.addresses.available, 4).write_u16(2, 3);
-    assert!(matches!(bench.port.receive(&mut batch), Err(RingFault::AvailableIndex { .. })));
+    assert!(matches!(bench.port.receive(0, &mut batch), Err(RingFault::AvailableIndex { .. })));
     assert!(batch.is_empty());
-    bench.port.complete(4);
+    bench.port.complete(0, 4);
     bench.port.flush();
     assert_eq!(bench.port.counters().ring_faults, 1);
 }
@@ -202,14 +202,14 @@ fn a_head_outside_the_table_stops_the_port_in_both_directions() {
     let mut guest = Guest::new(8, linux());
     let mut bench = Bench::serving(&guest);
     guest.offer(true, 8);
-    assert_eq!(bench.port.receive(&mut Batch::new()), Err(fault));
+    assert_eq!(bench.port.receive(0, &mut Batch::new()), Err(fault));
 
     let mut guest = Guest::new(8, linux());
     let mut bench = Bench::serving(&guest);
     guest.offer(false, 8);
-    assert_eq!(bench.port.send(&frame(64, 0), None), Err(SendError::Ring(fault)));
+    assert_eq!(bench.port.send(0, &frame(64, 0), None), Err(SendError::Ring(fault)));
     assert!(!bench.port.is_running());
-    assert!(!bench.port.arm_kicks());
+    assert!(!bench.port.arm_kicks(0));
 }
 
 #[test]
@@ -217,6 +217,6 @@ fn an_impossible_index_found_while_arming_stops_the_port() {
     let guest = Guest::new(8, linux());
     let mut bench = Bench::serving(&guest);
     guest.window(guest.transmit.addresses.available, 4).write_u16(2, 100);
-    assert!(!bench.port.arm_kicks());
+    assert!(!bench.port.arm_kicks(0));
     assert!(!bench.port.is_running());
 }

@@ -13,7 +13,7 @@ fn carry(from: &mut Bench, to: &mut Bench, head_bytes: usize) -> usize {
     let mut batch = Batch::new();
     let mut arrived = 0;
     loop {
-        let count = from.port.receive(&mut batch).unwrap();
+        let count = from.port.receive(0, &mut batch).unwrap();
         if count == 0 {
             break;
         }
@@ -21,9 +21,9 @@ fn carry(from: &mut Bench, to: &mut Bench, head_bytes: usize) -> usize {
         for chain in batch.iter() {
             let len = chain.copy_out(0, &mut head);
             let rest = (len < chain.len_bytes()).then_some((chain, len));
-            arrived += usize::from(to.port.send(&head[..len], rest).is_ok());
+            arrived += usize::from(to.port.send(0, &head[..len], rest).is_ok());
         }
-        from.port.complete(count);
+        from.port.complete(0, count);
     }
     from.port.flush();
     to.port.flush();
@@ -145,19 +145,19 @@ fn frames_stay_held_until_completed_and_are_published_only_by_flush() {
         guest.transmit(slot, &[&frame(64, 0)]);
     }
     let mut batch = Batch::new();
-    assert_eq!(bench.port.receive(&mut batch).unwrap(), Batch::FRAMES_MAX);
+    assert_eq!(bench.port.receive(0, &mut batch).unwrap(), Batch::FRAMES_MAX);
     assert_eq!(batch.iter().map(|chain| chain.head()).collect::<Vec<_>>(), (0..32).collect::<Vec<_>>());
     bench.port.flush();
     assert!(guest.collect(true).is_empty());
-    bench.port.complete(3);
+    bench.port.complete(0, 3);
     assert!(guest.collect(true).is_empty());
     bench.port.flush();
     assert_eq!(guest.collect(true), [(0, 0), (1, 0), (2, 0)]);
-    assert_eq!(bench.port.receive(&mut batch).unwrap(), 8);
-    bench.port.complete(usize::MAX);
+    assert_eq!(bench.port.receive(0, &mut batch).unwrap(), 8);
+    bench.port.complete(0, usize::MAX);
     bench.port.flush();
     assert_eq!(guest.collect(true).len(), 37);
-    assert_eq!(bench.port.receive(&mut batch).unwrap(), 0);
+    assert_eq!(bench.port.receive(0, &mut batch).unwrap(), 0);
     assert!(batch.is_empty());
 }
 
@@ -170,23 +170,23 @@ fn stopping_gives_up_held_frames_and_starting_receives_them_again() {
     for slot in 0..4 {
         guest.transmit(slot, &[&frame(64, slot.into())]);
     }
-    assert_eq!(bench.port.receive(&mut batch).unwrap(), 4);
-    bench.port.complete(1);
-    let (event, used) = bench.command(Command::Stop);
-    assert!(matches!(event, Some(PortEvent::Stopped)));
+    assert_eq!(bench.port.receive(0, &mut batch).unwrap(), 4);
+    bench.port.complete(0, 1);
+    let (event, used) = bench.command(Command::Stop { pair: 0 });
+    assert!(matches!(event, Some(PortEvent::Stopped { .. })));
     assert_eq!(used, [65_534, 65_535], "completed frames are published before the rings are let go");
     assert!(!bench.port.is_running());
-    assert_eq!(bench.port.receive(&mut batch).unwrap(), 0);
-    bench.port.complete(3);
+    assert_eq!(bench.port.receive(0, &mut batch).unwrap(), 0);
+    bench.port.complete(0, 3);
     bench.port.flush();
-    assert_eq!(bench.port.send(&frame(64, 0), None), Err(SendError::Stopped));
+    assert_eq!(bench.port.send(0, &frame(64, 0), None), Err(SendError::Stopped));
     assert_eq!(guest.collect(true), [(0, 0)]);
 
     bench.start(&guest);
-    assert_eq!(bench.port.receive(&mut batch).unwrap(), 3);
+    assert_eq!(bench.port.receive(0, &mut batch).unwrap(), 3);
     assert_eq!(batch.chain(0).head(), 1);
-    assert!(matches!(bench.command(Command::Disconnect), (Some(PortEvent::Disconnected), [65_534, 65_535])));
-    assert!(matches!(bench.command(Command::Stop), (None, _)));
+    assert!(matches!(bench.command(Command::Disconnect), (Some(PortEvent::Disconnected), _)));
+    assert!(matches!(bench.command(Command::Stop { pair: 0 }), (None, _)));
 }
 
 #[test]
@@ -195,7 +195,7 @@ fn a_batch_outlives_its_device() {
     let mut bench = Bench::serving(&guest);
     guest.transmit(0, &[&frame(64, 9)]);
     let mut batch = Batch::new();
-    bench.port.receive(&mut batch).unwrap();
+    bench.port.receive(0, &mut batch).unwrap();
     bench.command(Command::Disconnect);
     drop(guest);
     let mut out = [0; 100];
@@ -207,13 +207,13 @@ fn a_batch_outlives_its_device() {
 fn a_frame_that_finds_no_room_leaves_the_ring_as_it_was() {
     let mut guest = Guest::new(8, linux());
     let mut bench = Bench::serving(&guest);
-    assert_eq!(bench.port.send(&frame(64, 0), None), Err(SendError::NoBuffers));
+    assert_eq!(bench.port.send(0, &frame(64, 0), None), Err(SendError::NoBuffers));
     guest.post(0, 200);
     guest.post(1, 200);
-    assert_eq!(bench.port.send(&frame(500, 0), None), Err(SendError::NoBuffers));
+    assert_eq!(bench.port.send(0, &frame(500, 0), None), Err(SendError::NoBuffers));
     bench.port.flush();
     assert!(guest.collect(false).is_empty());
-    bench.port.send(&frame(400, 0), None).unwrap();
+    bench.port.send(0, &frame(400, 0), None).unwrap();
     bench.port.flush();
     assert_eq!(guest.collect(false), [(0, 200), (1, 200)]);
 
@@ -221,8 +221,8 @@ fn a_frame_that_finds_no_room_leaves_the_ring_as_it_was() {
     let mut bench = Bench::serving(&plain);
     plain.post(0, 200);
     plain.post(1, 200);
-    assert_eq!(bench.port.send(&frame(201, 0), None), Err(SendError::TooSmall));
-    bench.port.send(&frame(200, 0), None).unwrap();
+    assert_eq!(bench.port.send(0, &frame(201, 0), None), Err(SendError::TooSmall));
+    bench.port.send(0, &frame(200, 0), None).unwrap();
     bench.port.flush();
     assert_eq!(plain.collect(false), [(0, 200)]);
 }
@@ -232,9 +232,9 @@ fn only_frames_are_sent() {
     let mut guest = Guest::new(8, linux());
     let mut bench = Bench::serving(&guest);
     guest.post(0, 2048);
-    assert_eq!(bench.port.send(&[], None), Err(SendError::Malformed));
-    assert_eq!(bench.port.send(&[0; 11], None), Err(SendError::Malformed));
-    assert_eq!(bench.port.send(&vec![0; 70_000], None), Err(SendError::Malformed));
+    assert_eq!(bench.port.send(0, &[], None), Err(SendError::Malformed));
+    assert_eq!(bench.port.send(0, &[0; 11], None), Err(SendError::Malformed));
+    assert_eq!(bench.port.send(0, &vec![0; 70_000], None), Err(SendError::Malformed));
 }
 
 #[test]
@@ -258,14 +258,14 @@ fn offloads_reach_only_guests_that_offered_to_finish_them() {
             let mut bench = Bench::serving(&guest);
             guest.post(0, 2048);
             let expected = if needed.contains(&missing) { Err(SendError::Offload) } else { Ok(()) };
-            assert_eq!(bench.port.send(&header(flags, kind), None), expected, "{flags} {kind} {missing}");
+            assert_eq!(bench.port.send(0, &header(flags, kind), None), expected, "{flags} {kind} {missing}");
         }
     }
     for kind in [2, 3, 6, 0x81, 255] {
         let mut guest = Guest::new(8, linux());
         let mut bench = Bench::serving(&guest);
         guest.post(0, 2048);
-        assert_eq!(bench.port.send(&header(0, kind), None), Err(SendError::Offload), "{kind}");
+        assert_eq!(bench.port.send(0, &header(0, kind), None), Err(SendError::Offload), "{kind}");
     }
 }
 
@@ -278,9 +278,9 @@ fn a_guest_may_receive_into_the_buffer_it_sends_from() {
     guest.describe(guest.receive.addresses.descriptors, 0, BUFFERS + 4, 2000, WRITE, 0);
     guest.offer(false, 0);
     let mut batch = Batch::new();
-    bench.port.receive(&mut batch).unwrap();
+    bench.port.receive(0, &mut batch).unwrap();
     let head = whole[..64].to_vec();
-    bench.port.send(&head, Some((batch.chain(0), 64))).unwrap();
+    bench.port.send(0, &head, Some((batch.chain(0), 64))).unwrap();
     bench.port.flush();
     // What the frame's start overwrote of its own rest is the guest's own doing; the length is right.
     assert_eq!(guest.collect(false), [(0, 1000)]);
@@ -314,8 +314,8 @@ fn is_called(features: Features, wish: Wish) -> bool {
     guest.transmit(0, &[&frame(64, 0)]);
     guest.transmit(1, &[&frame(64, 0)]);
     let mut batch = Batch::new();
-    bench.port.receive(&mut batch).unwrap();
-    bench.port.complete(2);
+    bench.port.receive(0, &mut batch).unwrap();
+    bench.port.complete(0, 2);
     assert!(!guest.transmit.called.drain());
     bench.port.flush();
     let called = guest.transmit.called.drain();
@@ -339,12 +339,12 @@ fn kicks_are_wanted_between_arming_and_suppressing_only() {
             }
         };
         assert!(!wants_kick(&guest));
-        assert!(!bench.port.arm_kicks());
+        assert!(!bench.port.arm_kicks(0));
         assert!(wants_kick(&guest));
         bench.port.suppress_kicks();
         guest.transmit(0, &[&frame(64, 0)]);
         assert!(!wants_kick(&guest));
-        assert!(bench.port.arm_kicks(), "a frame that came before arming is told of");
+        assert!(bench.port.arm_kicks(0), "a frame that came before arming is told of");
     }
 }
 
@@ -356,18 +356,18 @@ fn the_kick_descriptor_outlives_its_device_until_the_next_service() {
         let mut start = guest.start();
         start.kick = Some(rustix::io::dup(&guest.transmit.call).unwrap());
         bench.command(Command::Start(Box::new(start)));
-        assert!(bench.port.kick_fd().is_some());
+        assert!(bench.port.kick_fd(0).is_some());
         if fault {
             guest.offer(true, 8);
-            assert!(bench.port.receive(&mut Batch::new()).is_err());
-            assert!(bench.port.kick_fd().is_some());
-            assert!(matches!(bench.port.service(), Some(PortEvent::Stopped)));
+            assert!(bench.port.receive(0, &mut Batch::new()).is_err());
+            assert!(bench.port.kick_fd(0).is_some());
+            assert!(matches!(bench.port.service(), Some(PortEvent::Stopped { .. })));
         } else {
-            assert!(matches!(bench.command(Command::Stop).0, Some(PortEvent::Stopped)));
+            assert!(matches!(bench.command(Command::Stop { pair: 0 }).0, Some(PortEvent::Stopped { .. })));
         }
-        assert!(bench.port.kick_fd().is_some());
+        assert!(bench.port.kick_fd(0).is_some());
         assert!(bench.port.service().is_none());
-        assert!(bench.port.kick_fd().is_none());
+        assert!(bench.port.kick_fd(0).is_none());
     }
 }
 
@@ -381,4 +381,40 @@ fn a_new_call_descriptor_is_used_at_once() {
     assert!(event.is_none());
     assert!(fresh.drain());
     assert!(!guest.transmit.called.drain());
+}
+
+#[test]
+fn frames_of_one_flow_stay_in_one_pair_and_pairs_stop_alone() {
+    let mut one = Guest::new(8, linux());
+    let mut two = one.second_pair();
+    let mut bench = Bench::serving(&one);
+    bench.start_pair(1, &two);
+    assert_eq!(bench.port.running(), [0, 1]);
+    let mut batch = Batch::new();
+    for (pair, guest) in [(0, &mut one), (1, &mut two)] {
+        (0..8).for_each(|index| guest.post(index, 2048));
+        guest.transmit(pair as u16, &[&frame(100, pair)]);
+        assert_eq!(bench.port.receive(pair, &mut batch), Ok(1));
+        bench.port.complete(pair, 1);
+    }
+    for spread in [0, 1, 2, 1, 1] {
+        bench.port.send(spread, &frame(64, 0), None).unwrap();
+    }
+    bench.port.flush();
+    assert_eq!((one.received().len(), two.received().len()), (2, 3));
+    assert_eq!((one.collect(true), two.collect(true)), (vec![(0, 0)], vec![(1, 0)]));
+
+    // What is wrong with one pair is no concern of the other's.
+    two.offer(true, 8);
+    assert!(bench.port.receive(1, &mut batch).is_err());
+    assert!(matches!(bench.port.service(), Some(PortEvent::Stopped { pair: 1 })));
+    assert!(bench.port.service().is_none());
+    assert_eq!(bench.port.running(), [0]);
+    bench.port.send(1, &frame(64, 0), None).unwrap();
+    bench.port.flush();
+    assert_eq!((one.received().len(), two.received().len()), (1, 0));
+    let (event, bases) = bench.command(Command::Stop { pair: 0 });
+    assert!(matches!(event, Some(PortEvent::Stopped { pair: 0 })));
+    assert_eq!(bases, [3, 1]);
+    assert_eq!(bench.port.send(0, &frame(64, 0), None), Err(SendError::Stopped));
 }

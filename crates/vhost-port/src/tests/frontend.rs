@@ -43,6 +43,10 @@ pub(super) const SET_VRING_ENABLE: u32 = 18;
 
 /// Protocol feature: every message may ask for an answer.
 pub(super) const REPLY_ACK: u64 = 1 << 3;
+/// Protocol feature: more than one queue pair.
+pub(super) const MQ: u64 = 1;
+/// Protocol feature: the dirty log is shared memory.
+pub(super) const LOG_SHMFD: u64 = 1 << 1;
 const NEED_REPLY: u32 = 1 << 3;
 
 pub(super) struct Frontend {
@@ -161,8 +165,8 @@ pub(super) fn steps() -> Vec<Step> {
             let offered = vmm.get_u64(GET_FEATURES);
             assert_eq!(offered & guest.features.0, guest.features.0);
         }),
-        Box::new(|vmm, _| assert_eq!(vmm.get_u64(GET_PROTOCOL_FEATURES), REPLY_ACK)),
-        Box::new(|vmm, _| vmm.send(SET_PROTOCOL_FEATURES, &REPLY_ACK.to_ne_bytes(), &[])),
+        Box::new(|vmm, _| assert_eq!(vmm.get_u64(GET_PROTOCOL_FEATURES), REPLY_ACK | MQ | LOG_SHMFD)),
+        Box::new(|vmm, _| vmm.send(SET_PROTOCOL_FEATURES, &(REPLY_ACK | MQ | LOG_SHMFD).to_ne_bytes(), &[])),
         Box::new(|vmm, _| vmm.send(SET_OWNER, &[], &[])),
         Box::new(|vmm, _| assert_eq!(vmm.ask(SET_VRING_ENABLE, &state(0, 1), &[]), 0)),
         Box::new(|vmm, _| assert_eq!(vmm.ask(SET_VRING_ENABLE, &state(1, 1), &[]), 0)),
@@ -249,6 +253,12 @@ impl PollThread {
         assert!(matches!(self.next().1, PortEvent::Started { .. }));
     }
 
+    /// A pair is stopped and started again.
+    pub(super) fn restarted(&self) {
+        assert!(matches!(self.next().1, PortEvent::Stopped { .. }));
+        self.started();
+    }
+
     /// Passes over everything until a VMM is gone.
     pub(super) fn disconnected(&self) {
         while !matches!(self.next().1, PortEvent::Disconnected) {}
@@ -286,14 +296,14 @@ fn poll(mut ports: Vec<Port>, waker: &EventFd, stop: &AtomicBool, events: &Sende
 }
 
 fn carry(from: &mut Port, to: &mut Port, batch: &mut Batch) {
-    let count = from.receive(batch).unwrap_or(0);
+    let count = from.receive(0, batch).unwrap_or(0);
     let mut head = [0; 128];
     for chain in batch.iter() {
         let len = chain.copy_out(0, &mut head);
         let rest = (len < chain.len_bytes()).then_some((chain, len));
-        let _ = to.send(&head[..len], rest);
+        let _ = to.send(0, &head[..len], rest);
     }
-    from.complete(count);
+    from.complete(0, count);
     from.flush();
     to.flush();
 }

@@ -59,7 +59,9 @@ fn handshake_in_qemus_order_starts_the_port() {
     let vmm = Frontend::connect(&scratch.socket());
     vmm.handshake(&guest);
     let (_, event) = poll.next();
-    let PortEvent::Started { memory, transmit, receive, features } = event else { panic!("{event:?}") };
+    let PortEvent::Started { pair: 0, memory, transmit, receive, features } = event else {
+        panic!("{event:?}")
+    };
     assert_eq!(memory.size_bytes(), MEMORY_BYTES);
     assert_eq!((transmit, receive), (guest.transmit.addresses, guest.receive.addresses));
     assert_eq!(features, guest.features);
@@ -204,7 +206,7 @@ fn get_vring_base_stops_the_device_and_a_kick_starts_it_again() {
     vmm.handshake(&guest);
     poll.started();
     assert_eq!(vmm.get_vring_base(0), 500);
-    assert!(matches!(poll.next().1, PortEvent::Stopped));
+    assert!(matches!(poll.next().1, PortEvent::Stopped { .. }));
     assert!(!control.status().running);
     assert_eq!(vmm.get_vring_base(1), 500);
     let kick = EventFd::new().unwrap();
@@ -214,20 +216,20 @@ fn get_vring_base_stops_the_device_and_a_kick_starts_it_again() {
 
     // Disabling stops as well, and so does everything that changes a ring or memory.
     assert_eq!(vmm.ask(SET_VRING_ENABLE, &state(0, 0), &[]), 0);
-    assert!(matches!(poll.next().1, PortEvent::Stopped));
+    assert!(matches!(poll.next().1, PortEvent::Stopped { .. }));
     assert_eq!(vmm.ask(SET_VRING_ENABLE, &state(0, 1), &[]), 0);
     poll.started();
     assert_eq!(vmm.ask(SET_VRING_NUM, &state(1, 32), &[]), 0);
-    assert!(matches!(poll.next().1, PortEvent::Stopped));
+    assert!(matches!(poll.next().1, PortEvent::Stopped { .. }));
     poll.started();
     assert_eq!(vmm.ask(SET_VRING_ADDR, &ring_address(1, &guest.transmit), &[]), 0);
-    assert!(matches!(poll.next().1, PortEvent::Stopped));
+    assert!(matches!(poll.next().1, PortEvent::Stopped { .. }));
     poll.started();
     assert_eq!(vmm.ask(SET_MEM_TABLE, &mem_table(MEMORY_BYTES), &[guest.file.as_fd()]), 0);
-    assert!(matches!(poll.next().1, PortEvent::Stopped));
+    assert!(matches!(poll.next().1, PortEvent::Stopped { .. }));
     poll.started();
     assert_eq!(vmm.ask(RESET_OWNER, &[], &[]), 0);
-    assert!(matches!(poll.next().1, PortEvent::Stopped));
+    assert!(matches!(poll.next().1, PortEvent::Stopped { .. }));
     assert_eq!(vmm.ask(SET_VRING_ERR, &0x100_u64.to_ne_bytes(), &[]), 0);
 }
 
@@ -248,13 +250,13 @@ fn a_call_descriptor_that_changes_is_used_without_a_stop() {
 fn messages_against_the_rules_end_the_connection_and_nothing_else() {
     type Break = fn(&Frontend, &Guest);
     let breaks: [Break; 12] = [
-        |vmm, _| vmm.send(SET_FEATURES, &(1_u64 << 26).to_ne_bytes(), &[]),
-        |vmm, _| vmm.send(SET_VRING_NUM, &state(2, 64), &[]),
+        |vmm, _| vmm.send(SET_FEATURES, &(1_u64 << 27).to_ne_bytes(), &[]),
+        |vmm, _| vmm.send(SET_VRING_NUM, &state(16, 64), &[]),
         |vmm, _| vmm.send(SET_VRING_NUM, &state(0, 63), &[]),
         |vmm, _| vmm.send(SET_VRING_NUM, &state(0, 65_536), &[]),
-        |vmm, _| vmm.send(SET_VRING_ENABLE, &state(7, 1), &[]),
+        |vmm, _| vmm.send(SET_VRING_ENABLE, &state(17, 1), &[]),
         |vmm, _| vmm.send(SET_VRING_ENABLE, &state(0, 2), &[]),
-        |vmm, _| vmm.send(SET_VRING_BASE, &state(9, 0), &[]),
+        |vmm, _| vmm.send(SET_VRING_BASE, &state(19, 0), &[]),
         |vmm, _| vmm.send(SET_LOG_BASE, &[0; 16], &[]),
         |vmm, _| vmm.send(4711, &[], &[]),
         |vmm, _| vmm.send(SET_OWNER, &[0; 8], &[]),

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A guest's driver and a VMM, both of a few lines, and what the port must do with them.
 
+#[cfg(test)]
+mod dirty;
 pub(crate) mod driver;
 #[cfg(test)]
 mod faults;

@@ -68,7 +68,7 @@ fn used_area(guest: &Guest) -> Vec<u8> {
 
 fn ours(guest: &Guest, bench: &mut Bench) -> Seen {
     let mut batch = Batch::new();
-    let count = bench.port.receive(&mut batch).unwrap();
+    let count = bench.port.receive(0, &mut batch).unwrap();
     let read = batch.iter().map(|chain| {
         let mut bytes = vec![0; chain.len_bytes() + 1];
         assert_eq!(chain.copy_out(0, &mut bytes), chain.len_bytes());
@@ -76,7 +76,7 @@ fn ours(guest: &Guest, bench: &mut Bench) -> Seen {
         (chain.head(), bytes)
     });
     let read = read.collect();
-    bench.port.complete(count);
+    bench.port.complete(0, count);
     bench.port.flush();
     (read, used_area(guest), guest.transmit.called.drain())
 }

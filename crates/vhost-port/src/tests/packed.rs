@@ -129,20 +129,20 @@ proptest! {
             guest.transmit.wish(&guest.guest, flags, wish);
 
             let mut batch = Batch::new();
-            let count = bench.port.receive(&mut batch).unwrap();
+            let count = bench.port.receive(0, &mut batch).unwrap();
             // Frames of a batch that was not completed whole are the device's already.
             let seen = bytes_of(&batch);
             let skip = sent.len() - count;
             prop_assert!(seen.iter().eq(sent.iter().skip(skip)), "frames as they were sent");
             let completed = round.completed.min(sent.len());
-            bench.port.complete(round.completed);
+            bench.port.complete(0, round.completed);
             prop_assert!(guest.transmit.collect(&guest.guest).is_empty(), "nothing is visible before a flush");
 
             let mut arrived = Vec::new();
             for len in &round.lens {
                 seed += 1;
                 let whole = frame(*len, seed);
-                if bench.port.send(&whole, None).is_ok() { arrived.push(whole); }
+                if bench.port.send(0, &whole, None).is_ok() { arrived.push(whole); }
             }
             bench.port.flush();
 
@@ -175,7 +175,7 @@ proptest! {
             guest.guest.receive.called.drain();
 
             if round.stops {
-                let (_, bases) = bench.command(Command::Stop);
+                let (_, bases) = bench.command(Command::Stop { pair: 0 });
                 guest.bases = bases;
                 for ring in ["ring.0", "ring.1"] { crate::ring::Journal::discard(&scratch.0.join(ring)); }
                 guest.serve_with(&mut bench);
@@ -203,7 +203,7 @@ fn a_frame_shown_in_part_is_shown_whole_by_the_successor_and_only_once() {
                 guest.receive.offer(&guest.guest, &inbox(number, 100, 1));
             }
             for number in 0..6 {
-                bench.port.send(&frame(100, number), None).unwrap();
+                bench.port.send(0, &frame(100, number), None).unwrap();
             }
             bench.port.flush();
             assert_eq!(guest.receive.collect(&guest.guest).len(), 6);
@@ -213,7 +213,7 @@ fn a_frame_shown_in_part_is_shown_whole_by_the_successor_and_only_once() {
             let ring = guest.guest.receive.addresses.descriptors;
             let before = guest.guest.read(ring, 8 * 16);
             let whole = frame(280, 77);
-            bench.port.send(&whole, None).unwrap();
+            bench.port.send(0, &whole, None).unwrap();
             bench.port.flush();
             let after = guest.guest.read(ring, 8 * 16);
             for (slot, shown) in [(6_usize, first), (7, shown[0]), (0, shown[1])] {
@@ -226,7 +226,7 @@ fn a_frame_shown_in_part_is_shown_whole_by_the_successor_and_only_once() {
             let lens: Vec<u32> =
                 guest.receive.collect(&guest.guest).into_iter().map(|(_, len)| len).collect();
             assert_eq!(lens, [100, 100, 80], "{shown:?} {first}");
-            bench.port.send(&frame(64, 1), None).unwrap();
+            bench.port.send(0, &frame(64, 1), None).unwrap();
             bench.port.flush();
             assert_eq!(guest.receive.collect(&guest.guest).len(), 1, "{shown:?} {first}");
         }
@@ -242,12 +242,12 @@ fn a_step_that_was_never_begun_is_taken_again() {
     let (chain, whole) = outgoing(&guest, &[100, 100, 100], 1, false);
     guest.transmit.offer(&guest.guest, &chain);
     let mut batch = Batch::new();
-    assert_eq!(bench.port.receive(&mut batch), Ok(1));
+    assert_eq!(bench.port.receive(0, &mut batch), Ok(1));
     // Completed, but not flushed.
-    bench.port.complete(1);
+    bench.port.complete(0, 1);
     drop(bench);
     let mut bench = guest.serving();
-    assert_eq!(bench.port.receive(&mut batch), Ok(1));
+    assert_eq!(bench.port.receive(0, &mut batch), Ok(1));
     assert_eq!(bytes_of(&batch)[0].1, whole);
 }
 
@@ -264,8 +264,8 @@ fn another_guest_a_new_ring_and_the_vmms_word_come_before_the_journal() {
         let mut bench = guest.serving();
         let (chain, _) = outgoing(guest, &[100, 100], 1, false);
         guest.transmit.offer(&guest.guest, &chain);
-        assert_eq!(bench.port.receive(&mut batch), Ok(1), "{name}");
-        bench.port.complete(1);
+        assert_eq!(bench.port.receive(0, &mut batch), Ok(1), "{name}");
+        bench.port.complete(0, 1);
         bench.port.flush();
         assert_eq!(guest.transmit.collect(&guest.guest).len(), 1, "{name}");
     };
@@ -290,15 +290,15 @@ fn kicks_are_wanted_between_arming_and_suppressing_only() {
         let mut bench = guest.serving();
         for round in 0..20 {
             let chain = outgoing(&guest, &[100; 3][..1 + round % 3], round, false).0;
-            assert!(!bench.port.arm_kicks());
+            assert!(!bench.port.arm_kicks(0));
             let before = guest.transmit.position();
             guest.transmit.offer(&guest.guest, &chain);
             assert!(guest.transmit.kick_wanted(&guest.guest, before), "{round}");
-            assert!(bench.port.arm_kicks(), "a frame that came before arming is told of");
+            assert!(bench.port.arm_kicks(0), "a frame that came before arming is told of");
             bench.port.suppress_kicks();
             let mut batch = Batch::new();
-            assert_eq!(bench.port.receive(&mut batch), Ok(1));
-            bench.port.complete(1);
+            assert_eq!(bench.port.receive(0, &mut batch), Ok(1));
+            bench.port.complete(0, 1);
             bench.port.flush();
             assert_eq!(guest.transmit.collect(&guest.guest).len(), 1);
             assert!(!guest.transmit.kick_wanted(&guest.guest, guest.transmit.position() ^ 0x8000));
@@ -324,8 +324,8 @@ fn the_guest_is_called_exactly_when_its_position_is_passed() {
         let mut send = |guest: &mut PackedGuest, bench: &mut Bench, parts: &[u16], seed| {
             let chain = outgoing(guest, parts, seed, false).0;
             guest.transmit.offer(&guest.guest, &chain);
-            let count = bench.port.receive(&mut batch).unwrap();
-            bench.port.complete(count);
+            let count = bench.port.receive(0, &mut batch).unwrap();
+            bench.port.complete(0, count);
         };
         send(&mut guest, &mut bench, &[50; 5], 0);
         bench.port.flush();
@@ -357,9 +357,9 @@ fn malformed_chains_are_passed_over_whole() {
             ids.push((guest.transmit.offer(&guest.guest, chain), 0));
         }
         let mut batch = Batch::new();
-        assert_eq!(bench.port.receive(&mut batch), Ok(2), "{fault}");
+        assert_eq!(bench.port.receive(0, &mut batch), Ok(2), "{fault}");
         assert_eq!(bench.port.counters().chain_faults[fault as usize], 1, "{fault}");
-        bench.port.complete(2);
+        bench.port.complete(0, 2);
         bench.port.flush();
         assert_eq!(guest.transmit.collect(&guest.guest), ids, "{fault}");
     }
@@ -377,11 +377,11 @@ fn a_chain_without_an_end_stops_the_port() {
     for slot in 0..8 {
         guest.guest.describe(ring, slot, BUFFERS, 64, 0, 1 | 1 << 7);
     }
-    assert_eq!(bench.port.receive(&mut Batch::new()), Err(RingFault::Endless { size: 8 }));
+    assert_eq!(bench.port.receive(0, &mut Batch::new()), Err(RingFault::Endless { size: 8 }));
     let guest = PackedGuest::new(8, linux());
     let mut bench = guest.serving();
     guest.guest.describe(guest.guest.transmit.addresses.descriptors, 0, BUFFERS, 64, 8, 1 << 7);
-    assert_eq!(bench.port.receive(&mut Batch::new()), Err(RingFault::Head { head: 8, size: 8 }));
+    assert_eq!(bench.port.receive(0, &mut Batch::new()), Err(RingFault::Head { head: 8, size: 8 }));
 }
 
 #[test]
@@ -391,10 +391,10 @@ fn a_frame_of_more_buffers_than_can_be_shown_at_once_is_refused() {
     for number in 0..2000 {
         guest.receive.offer(&guest.guest, &inbox(number, 30, 1));
     }
-    assert_eq!(bench.port.send(&frame(33_000, 0), None), Err(SendError::TooSmall));
+    assert_eq!(bench.port.send(0, &frame(33_000, 0), None), Err(SendError::TooSmall));
     // As many as fit, twice: the first become visible early, whole.
     for seed in 0..2 {
-        bench.port.send(&frame(900 * 30, seed), None).unwrap();
+        bench.port.send(0, &frame(900 * 30, seed), None).unwrap();
     }
     assert_eq!(guest.receive.collect(&guest.guest).len(), 900);
     bench.port.flush();
@@ -415,11 +415,11 @@ proptest! {
         let mut batch = Batch::new();
         for round in rounds {
             scribble_packed(&guest.guest, &round);
-            let count = bench.port.receive(&mut batch).unwrap_or(0);
+            let count = bench.port.receive(0, &mut batch).unwrap_or(0);
             prop_assert!(count <= 16);
-            for _ in 0..4 { let _ = bench.port.send(&frame(128, 0), None); }
-            bench.port.complete(usize::from(round[0][0] % 20));
-            bench.port.arm_kicks();
+            for _ in 0..4 { let _ = bench.port.send(0, &frame(128, 0), None); }
+            bench.port.complete(0, usize::from(round[0][0] % 20));
+            bench.port.arm_kicks(0);
             bench.port.suppress_kicks();
             bench.port.flush();
             if round[0][1] & 1 != 0 {

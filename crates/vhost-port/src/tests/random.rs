@@ -69,19 +69,19 @@ proptest! {
         for (transmit, receive, completed) in rounds {
             write(&guest, true, &transmit);
             write(&guest, false, &receive);
-            let count = bench.port.receive(&mut batch).unwrap_or(0);
+            let count = bench.port.receive(0, &mut batch).unwrap_or(0);
             prop_assert!(count <= usize::from(RING));
             let head = frame(128, 0);
             for chain in batch.iter() {
                 prop_assert!(chain.len_bytes() <= 68 * 1024);
                 let bytes = frame(12, 0);
-                let _ = other.port.send(&bytes, Some((chain, 12)));
+                let _ = other.port.send(0, &bytes, Some((chain, 12)));
             }
             for _ in 0..8 {
-                let _ = bench.port.send(&head, None);
+                let _ = bench.port.send(0, &head, None);
             }
-            bench.port.complete(completed);
-            bench.port.arm_kicks();
+            bench.port.complete(0, completed);
+            bench.port.arm_kicks(0);
             bench.port.suppress_kicks();
             bench.port.flush();
             other.port.flush();
