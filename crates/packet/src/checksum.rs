@@ -64,3 +64,28 @@ impl Sum {
 pub fn updated(checksum: u16, old: u16, new: u16) -> u16 {
     Sum::default().word(!checksum).word(!old).word(new).finish()
 }
+
+/// What a checksum must know of words that were overwritten (RFC 1624, equation 3).
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Change(Sum);
+
+impl Change {
+    /// Overwrites bytes of an even number that a checksum covers from an even place on.
+    pub(crate) fn write(&mut self, field: &mut [u8], bytes: &[u8]) {
+        for (old, new) in field.as_chunks_mut::<2>().0.iter_mut().zip(bytes.as_chunks::<2>().0) {
+            self.0 = self.0.word(!u16::from_be_bytes(*old)).word(u16::from_be_bytes(*new));
+            *old = *new;
+        }
+    }
+
+    /// Both changes.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self(Sum(self.0.0 + other.0.0))
+    }
+
+    /// Brings a checksum up to date.
+    pub(crate) fn apply(self, field: &mut [u8]) {
+        let Some(field) = field.first_chunk_mut::<2>() else { return };
+        *field = self.0.word(!u16::from_be_bytes(*field)).finish().to_be_bytes();
+    }
+}

@@ -6,3 +6,4 @@ mod finishing;
 mod malformed;
 mod options;
 mod oracle;
+mod readdressing;
