@@ -13,7 +13,7 @@
 use std::hash::Hasher as _;
 
 use foldhash::SharedSeed;
-use foldhash::fast::FoldHasher;
+use foldhash::quality::FoldHasher;
 use model::{Moment, Protocol};
 use packet::Tcp;
 

@@ -87,6 +87,18 @@ fn a_guest_cannot_take_more_than_its_quota() {
 }
 
 #[test]
+fn consecutive_ports_spread_whatever_the_key() {
+    for seed in 0..200 {
+        let mut memory = memory(1024);
+        let mut world = World::with_config(&mut memory, SwitchConfig::new(seed), allow());
+        for port in 0..100 {
+            world.forwards(WEB, &udp(WEB, API, (port, 53)), API);
+        }
+        assert_eq!(world.switch.counters().flows_evicted, 0, "seed {seed}");
+    }
+}
+
+#[test]
 fn a_sweep_stays_within_its_budget_and_gets_round() {
     let mut memory = memory(1024);
     let mut world = World::new(&mut memory, allow());
