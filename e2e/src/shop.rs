@@ -189,6 +189,14 @@ impl Shop {
         understood.with_context(|| format!("{id} is not understood: {:?}", self.machine(id)))
     }
 
+    /// Waits until all machines are served and understood again, after the daemon was started anew.
+    ///
+    /// # Errors
+    /// When that takes too long.
+    pub fn await_networks(&self) -> Result<()> {
+        self.vms.keys().try_for_each(|id| self.await_network(id))
+    }
+
     /// Presses one machine's reset button and waits until it is back, served and understood.
     ///
     /// # Errors

@@ -49,7 +49,7 @@ struct Notes {
     hash_seed: u64,
     /// Entries of the flow table.
     flow_capacity: usize,
-    /// Port numbers by network card, `tenant/vm/nic`. Numbers of cards that went away are used again
+    /// Port numbers by network card, `tenant/vm/nic`, and by interface of the host, `interface/name`. Numbers of cards that went away are used again
     /// only when all others are taken.
     ports: BTreeMap<String, u16>,
 }
@@ -116,7 +116,19 @@ impl HandOver {
     /// # Errors
     /// When all numbers are taken, or the new one cannot be written down.
     pub fn port(&mut self, nic: &NicRef, in_use: &[PortId]) -> Result<PortId, HandOverError> {
-        let key = nic.to_string();
+        self.number(nic.to_string(), in_use)
+    }
+
+    /// The number of the port that an interface of the host is; see [`HandOver::port`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn uplink(&mut self, interface: &str, in_use: &[PortId]) -> Result<PortId, HandOverError> {
+        // No card is called so: its name has two slashes.
+        self.number(format!("interface/{interface}"), in_use)
+    }
+
+    fn number(&mut self, key: String, in_use: &[PortId]) -> Result<PortId, HandOverError> {
         if let Some(number) = self.notes.ports.get(&key) {
             return Ok(PortId(*number));
         }

@@ -14,6 +14,7 @@
 
 mod finish;
 mod lane;
+mod uplink;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use hdrhistogram::Histogram;
 use model::{Moment, NicRef, Snapshot};
-use platform::{EventFd, Poller, Trigger};
+use platform::{EventFd, Poller, Tap, Trigger};
 use vhost_port::{GuestMemory, Port, PortCounters, PortEvent};
 use vswitch::{Counters, Emission, FlowEvent, FlowRecord, PortId, Switch};
 
@@ -30,6 +31,7 @@ use crate::handover::FlowMemory;
 use crate::introspect::{Inquiry, Introspection, Reply};
 use finish::Workbench;
 use lane::{Desk, Lane};
+use uplink::Uplink;
 
 /// How long the loop spins without a frame before it sleeps.
 const SPIN: Duration = Duration::from_micros(50);
@@ -61,12 +63,16 @@ pub enum Command {
     },
     /// Serve this port no longer.
     RemovePort(PortId),
+    /// Serve this interface of the host, too, as a port of this number.
+    AddUplink(PortId, Tap),
     /// Work by this snapshot.
     Install {
         /// What to work by.
         snapshot: Arc<Snapshot>,
         /// Which port is which card.
         ports: Vec<(PortId, NicRef)>,
+        /// Which port is which interface of the host.
+        uplinks: Vec<vswitch::Uplink>,
     },
     /// Send copies of all flows.
     Flows(Sender<Vec<FlowRecord>>),
@@ -175,6 +181,7 @@ pub struct Wiring {
 pub struct Poll {
     switch: Switch<FlowMemory>,
     lanes: Vec<Option<Lane>>,
+    uplinks: Vec<Uplink>,
     wiring: Wiring,
     poller: Poller,
     /// The batch being handled.
@@ -199,9 +206,11 @@ impl Poll {
         poller.add(&*wiring.waker, WAKE_TOKEN, Trigger::Level)?;
         let (lanes, desk, numbers) = (Vec::new(), Desk::new(), Numbers::default());
         let (waits, lookups, workbench) = (latencies(), latencies(), Workbench::default());
+        let uplinks = Vec::new();
         Ok(Self {
             switch,
             lanes,
+            uplinks,
             wiring,
             poller,
             desk,
@@ -253,6 +262,13 @@ impl Poll {
             busy |= self.serve(&mut lane, now);
             self.lanes[index] = Some(lane);
         }
+        for index in 0..self.uplinks.len() {
+            let mut uplink = self.uplinks.swap_remove(index);
+            busy |= self.serve_uplink(&mut uplink, now);
+            self.uplinks.push(uplink);
+            let last = self.uplinks.len() - 1;
+            self.uplinks.swap(index, last);
+        }
         let hasty = self.unsettled_flows > 0;
         self.look_after(now, if hasty { UPKEEP_HASTY_FLOWS } else { UPKEEP_BUSY_FLOWS });
         self.deliver_own();
@@ -281,9 +297,11 @@ impl Poll {
                     if let Some(lane) = self.lane(id) {
                         *lane = None;
                     }
+                    self.uplinks.retain(|uplink| uplink.id() != id);
                 }
-                Command::Install { snapshot, ports } => {
-                    self.switch.install(now, snapshot, &ports);
+                Command::AddUplink(id, tap) => self.add_uplink(Uplink::new(id, tap)),
+                Command::Install { snapshot, ports, uplinks } => {
+                    self.switch.install(now, snapshot, &ports, &uplinks);
                     self.unsettled_flows = self.switch.flow_count();
                 }
                 // Whoever asked may have gone.
@@ -298,6 +316,8 @@ impl Poll {
             record(&mut self.lookups, reply.took);
             if let Some(Some(lane)) = self.lane(reply.port) {
                 lane.answered(reply);
+            } else if let Some(uplink) = self.uplinks.iter_mut().find(|uplink| uplink.id() == reply.port) {
+                uplink.answered(reply);
             }
         }
     }
@@ -349,11 +369,14 @@ impl Poll {
     /// Delivers the frames that the switch made itself, and passes its events on.
     fn deliver_own(&mut self) {
         for Emission { port, frame } in self.switch.emissions() {
-            if let Some(Some(lane)) = self.lanes.get_mut(usize::from(port.0))
-                && lane.send_own(&frame).is_err()
-            {
-                self.numbers.undelivered += 1;
-            }
+            let sent = match self.lanes.get_mut(usize::from(port.0)) {
+                Some(Some(lane)) => lane.send_own(&frame),
+                _ => match self.uplinks.iter_mut().find(|uplink| uplink.id() == port) {
+                    Some(uplink) => uplink.send_own(&frame),
+                    None => Ok(()),
+                },
+            };
+            self.numbers.undelivered += u64::from(sent.is_err());
         }
         for event in self.switch.events() {
             if let Err(TrySendError::Full(_)) = self.wiring.events.try_send(event) {
@@ -379,6 +402,7 @@ impl Poll {
 
     fn sleep(&mut self, now: Moment) {
         let deadlines = self.lanes.iter().flatten().filter_map(Lane::deadline);
+        let deadlines = deadlines.chain(self.uplinks.iter().filter_map(Uplink::deadline));
         let timeout = deadlines.map(|deadline| deadline.since(now)).min().unwrap_or(SLEEP_MAX).min(SLEEP_MAX);
         self.numbers.sleeps += 1;
         match self.poller.wait(Some(timeout)) {

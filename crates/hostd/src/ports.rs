@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The ports that the daemon serves: opened and closed as network cards appear in and leave the inventory.
+//! The ports that the daemon serves: opened and closed as network cards, and interfaces of the host, appear in and
+//! leave the inventory.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use model::{Inventory, Nic, NicRef, Snapshot};
+use model::{Inventory, MacAddr, Nic, NicRef, Snapshot};
+use platform::Tap;
 use vhost_port::{PortConfig, PortControl, PortStatus};
-use vswitch::PortId;
+use vswitch::{PortId, Uplink};
 
 use crate::handover::HandOver;
 use crate::introspect::Introspection;
@@ -20,6 +22,7 @@ pub struct Ports {
     socket_dir: PathBuf,
     hand_over: Mutex<HandOver>,
     open: Mutex<HashMap<NicRef, Open>>,
+    uplinks: Mutex<Vec<Uplink>>,
     introspection: Arc<Introspection>,
     poll: PollHandle,
 }
@@ -40,7 +43,14 @@ impl Ports {
         introspection: Arc<Introspection>,
         poll: PollHandle,
     ) -> Self {
-        Self { socket_dir, hand_over: Mutex::new(hand_over), open: Mutex::default(), introspection, poll }
+        Self {
+            socket_dir,
+            hand_over: Mutex::new(hand_over),
+            open: Mutex::default(),
+            uplinks: Mutex::default(),
+            introspection,
+            poll,
+        }
     }
 
     /// Makes the ports those of the snapshot, and the snapshot the one the switch works by.
@@ -66,7 +76,47 @@ impl Ports {
             }
         }
         let ports = open.iter().map(|(card, port)| (port.id, card.clone())).collect();
-        self.poll.send(Command::Install { snapshot: Arc::clone(snapshot), ports });
+        let in_use: Vec<PortId> = open.values().map(|port| port.id).collect();
+        let uplinks = self.apply_uplinks(&snapshot.inventory, in_use);
+        self.poll.send(Command::Install { snapshot: Arc::clone(snapshot), ports, uplinks });
+    }
+
+    /// Makes the uplinks those that the inventory's external networks name. One that cannot be opened is logged
+    /// and left out, and tried again with the next snapshot.
+    fn apply_uplinks(&self, inventory: &Inventory, mut in_use: Vec<PortId>) -> Vec<Uplink> {
+        let mut uplinks = lock(&self.uplinks);
+        let wanted: BTreeSet<&str> = inventory.networks().iter().map(|n| n.interface.as_str()).collect();
+        uplinks.retain(|uplink| {
+            let stays = wanted.contains(uplink.interface.as_str());
+            if !stays {
+                self.poll.send(Command::RemovePort(uplink.id));
+            }
+            stays
+        });
+        in_use.extend(uplinks.iter().map(|uplink| uplink.id));
+        for interface in wanted {
+            if uplinks.iter().any(|uplink| uplink.interface == interface) {
+                continue;
+            }
+            match self.open_uplink(interface, &in_use) {
+                Ok(uplink) => {
+                    in_use.push(uplink.id);
+                    uplinks.push(uplink);
+                }
+                Err(error) => {
+                    tracing::error!(interface, error = %telemetry::Chain(error.as_ref()), "uplink not opened");
+                }
+            }
+        }
+        uplinks.clone()
+    }
+
+    fn open_uplink(&self, interface: &str, in_use: &[PortId]) -> Result<Uplink, Box<dyn std::error::Error>> {
+        let tap = Tap::open(interface)?;
+        let id = lock(&self.hand_over).uplink(interface, in_use)?;
+        let mac = MacAddr(tap.mac());
+        self.poll.send(Command::AddUplink(id, tap));
+        Ok(Uplink { id, interface: interface.to_owned(), mac })
     }
 
     /// Closes all ports: sockets are removed, VMMs see their backend go.

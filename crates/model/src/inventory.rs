@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use crate::{Cidr, MacAddr, Name, NicRef, VmRef};
+use crate::{Cidr, ExternalNetwork, MacAddr, Name, NicRef, Protocol, VmRef};
 
 /// Who listens on a network card's vhost-user socket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,6 +65,7 @@ pub struct Inventory {
     tenants: Vec<Tenant>,
     vms: Vec<Vm>,
     by_name: HashMap<VmRef, VmIndex>,
+    networks: Vec<ExternalNetwork>,
 }
 
 /// A contradiction in an inventory.
@@ -106,6 +107,26 @@ pub enum InventoryError {
         /// The Ethernet address.
         mac: MacAddr,
     },
+    /// An external network of a tenant that does not exist, or two of one name.
+    #[error("external network `{tenant}/{name}` belongs to nobody or is defined twice")]
+    Network {
+        /// Whose it would be.
+        tenant: Name,
+        /// Its name.
+        name: Name,
+    },
+    /// A port of an external address that stands for two, for no machine of the tenant, or is not the network's.
+    #[error("external network `{tenant}/{name}` cannot publish {address} port {port}")]
+    Publishes {
+        /// Whose network.
+        tenant: Name,
+        /// Which network.
+        name: Name,
+        /// The address out there.
+        address: IpAddr,
+        /// The port out there.
+        port: u16,
+    },
     /// One socket for two cards.
     #[error("socket {socket:?} of `{nic}` already serves another network card")]
     SocketTwice {
@@ -142,7 +163,41 @@ impl Inventory {
                 claims.claim(vm, nic)?;
             }
         }
-        Ok(Self { tenants, vms, by_name })
+        Ok(Self { tenants, vms, by_name, networks: Vec::new() })
+    }
+
+    /// The same inventory with what lies outside of it.
+    ///
+    /// # Errors
+    /// The first contradiction found, in the order given.
+    pub fn with_networks(self, networks: Vec<ExternalNetwork>) -> Result<Self, InventoryError> {
+        let mut names = HashSet::new();
+        let mut taken: HashSet<(&str, IpAddr, Protocol, u16)> = HashSet::new();
+        for network in &networks {
+            let (tenant, name) = (&network.tenant, &network.name);
+            if self.tenant(tenant).is_none() || !names.insert((tenant, name)) {
+                return Err(InventoryError::Network { tenant: tenant.clone(), name: name.clone() });
+            }
+            for published in &network.published {
+                let &crate::Published { address, protocol, port, .. } = published;
+                let vm = VmRef { tenant: tenant.clone(), name: published.vm.clone() };
+                let good = network.addresses.contains(&address)
+                    && matches!(protocol, Protocol::Tcp | Protocol::Udp)
+                    && self.find(&vm).is_some()
+                    && taken.insert((&network.interface, address, protocol, port));
+                if !good {
+                    let (tenant, name) = (tenant.clone(), name.clone());
+                    return Err(InventoryError::Publishes { tenant, name, address, port });
+                }
+            }
+        }
+        Ok(Self { networks, ..self })
+    }
+
+    /// What lies outside, in the order given.
+    #[must_use]
+    pub fn networks(&self) -> &[ExternalNetwork] {
+        &self.networks
     }
 
     /// All tenants, in the order given.
@@ -233,6 +288,37 @@ mod tests {
                 mtu_bytes: 1500,
             }],
         }
+    }
+
+    #[test]
+    fn external_ports_stand_for_one_machine_of_their_tenant() {
+        let published = |port, vm: &str| crate::Published {
+            address: "192.0.2.1".parse().unwrap(),
+            protocol: Protocol::Tcp,
+            port,
+            vm: vm.parse().unwrap(),
+            vm_port: 80,
+        };
+        let network = |name: &str, published| ExternalNetwork {
+            tenant: "acme".parse().unwrap(),
+            name: name.parse().unwrap(),
+            interface: "tap0".into(),
+            reaches: vec!["0.0.0.0/0".parse().unwrap()],
+            addresses: vec!["192.0.2.1".parse().unwrap()],
+            published,
+        };
+        let with = |networks| {
+            let vms = vec![vm("acme/a", 1, "10.0.0.1/24")];
+            Inventory::new(vec![tenant("acme")], vms).unwrap().with_networks(networks)
+        };
+        let good = vec![network("x", vec![published(1, "a")]), network("y", vec![published(2, "a")])];
+        assert_eq!(with(good.clone()).unwrap().networks(), good);
+        let twice = vec![network("x", vec![published(1, "a")]), network("y", vec![published(1, "a")])];
+        assert!(matches!(with(twice), Err(InventoryError::Publishes { port: 1, .. })));
+        let nobody = vec![network("x", vec![published(1, "b")])];
+        assert!(matches!(with(nobody), Err(InventoryError::Publishes { .. })));
+        let same_name = vec![network("x", Vec::new()), network("x", Vec::new())];
+        assert!(matches!(with(same_name), Err(InventoryError::Network { .. })));
     }
 
     #[test]

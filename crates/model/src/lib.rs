@@ -15,6 +15,7 @@ mod inventory;
 mod judge;
 mod name;
 mod net;
+mod network;
 mod policy;
 
 pub use identity::{Attribution, Confidence, Process, UnknownReason};
@@ -22,6 +23,7 @@ pub use inventory::{Inventory, InventoryError, Nic, SocketMode, Tenant, Vm, VmIn
 pub use judge::{Action, FlowQuery, Judge, Judgement, Needs, Party, RuleId, Snapshot};
 pub use name::{Name, NameError, NicRef, VmRef};
 pub use net::{Cidr, CidrError, FiveTuple, MacAddr, MacError, Moment, Protocol};
+pub use network::{ExternalNetwork, Published};
 pub use policy::{
     AccessPolicy, Application, Glob, GlobError, Mode, Origin, PolicySet, PortMatch, PortRange,
     ProcessSelector, Service, Target, VmSelector, Workload,

@@ -70,6 +70,13 @@ pub fn updated(checksum: u16, old: u16, new: u16) -> u16 {
 pub(crate) struct Change(Sum);
 
 impl Change {
+    /// From bytes that a checksum covers from an even place on to what they have become.
+    pub(crate) fn of(old: &[u8], new: &[u8]) -> Self {
+        let mut change = Self::default();
+        change.write(&mut old.to_vec(), new);
+        change
+    }
+
     /// Overwrites bytes of an even number that a checksum covers from an even place on.
     pub(crate) fn write(&mut self, field: &mut [u8], bytes: &[u8]) {
         for (old, new) in field.as_chunks_mut::<2>().0.iter_mut().zip(bytes.as_chunks::<2>().0) {

@@ -71,6 +71,10 @@ pub struct Quoted {
     pub ports: [u16; 2],
     /// The next four bytes: TCP's sequence number, or the identifier of an ICMP echo.
     pub rest: [u8; 4],
+    /// Where the quoted packet starts in the frame.
+    pub offset: usize,
+    /// Where its transport header does.
+    pub transport_offset: usize,
 }
 
 impl Quoted {
@@ -94,6 +98,8 @@ impl Quoted {
             protocol: inner.protocol,
             ports: [be16(b, 0), be16(b, 2)],
             rest: [b[4], b[5], b[6], b[7]],
+            offset: at,
+            transport_offset: inner.transport_offset,
         })
     }
 }

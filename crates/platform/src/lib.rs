@@ -6,16 +6,18 @@
 //! - A [`SharedTable`] has one owner among all processes that use this crate.
 //!
 //! Deliberately absent: guest memory (see `vhost-port`), threads, and anything that knows what the daemon does.
-#![allow(unsafe_code)] // Mapping a file and prefetching a cache line have no safe form.
+#![allow(unsafe_code)] // Mapping a file, prefetching a cache line and asking a driver have no safe form.
 
 mod clock;
 mod cpu;
 mod event;
 mod sparse;
 mod table;
+mod tap;
 
 pub use clock::monotonic_ns;
 pub use cpu::{pin_current_thread, prefetch, prefetch_to_write};
 pub use event::{EventFd, Poller, Trigger};
 pub use sparse::for_each_data;
 pub use table::{SharedTable, TableError};
+pub use tap::Tap;

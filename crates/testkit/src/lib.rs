@@ -12,6 +12,7 @@ pub mod accel;
 pub mod daemon;
 pub mod guests;
 mod migration;
+pub mod outside;
 pub mod scratch;
 pub mod serial;
 pub mod vm;

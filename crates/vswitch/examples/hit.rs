@@ -88,7 +88,7 @@ fn main() {
     let mut switch = Switch::new(SwitchConfig::new(0x5eed), vec![FlowSlot::FREE; 1 << 16]);
     let now = Moment(1_000_000_000);
     let ports = [(PortId(0), nics[0].clone()), (PortId(1), nics[1].clone())];
-    switch.install(now, Arc::new(snapshot), &ports);
+    switch.install(now, Arc::new(snapshot), &ports, &[]);
 
     let mut frame = Frame::default();
     let (syn, ack) = (TcpFlags::SYN, TcpFlags::ACK);

@@ -23,6 +23,9 @@ pub struct SwitchConfig {
     /// Most connections towards one port that are not complete. Default: 16,384, more than one port can open.
     /// At zero nobody connects to any port.
     pub half_open_per_target_max: u32,
+    /// Most live flows that one port may have opened under an external address, each of which takes a port of it.
+    /// Default: 16,384. At zero no machine gets out.
+    pub external_per_port_max: u32,
     /// Most packets of one port of which pieces are still to come; the oldest is forgotten for a new one.
     /// Default: 64. At zero only first pieces pass.
     pub fragmented_per_port_max: usize,
@@ -48,6 +51,7 @@ impl SwitchConfig {
             flows_per_port_max: 65_536,
             half_open_per_port_max: 4096,
             half_open_per_target_max: 16_384,
+            external_per_port_max: 16_384,
             fragmented_per_port_max: 64,
             fragment_timeout: Duration::from_secs(5),
             errors_per_second_max: 100,

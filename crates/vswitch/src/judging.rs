@@ -35,8 +35,8 @@ impl Case {
     fn query(&self) -> FlowQuery<'_> {
         FlowQuery {
             tuple: self.tuple,
-            source: Party { vm: Some(self.source.vm), attribution: self.source_is.as_deref() },
-            destination: Party { vm: Some(self.destination.vm), attribution: self.destination_is.as_deref() },
+            source: Party { vm: self.source.vm(), attribution: self.source_is.as_deref() },
+            destination: Party { vm: self.destination.vm(), attribution: self.destination_is.as_deref() },
         }
     }
 
@@ -88,29 +88,32 @@ impl<S: FlowSlots> Switch<S> {
         if key.is_echo_reply() {
             return Verdict::Drop(DropReason::NoConnection);
         }
-        let Some(output) = self.ports.endpoint(port.tenant, arrival.ip.addresses.destination()) else {
-            return self.refuse_unknown(arrival);
+        let answers = match self.course(&key, &port) {
+            Ok(answers) => answers,
+            Err(DropReason::NoEndpoint) => return self.refuse_unknown(arrival),
+            Err(reason) => return Verdict::Drop(reason),
         };
-        if output == arrival.ingress {
+        if answers.ingress() == arrival.ingress {
             return Verdict::Drop(DropReason::ToSelf);
         }
-        let Some(mut case) = self.case(&key, output) else { return Verdict::Drop(DropReason::NoEndpoint) };
-        if let Some(reason) = self.over_quota(arrival, output, replaced) {
+        let keys = (key, answers);
+        let Some(mut case) = self.case(&keys) else { return Verdict::Drop(DropReason::NoEndpoint) };
+        if let Some(reason) = self.over_quota(arrival, answers.ingress(), replaced) {
             return Verdict::Drop(reason);
         }
         match arrival.answers {
             Some(answers) => case.learn(answers),
             None => {
                 let hows = (How::Frame, How::Listener);
-                if let Some(question) = question(case.missing(), &key, output, hows) {
+                if let Some(question) = question(case.missing(), &keys, hows) {
                     return Verdict::Ask(question);
                 }
             }
         }
         let judgement = Arc::new(case.judge());
         match judgement.action {
-            Action::Deny => self.deny(arrival, key, output, case, judgement),
-            Action::Allow => self.admit(arrival, (key, output), case, judgement, replaced),
+            Action::Deny => self.deny(arrival, keys, case, judgement),
+            Action::Allow => self.admit(arrival, keys, case, judgement, replaced),
         }
     }
 
@@ -132,6 +135,8 @@ impl<S: FlowSlots> Switch<S> {
         let half_open = |count| without(count, FlowState::is_half_open);
         if without(opener.flows, |state| !state.is_over()) >= self.config.flows_per_port_max {
             Some(DropReason::PortQuota)
+        } else if self.leads_outside(output) && opener.translated >= self.config.external_per_port_max {
+            Some(DropReason::ExternalQuota)
         } else if !matches!(arrival.ip.transport, Transport::Tcp(_)) {
             None
         } else if half_open(opener.half_open) >= self.config.half_open_per_port_max {
@@ -143,15 +148,21 @@ impl<S: FlowSlots> Switch<S> {
         }
     }
 
-    /// Everything about a flow that policy may look at; `None` when an end is gone.
-    pub(crate) fn case(&self, key: &FlowKey, output: PortId) -> Option<Case> {
+    fn leads_outside(&self, id: PortId) -> bool {
+        self.ports.port(id).is_some_and(|port| port.tenant().is_none())
+    }
+
+    /// Everything about a flow that policy may look at; `None` when an end is gone. Policy sees both ends as
+    /// they are, whatever they appear as to each other.
+    pub(crate) fn case(&self, (key, answers): &(FlowKey, FlowKey)) -> Option<Case> {
+        if !self.course_stands(key, answers) {
+            return None;
+        }
         let source = self.ports.port(key.ingress())?;
-        let destination = self.ports.port(output)?;
-        let tuple = key.tuple();
-        let right = source.tenant == destination.tenant
-            && source.holds(tuple.source)
-            && destination.holds(tuple.destination);
-        right.then_some(Case {
+        let destination = self.ports.port(answers.ingress())?;
+        let (own, far) = (key.tuple(), answers.tuple());
+        let tuple = FiveTuple { destination: far.source, destination_port: far.source_port, ..own };
+        Some(Case {
             snapshot: Arc::clone(self.snapshot.as_ref()?),
             tuple,
             source: Arc::clone(source),
@@ -164,7 +175,7 @@ impl<S: FlowSlots> Switch<S> {
     fn admit(
         &mut self,
         arrival: &mut Arrival<'_>,
-        (key, output): (FlowKey, PortId),
+        keys: (FlowKey, FlowKey),
         case: Case,
         judgement: Arc<Judgement>,
         replaced: Option<usize>,
@@ -173,15 +184,15 @@ impl<S: FlowSlots> Switch<S> {
             self.end_flow(self.table.flow_at(index), FlowChange::Closed);
         }
         // A refused flow the other way would hold the key of our answers.
-        if let Some(refused) = self.table.find(&key.mirrored(output)) {
+        if let Some(refused) = self.table.find(&keys.1) {
             self.end_flow(self.table.flow_at(refused as usize), FlowChange::Closed);
         }
-        let Some(at) = self.make_room(&key, output) else { return Verdict::Drop(DropReason::TableFull) };
+        let Some(at) = self.make_room(&keys) else { return Verdict::Drop(DropReason::TableFull) };
         let state = match arrival.ip.transport {
             Transport::Tcp(_) => FlowState::SynSent,
             _ => FlowState::OneWay,
         };
-        let position = self.enter(key, output, (at.0, Some(at.1)), state, (case, judgement));
+        let position = self.enter(keys, (at.0, Some(at.1)), state, (case, judgement));
         self.charge(position, state, u32::saturating_add);
         self.counters.flows_opened += 1;
         let verdict = self.pass(arrival, at.0 as usize, state, millisecond(self.now));
@@ -193,15 +204,14 @@ impl<S: FlowSlots> Switch<S> {
     /// Enters a judged flow of the current snapshot into free slots.
     fn enter(
         &mut self,
-        key: FlowKey,
-        output: PortId,
+        keys: (FlowKey, FlowKey),
         at: (u32, Option<u32>),
         state: FlowState,
         (case, judgement): (Case, Arc<Judgement>),
     ) -> usize {
         let opened = self.now;
         let generation = case.snapshot.generation;
-        let position = self.table.insert(key, output, at, state, |initiator, responder| Flow {
+        let position = self.table.insert(keys, at, state, |initiator, responder| Flow {
             initiator,
             responder,
             source: case.source_is,
@@ -216,15 +226,14 @@ impl<S: FlowSlots> Switch<S> {
     }
 
     /// Two free slots for both directions of a flow, if need be after evicting what matters least.
-    fn make_room(&mut self, key: &FlowKey, output: PortId) -> Option<(u32, u32)> {
-        let mirrored = key.mirrored(output);
+    fn make_room(&mut self, (key, answers): &(FlowKey, FlowKey)) -> Option<(u32, u32)> {
         for _ in 0..=EVICTIONS_MAX {
             let first = self.table.room(key, None, millisecond(self.now));
             let taken = match first {
                 Room::Free(index) => Some(index),
                 _ => None,
             };
-            let second = self.table.room(&mirrored, taken, millisecond(self.now));
+            let second = self.table.room(answers, taken, millisecond(self.now));
             match (first, second) {
                 (Room::Free(a), Room::Free(b)) => return Some((a, b)),
                 (Room::Full, _) | (_, Room::Full) => return None,
@@ -244,13 +253,12 @@ impl<S: FlowSlots> Switch<S> {
     fn deny(
         &mut self,
         arrival: &mut Arrival<'_>,
-        key: FlowKey,
-        output: PortId,
+        keys: (FlowKey, FlowKey),
         case: Case,
         judgement: Arc<Judgement>,
     ) -> Verdict {
         self.counters.flows_denied += 1;
-        let record = self.denied_record(arrival, &key, output, &case, &judgement);
+        let record = self.denied_record(arrival, &keys, &case, &judgement);
         let rate = &mut self.states[usize::from(arrival.ingress.0)].denials;
         if rate.allows(self.now, self.config.denials_per_second_max) {
             self.report(FlowChange::Denied, record);
@@ -262,8 +270,9 @@ impl<S: FlowSlots> Switch<S> {
             return Verdict::Drop(DropReason::Denied);
         }
         self.send_error(arrival, Unreachable::Prohibited);
-        if let Room::Free(index) = self.table.room(&key, None, millisecond(self.now)) {
-            self.enter(key, output, (index, None), FlowState::Refused, (case, judgement));
+        if let Room::Free(index) = self.table.room(&keys.0, None, millisecond(self.now)) {
+            let keys = (keys.0, keys.0.mirrored(keys.1.ingress()));
+            self.enter(keys, (index, None), FlowState::Refused, (case, judgement));
         }
         Verdict::Drop(DropReason::Denied)
     }
@@ -271,14 +280,13 @@ impl<S: FlowSlots> Switch<S> {
     fn denied_record(
         &self,
         arrival: &Arrival<'_>,
-        key: &FlowKey,
-        output: PortId,
+        (key, answers): &(FlowKey, FlowKey),
         case: &Case,
         judgement: &Arc<Judgement>,
     ) -> FlowRecord {
         let end = |port, card: &Port, attribution: &Option<_>, frames: u64| FlowEnd {
             port,
-            nic: Some(card.nic.clone()),
+            nic: card.nic().cloned(),
             attribution: attribution.clone(),
             sent_frames: frames,
             sent_bytes: frames * arrival.frame.total_len_bytes as u64,
@@ -286,7 +294,7 @@ impl<S: FlowSlots> Switch<S> {
         FlowRecord {
             tuple: key.tuple(),
             initiator: end(arrival.ingress, &case.source, &case.source_is, 1),
-            responder: end(output, &case.destination, &case.destination_is, 0),
+            responder: end(answers.ingress(), &case.destination, &case.destination_is, 0),
             state: FlowState::Refused,
             judgement: Some(Arc::clone(judgement)),
             generation: case.snapshot.generation,
@@ -298,6 +306,8 @@ impl<S: FlowSlots> Switch<S> {
     /// A packet to an address that nobody of the tenant has.
     fn refuse_unknown(&mut self, arrival: &mut Arrival<'_>) -> Verdict {
         match arrival.ip.transport {
+            // Whoever scans from outside learns nothing.
+            _ if self.leads_outside(arrival.ingress) => {}
             Transport::Tcp(tcp) => self.reset_stray(arrival, &tcp),
             _ => self.send_error(arrival, emit::Unreachable::Host),
         }
@@ -327,9 +337,8 @@ impl<S: FlowSlots> Switch<S> {
         match arrival.answers {
             Some(answers) => case.learn(answers),
             None => {
-                let slot = self.table.slot(self.table.flow(position).initiator as usize);
                 let hows = where_to_look(self.table.slot(index).is_initiator(), state);
-                if let Some(question) = question(case.missing(), &slot.key, slot.output(), hows) {
+                if let Some(question) = question(case.missing(), &self.table.keys(position), hows) {
                     return Some(Verdict::Ask(question));
                 }
             }
@@ -354,10 +363,9 @@ fn where_to_look(from_initiator: bool, state: FlowState) -> (How, How) {
 }
 
 /// What to ask the caller; `None` when nothing is missing.
-fn question(missing: Needs, key: &FlowKey, output: PortId, hows: (How, How)) -> Option<Question> {
-    let tuple = key.tuple();
-    let initiator = Ask { port: key.ingress(), how: hows.0, tuple };
-    let responder = Ask { port: output, how: hows.1, tuple: tuple.reversed() };
+fn question(missing: Needs, (key, answers): &(FlowKey, FlowKey), hows: (How, How)) -> Option<Question> {
+    let initiator = Ask { port: key.ingress(), how: hows.0, tuple: key.tuple() };
+    let responder = Ask { port: answers.ingress(), how: hows.1, tuple: answers.tuple() };
     (missing != Needs::default()).then_some(Question {
         initiator: missing.source.then_some(initiator),
         responder: missing.destination.then_some(responder),

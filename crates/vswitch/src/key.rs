@@ -107,6 +107,39 @@ impl FlowKey {
         }
     }
 
+    /// This key, to another address and port. An echo has one identifier
+    /// for both ends.
+    pub(crate) fn with_destination(self, address: IpAddr, port: u16) -> Self {
+        let (source_port, destination_port) = self.raw_ports();
+        let ports = if self.is_icmp() { (port, destination_port) } else { (source_port, port) };
+        Self { destination: words_of(address), rest: self.rest_with(ports), ..self }
+    }
+
+    /// This key, from another address and port.
+    pub(crate) fn with_source(self, address: IpAddr, port: u16) -> Self {
+        let (_, destination_port) = self.raw_ports();
+        Self { source: words_of(address), rest: self.rest_with((port, destination_port)), ..self }
+    }
+
+    fn rest_with(&self, ports: (u16, u16)) -> u64 {
+        rest(ports, self.ingress(), self.protocol().number(), self.family())
+    }
+
+    fn is_icmp(&self) -> bool {
+        matches!(self.protocol(), Protocol::Icmp | Protocol::Icmpv6)
+    }
+
+    /// Whether both are of one protocol over one family.
+    pub(crate) fn is_like(&self, other: &Self) -> bool {
+        self.rest as u16 == other.rest as u16
+    }
+
+    /// Addresses and ports of the packets that packets with this key answer.
+    pub(crate) fn answered(&self) -> (Addresses, (u16, u16)) {
+        let (source_port, destination_port) = self.ports();
+        (self.addresses().reversed(), (destination_port, source_port))
+    }
+
     /// Where frames of this direction come in.
     #[inline]
     pub(crate) fn ingress(&self) -> PortId {
@@ -183,6 +216,14 @@ fn rest(ports: (u16, u16), ingress: PortId, protocol: u8, family: u8) -> u64 {
         | u64::from(ingress.0) << 16
         | u64::from(protocol) << 8
         | u64::from(family)
+}
+
+/// An address as keys hold it.
+fn words_of(address: IpAddr) -> [u64; 2] {
+    match address {
+        IpAddr::V4(address) => [0, address.to_bits().into()],
+        IpAddr::V6(address) => halves(address.to_bits()),
+    }
 }
 
 /// The high and the low half of a number.

@@ -10,19 +10,21 @@
 //! again. Frames that the switch makes itself are drained through [`Switch::emissions`].
 //!
 //! Invariants:
-//! - A frame leaves only towards a port of its sender's tenant, from its sender's own addresses, and only as
-//!   part of a flow that the current generation of policy has allowed.
+//! - A frame leaves only towards a port of its sender's tenant or one that leads outside and that its tenant has a
+//!   network at, from its sender's own addresses, and only as part of a flow that the current generation of
+//!   policy has allowed.
 //! - A flow is two slots of the [`FlowSlots`], one per direction, each pointing at the other. Slots outlive
 //!   the process when the caller's memory does; what was known *about* a flow (identities, judgement) does
 //!   not, so an adopted flow is judged again before its next frame passes.
 //! - All tables, queues and loops are bounded; what did not fit is counted.
 //!
 //! Deliberately absent: clocks and sockets (time is an argument), threads, reassembly of fragments (each is
-//! forwarded for itself), router advertisements, traffic between link-local addresses, and address translation.
+//! forwarded for itself), router advertisements, and traffic between link-local addresses.
 #![forbid(unsafe_code)]
 
 mod config;
 mod counters;
+mod course;
 mod dhcp;
 mod flow;
 mod fragment;
@@ -31,6 +33,7 @@ mod judging;
 mod key;
 mod local;
 mod outbox;
+mod outside;
 mod ports;
 mod preview;
 mod rate;
@@ -47,6 +50,7 @@ pub use counters::Counters;
 pub use flow::{FlowChange, FlowEnd, FlowEvent, FlowRecord};
 pub use frame::{FRAME_LEN_BYTES_MAX, Frame, HEAD_LEN_BYTES_MAX, PortId};
 pub use outbox::{EMISSIONS_MAX, EVENTS_MAX, Emission};
+pub use outside::Uplink;
 pub use preview::Preview;
 pub use slot::{FlowSlot, FlowSlots};
 pub use state::FlowState;

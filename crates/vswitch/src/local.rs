@@ -9,11 +9,11 @@ use packet::arp::{Arp, Operation};
 use packet::emit::Link;
 use packet::icmp::{Icmp, Meaning, Quoted};
 use packet::nd::{self, Solicitation};
-use packet::{Addresses, Layer, Transport, emit};
+use packet::{Addresses, Layer, Transport, edit, emit};
 
 use crate::dhcp::{self, CLIENT_PORT, Outcome, SERVER_PORT};
 use crate::key::FlowKey;
-use crate::ports::Port;
+use crate::ports::{Behind, Port};
 use crate::switch::{Arrival, unreadable};
 use crate::{DropReason, FlowSlots, FlowState, PortId, Switch, Verdict};
 
@@ -21,7 +21,7 @@ impl<S: FlowSlots> Switch<S> {
     /// Answers who has an address on the asker's link.
     pub(crate) fn answer_arp(&mut self, ingress: PortId, arp: &Arp) -> Verdict {
         let Some(port) = self.ports.port(ingress).cloned() else { return Verdict::Drop(DropReason::NoPort) };
-        if arp.sender_mac != port.mac {
+        if !port.sends_as(arp.sender_mac) {
             return Verdict::Drop(DropReason::SpoofedMac);
         }
         if !arp.sender.is_unspecified() && !port.holds(arp.sender.into()) {
@@ -41,13 +41,19 @@ impl<S: FlowSlots> Switch<S> {
 
     /// The Ethernet address behind a network address on the card's link.
     fn resolve(&self, port: &Port, address: IpAddr) -> Option<MacAddr> {
+        let tenant = match &port.behind {
+            Behind::Outside { ours, .. } => {
+                return ours.contains(&address).then_some(self.config.gateway_mac);
+            }
+            Behind::Card { tenant, .. } => *tenant,
+        };
         if port.is_gateway(address) {
             return Some(self.config.gateway_mac);
         }
         if !port.is_on_link(address) {
             return None;
         }
-        let holder = self.ports.endpoint(port.tenant, address)?;
+        let holder = self.ports.endpoint(tenant, address)?;
         Some(self.ports.port(holder)?.mac)
     }
 
@@ -116,7 +122,7 @@ impl<S: FlowSlots> Switch<S> {
             return Verdict::Drop(reason);
         }
         match meaning {
-            Meaning::Error => self.relate(arrival, &port),
+            Meaning::Error => self.relate(arrival),
             _ => Verdict::Drop(DropReason::IcmpKind),
         }
     }
@@ -164,31 +170,42 @@ impl<S: FlowSlots> Switch<S> {
         }
     }
 
-    /// Forwards an ICMP error to the machine whose packet it reports on, if that packet came from there and
-    /// was part of a flow that is allowed.
-    fn relate(&mut self, arrival: &mut Arrival<'_>, port: &Port) -> Verdict {
+    /// Forwards an ICMP error to the end whose packet it reports on, if that packet was part of a flow that is
+    /// allowed and came out where the error comes in.
+    fn relate(&mut self, arrival: &mut Arrival<'_>) -> Verdict {
         let quoted = match Quoted::parse(arrival.frame.parsable(), arrival.ip) {
             Ok(quoted) => quoted,
             Err(error) => return unreadable(error, arrival.frame),
         };
-        let owner = arrival.ip.addresses.destination();
         let unrelated = Verdict::Drop(DropReason::NoConnection);
-        let Some(output) = self.ports.endpoint(port.tenant, owner) else { return unrelated };
-        let Some(key) = FlowKey::of_quoted(output, &quoted).filter(|key| key.source() == owner) else {
-            return unrelated;
-        };
-        let Some(index) = self.table.find(&key) else { return unrelated };
-        let slot = self.table.slot(index as usize);
-        let dead = matches!(slot.state(), None | Some(FlowState::Reset | FlowState::Refused));
-        if dead || slot.output() != arrival.ingress || slot.epoch != self.epoch {
-            return unrelated;
-        }
-        if quoted.protocol == Protocol::Tcp
-            && !self.table.may_have_sent(index as usize, u32::from_be_bytes(quoted.rest))
+        let to_sender = quoted.addresses.source() == arrival.ip.addresses.destination();
+        // The error goes the way of an answer to the packet; where that came in does not matter here.
+        let answer = FlowKey::of_quoted(arrival.ingress, &quoted).filter(|_| to_sender);
+        let answer = answer.map(|key| key.mirrored(arrival.ingress));
+        let Some(index) = answer.and_then(|answer| self.table.find(&answer)) else { return unrelated };
+        let slot = *self.table.slot(index as usize);
+        if matches!(slot.state(), None | Some(FlowState::Reset | FlowState::Refused))
+            || slot.epoch != self.epoch
         {
             return unrelated;
         }
-        self.pass_message(arrival, output)
+        if quoted.protocol == Protocol::Tcp
+            && !self.table.may_have_sent(slot.partner(), u32::from_be_bytes(quoted.rest))
+        {
+            return unrelated;
+        }
+        if let Some(verdict) = self.rewrite(arrival, slot.output()) {
+            return verdict;
+        }
+        if slot.is_translated() {
+            let sent = self.table.slot(slot.partner()).key;
+            let reporter = arrival.ip.addresses.source();
+            let is_end = reporter == slot.key.source();
+            let from = if is_end { sent.addresses().destination() } else { reporter };
+            let sent = (sent.addresses(), sent.ports());
+            edit::readdress_error(&mut arrival.frame.head, arrival.ip, &quoted, from, sent);
+        }
+        Verdict::Forward(slot.output())
     }
 }
 

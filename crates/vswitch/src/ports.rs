@@ -9,6 +9,7 @@ use model::{Cidr, MacAddr, Name, NicRef, Snapshot, VmIndex};
 
 use crate::PortId;
 use crate::fragment::Fragments;
+use crate::outside::{Outside, Uplink};
 use crate::rate::Rate;
 
 /// Longest prefixes that leave room for a gateway beside a host.
@@ -30,21 +31,64 @@ pub(crate) struct Subnet {
     pub gateway_is_virtual: bool,
 }
 
-/// A card that is in the inventory and has a port.
+/// What is behind a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Behind {
+    /// A card of a machine.
+    Card { nic: NicRef, vm: VmIndex, tenant: usize },
+    /// Whatever an interface of the host leads to; these addresses are not there but ours.
+    Outside { interface: String, ours: Vec<IpAddr> },
+}
+
+/// A card that is in the inventory, or an interface of the host, and has a port.
 #[derive(Debug)]
 pub(crate) struct Port {
-    pub nic: NicRef,
-    pub vm: VmIndex,
-    pub tenant: usize,
+    pub behind: Behind,
     pub mac: MacAddr,
     pub mtu_bytes: u16,
     pub subnets: Vec<Subnet>,
 }
 
 impl Port {
-    /// Whether the card may send from this address.
+    /// The card behind it.
+    pub(crate) fn nic(&self) -> Option<&NicRef> {
+        match &self.behind {
+            Behind::Card { nic, .. } => Some(nic),
+            Behind::Outside { .. } => None,
+        }
+    }
+
+    /// The machine behind it.
+    pub(crate) fn vm(&self) -> Option<VmIndex> {
+        match self.behind {
+            Behind::Card { vm, .. } => Some(vm),
+            Behind::Outside { .. } => None,
+        }
+    }
+
+    /// The tenant of the machine behind it.
+    pub(crate) fn tenant(&self) -> Option<usize> {
+        match self.behind {
+            Behind::Card { tenant, .. } => Some(tenant),
+            Behind::Outside { .. } => None,
+        }
+    }
+
+    /// Whether packets from this address may come in here.
     pub(crate) fn holds(&self, address: IpAddr) -> bool {
-        self.subnets.iter().any(|subnet| subnet.cidr.address() == address)
+        match &self.behind {
+            Behind::Card { .. } => self.subnets.iter().any(|subnet| subnet.cidr.address() == address),
+            Behind::Outside { ours, .. } => {
+                let special = address.is_unspecified() || address.is_multicast() || address.is_loopback();
+                !special && !ours.contains(&address)
+            }
+        }
+    }
+
+    /// Whether frames from this Ethernet address may come in here: outside, the host may be a bridge.
+    #[inline]
+    pub(crate) fn sends_as(&self, mac: MacAddr) -> bool {
+        self.mac == mac || matches!(self.behind, Behind::Outside { .. })
     }
 
     /// Whether this address is on the card's link.
@@ -105,6 +149,8 @@ pub(crate) struct PortState {
     pub half_open: u32,
     /// Connections towards it that are not complete.
     pub half_open_towards: u32,
+    /// Live flows it has opened that go out under an external address.
+    pub translated: u32,
     /// Packets of it of which pieces are still to come.
     pub fragments: Fragments,
     /// ICMP errors sent to it.
@@ -118,11 +164,12 @@ pub(crate) struct PortState {
 pub(crate) struct Ports {
     by_id: Vec<Option<Arc<Port>>>,
     endpoints: HashMap<(usize, IpAddr), PortId>,
+    pub(crate) outside: Outside,
 }
 
 impl Ports {
     /// The ports of the cards that the snapshot knows; others are left out.
-    pub(crate) fn new(snapshot: &Snapshot, numbered: &[(PortId, NicRef)]) -> Self {
+    pub(crate) fn new(snapshot: &Snapshot, numbered: &[(PortId, NicRef)], uplinks: &[Uplink]) -> Self {
         let tenants: HashMap<_, _> = snapshot
             .inventory
             .tenants()
@@ -142,7 +189,8 @@ impl Ports {
                 endpoints.insert((*tenant, cidr.address()), *id);
             }
         }
-        let len = found.iter().map(|(id, ..)| usize::from(id.0) + 1).max().unwrap_or(0);
+        let ids = found.iter().map(|(id, ..)| *id).chain(uplinks.iter().map(|uplink| uplink.id));
+        let len = ids.map(|id| usize::from(id.0) + 1).max().unwrap_or(0);
         let held = held_addresses(snapshot);
         let mut by_id = vec![None; len];
         for (id, nic, vm, tenant, card) in found {
@@ -153,15 +201,17 @@ impl Ports {
                 Subnet { cidr: *cidr, gateway, gateway_is_virtual }
             };
             by_id[usize::from(id.0)] = Some(Arc::new(Port {
-                nic: nic.clone(),
-                vm,
-                tenant,
+                behind: Behind::Card { nic: nic.clone(), vm, tenant },
                 mac: card.mac,
                 mtu_bytes: card.mtu_bytes,
                 subnets: card.addresses.iter().map(subnet).collect(),
             }));
         }
-        Self { by_id, endpoints }
+        for uplink in uplinks {
+            by_id[usize::from(uplink.id.0)] = Some(Arc::new(uplink.port(snapshot)));
+        }
+        let outside = Outside::new(snapshot, uplinks, &tenants, &endpoints);
+        Self { by_id, endpoints, outside }
     }
 
     #[inline]
@@ -174,10 +224,13 @@ impl Ports {
         self.endpoints.get(&(tenant, address)).copied()
     }
 
-    /// Whether the port stands for the same card in both.
+    /// Whether the port stands for the same card or interface in both.
     pub(crate) fn same_card(&self, other: &Self, id: PortId) -> bool {
-        match (self.port(id), other.port(id)) {
-            (Some(a), Some(b)) => a.nic == b.nic,
+        match (self.port(id).map(|port| &port.behind), other.port(id).map(|port| &port.behind)) {
+            (Some(Behind::Card { nic: a, .. }), Some(Behind::Card { nic: b, .. })) => a == b,
+            (Some(Behind::Outside { interface: a, .. }), Some(Behind::Outside { interface: b, .. })) => {
+                a == b
+            }
             _ => false,
         }
     }

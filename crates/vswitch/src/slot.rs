@@ -19,7 +19,7 @@ pub struct FlowSlot {
     pub(crate) key: FlowKey,
     /// Position of the other direction's slot in the low bits, [`Progress::marks`] in the highest byte.
     partner: u32,
-    /// Keyed hash of `key`, the partner's position, `output` and the role bit of `state`.
+    /// Keyed hash of `key`, the partner's position, `output` and the upper bits of `state`.
     pub(crate) check: u32,
     sequence_end: u32,
     acknowledged: u32,
@@ -27,7 +27,7 @@ pub struct FlowSlot {
     pub(crate) last_seen_ms: u32,
     /// Where frames of this direction go out.
     output: u16,
-    /// [`FlowState`] in the low bits, zero when free; [`INITIATOR`] in the highest.
+    /// [`FlowState`] in the low bits, zero when free; [`INITIATOR`] and [`TRANSLATED`] in the highest.
     state: u8,
     /// Which of this process's snapshots has judged the flow; zero: none.
     pub(crate) epoch: u8,
@@ -37,6 +37,8 @@ const _: () = assert!(size_of::<FlowSlot>() == 64, "a slot is one cache line");
 
 /// Set in the state of the slot that the initiator's frames hit.
 const INITIATOR: u8 = 0x80;
+/// Set in the states of both slots of a flow whose packets leave under another tuple than they came in with.
+const TRANSLATED: u8 = 0x40;
 
 /// What of `partner` is a position.
 const POSITION: u32 = SLOTS_MAX as u32 - 1;
@@ -57,19 +59,24 @@ impl FlowSlot {
         epoch: 0,
     };
 
-    pub(crate) fn new(key: FlowKey, output: PortId, partner: u32, from_initiator: bool) -> Self {
-        let state = if from_initiator { INITIATOR } else { 0 };
+    pub(crate) fn new(
+        key: FlowKey,
+        output: PortId,
+        partner: u32,
+        (from_initiator, translated): (bool, bool),
+    ) -> Self {
+        let state = if from_initiator { INITIATOR } else { 0 } | if translated { TRANSLATED } else { 0 };
         Self { key, partner, output: output.0, state, ..Self::FREE }
     }
 
     /// The flow's state; `None` when the slot is free (or corrupt, before it is validated).
     #[inline]
     pub(crate) fn state(&self) -> Option<FlowState> {
-        FlowState::from_number(self.state & !INITIATOR)
+        FlowState::from_number(self.state & !(INITIATOR | TRANSLATED))
     }
 
     pub(crate) fn set_state(&mut self, state: FlowState) {
-        self.state = self.state & INITIATOR | state as u8;
+        self.state = self.state & (INITIATOR | TRANSLATED) | state as u8;
     }
 
     /// Whether nothing was ever written here, or all was wiped.
@@ -82,6 +89,12 @@ impl FlowSlot {
     #[inline]
     pub(crate) fn is_initiator(&self) -> bool {
         self.state & INITIATOR != 0
+    }
+
+    /// Whether frames of this direction leave as the answer to the partner's key, which is not their own.
+    #[inline]
+    pub(crate) fn is_translated(&self) -> bool {
+        self.state & TRANSLATED != 0
     }
 
     #[inline]
@@ -117,7 +130,7 @@ impl FlowSlot {
 
     /// What the check covers beside the key.
     pub(crate) fn place(&self) -> u64 {
-        self.partner() as u64 | u64::from(self.output) << 32 | u64::from(self.is_initiator()) << 48
+        self.partner() as u64 | u64::from(self.output) << 32 | u64::from(self.state >> 6) << 48
     }
 }
 

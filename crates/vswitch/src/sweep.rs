@@ -71,8 +71,7 @@ impl<S: FlowSlots> Switch<S> {
     /// The case of a flow that is in the table, with what was found out about it.
     pub(crate) fn known_case(&self, position: usize) -> Option<Case> {
         let flow = self.table.flow(position);
-        let slot = self.table.slot(flow.initiator as usize);
-        let mut case = self.case(&slot.key, slot.output())?;
+        let mut case = self.case(&self.table.keys(position))?;
         case.source_is.clone_from(&flow.source);
         case.destination_is.clone_from(&flow.destination);
         Some(case)
@@ -105,12 +104,11 @@ impl<S: FlowSlots> Switch<S> {
         self.counters.flows_reset += 1;
         let record = self.record(position);
         self.report(FlowChange::Reset, record);
-        let slot = *self.table.slot(self.table.flow(position).initiator as usize);
-        if slot.key.protocol() == model::Protocol::Tcp {
+        let (key, answers) = self.table.keys(position);
+        if key.protocol() == model::Protocol::Tcp {
             let (initiator, responder) = self.table.progress(position);
-            let mirrored = slot.key.mirrored(slot.output());
-            self.send_resets(slot.output(), &slot.key, initiator, responder);
-            self.send_resets(slot.key.ingress(), &mirrored, responder, initiator);
+            self.send_resets(&answers, key.ingress(), (initiator, responder));
+            self.send_resets(&key, answers.ingress(), (responder, initiator));
             self.change_state(position, FlowState::Reset);
             self.table.touch(position, millisecond(self.now));
             Conclusion::Reset
@@ -122,15 +120,16 @@ impl<S: FlowSlots> Switch<S> {
         }
     }
 
-    /// Resets the end at `port` in its peer's name. It accepts only its next expected sequence number
-    /// (RFC 5961 section 3.2), which is the peer's last unless a frame was lost, when it is what the end
-    /// has acknowledged; if the two differ, both are sent.
-    fn send_resets(&mut self, port: PortId, from_peer: &FlowKey, peer: Progress, own: Progress) {
+    /// Resets the end that sends by `key` in the name of its peer at `peer_port`. It accepts only its next
+    /// expected sequence number (RFC 5961 section 3.2), which is the peer's last unless a frame was lost, when
+    /// it is what the end has acknowledged; if the two differ, both are sent.
+    fn send_resets(&mut self, key: &FlowKey, peer_port: PortId, (peer, own): (Progress, Progress)) {
+        let port = key.ingress();
         let Some(card) = self.ports.port(port) else { return };
-        let peer_mac = self.ports.port(from_peer.ingress()).map(|peer| peer.mac);
-        let near = peer_mac.filter(|_| card.is_on_link(from_peer.source()));
+        let (addresses, (source_port, destination_port)) = key.answered();
+        let peer_mac = self.ports.port(peer_port).map(|peer| peer.mac);
+        let near = peer_mac.filter(|_| card.is_on_link(addresses.source()));
         let link = Link { source: near.unwrap_or(self.config.gateway_mac), destination: card.mac };
-        let (source_port, destination_port) = from_peer.ports();
         let segment = Segment {
             source_port,
             destination_port,
@@ -138,10 +137,10 @@ impl<S: FlowSlots> Switch<S> {
             acknowledgment: own.sequence_end,
             flags: TcpFlags::RST | TcpFlags::ACK,
         };
-        self.emit(port, emit::tcp(link, from_peer.addresses(), segment));
+        self.emit(port, emit::tcp(link, addresses, segment));
         if let Some(sequence) = own.acknowledged().filter(|expected| *expected != peer.sequence_end) {
             let segment = Segment { sequence, ..segment };
-            self.emit(port, emit::tcp(link, from_peer.addresses(), segment));
+            self.emit(port, emit::tcp(link, addresses, segment));
         }
     }
 

@@ -15,7 +15,7 @@ use crate::ports::{Port, PortState, Ports};
 use crate::table::{FlowTable, millisecond};
 use crate::{
     Answers, Counters, DropReason, Emission, FRAME_LEN_BYTES_MAX, FlowChange, FlowEnd, FlowEvent, FlowRecord,
-    FlowSlot, FlowSlots, FlowState, Frame, PortId, Preview, SwitchConfig, Verdict,
+    FlowSlot, FlowSlots, FlowState, Frame, PortId, Preview, SwitchConfig, Uplink, Verdict,
 };
 
 /// A switch for the machines of one host.
@@ -84,11 +84,17 @@ impl<S: FlowSlots> Switch<S> {
     }
 
     /// Puts a snapshot in force, at once for every frame that follows. `ports` numbers the cards; those that
-    /// the snapshot does not know are left out. Flows of cards that are gone end here; others are judged
+    /// the snapshot does not know are left out. `uplinks` are the ports that lead outside. Flows of cards that are gone end here; others are judged
     /// again on their next frame or by the next sweeps, whichever comes first.
-    pub fn install(&mut self, now: Moment, snapshot: Arc<Snapshot>, ports: &[(PortId, NicRef)]) {
+    pub fn install(
+        &mut self,
+        now: Moment,
+        snapshot: Arc<Snapshot>,
+        ports: &[(PortId, NicRef)],
+        uplinks: &[Uplink],
+    ) {
         self.now = now;
-        let ports = Ports::new(&snapshot, ports);
+        let ports = Ports::new(&snapshot, ports, uplinks);
         let first = self.snapshot.is_none();
         self.end_flows_without_card(&ports, first);
         self.states.resize(ports.len().max(self.states.len()), PortState::default());
@@ -176,7 +182,7 @@ impl<S: FlowSlots> Switch<S> {
             Ok(packet) => packet,
             Err(error) => return unreadable(*error, frame),
         };
-        if packet.ethernet.source != port.mac {
+        if !port.sends_as(packet.ethernet.source) {
             return Verdict::Drop(DropReason::SpoofedMac);
         }
         match &packet.network {
@@ -253,6 +259,7 @@ impl<S: FlowSlots> Switch<S> {
         if let Some(verdict) = self.rewrite(arrival, slot.output()) {
             return verdict;
         }
+        self.translate(arrival, &slot);
         self.states[from].fragments.advance(followed, piece);
         if let Some(sequence_end) = followed.sequence_end {
             self.table.extend(index, sequence_end);
@@ -312,7 +319,12 @@ impl<S: FlowSlots> Switch<S> {
         if let Some(verdict) = self.rewrite(arrival, output) {
             return verdict;
         }
-        self.table.slot_mut(index).last_seen_ms = now_ms;
+        let slot = self.table.slot_mut(index);
+        slot.last_seen_ms = now_ms;
+        if slot.is_translated() {
+            let slot = *slot;
+            self.translate(arrival, &slot);
+        }
         self.table.count(index, arrival.frame.total_len_bytes);
         if after != state {
             self.change_state(self.table.flow_at(index), after);
@@ -337,7 +349,7 @@ impl<S: FlowSlots> Switch<S> {
     }
 
     /// Rewrites the frame for its way out of `output`; a verdict if it may not go there.
-    fn rewrite(&mut self, arrival: &mut Arrival<'_>, output: PortId) -> Option<Verdict> {
+    pub(crate) fn rewrite(&mut self, arrival: &mut Arrival<'_>, output: PortId) -> Option<Verdict> {
         let Some(destination) = self.ports.port(output).map(|port| port.mac) else {
             return Some(Verdict::Drop(DropReason::NoEndpoint));
         };
@@ -354,9 +366,13 @@ impl<S: FlowSlots> Switch<S> {
         None
     }
 
-    /// Forwards a frame that belongs to no direction of a flow: an ICMP error about one.
-    pub(crate) fn pass_message(&mut self, arrival: &mut Arrival<'_>, output: PortId) -> Verdict {
-        self.rewrite(arrival, output).unwrap_or(Verdict::Forward(output))
+    /// Gives a packet of a translated flow the addresses and ports it leaves with.
+    fn translate(&self, arrival: &mut Arrival<'_>, slot: &FlowSlot) {
+        if slot.is_translated() {
+            let (addresses, ports) = self.table.slot(slot.partner()).key.answered();
+            let partial = arrival.vnet.needs_checksum();
+            edit::readdress(&mut arrival.frame.head, arrival.ip, partial, addresses, ports);
+        }
     }
 
     /// Whether neither direction has been heard for as long as its state allows.
@@ -379,11 +395,12 @@ impl<S: FlowSlots> Switch<S> {
     /// Counts, or counts no longer, a flow in this state towards its ports.
     pub(crate) fn charge(&mut self, position: usize, state: FlowState, change: impl Fn(u32, u32) -> u32) {
         let slot = self.table.slot(self.table.flow(position).initiator as usize);
-        let (opener, target) = (slot.key.ingress(), slot.output());
+        let (opener, target, translated) = (slot.key.ingress(), slot.output(), slot.is_translated());
         let half_open = u32::from(state.is_half_open());
         if let Some(opener) = self.states.get_mut(usize::from(opener.0)) {
             opener.flows = change(opener.flows, u32::from(!state.is_over()));
             opener.half_open = change(opener.half_open, half_open);
+            opener.translated = change(opener.translated, u32::from(translated && !state.is_over()));
         }
         if let Some(target) = self.states.get_mut(usize::from(target.0)) {
             target.half_open_towards = change(target.half_open_towards, half_open);
@@ -457,7 +474,7 @@ impl<S: FlowSlots> Switch<S> {
         let slot = self.table.slot(flow.initiator as usize);
         let end = |port: PortId, index: Option<u32>, attribution: &Option<_>| {
             let (sent_frames, sent_bytes) = index.map_or((0, 0), |index| self.table.counted(index));
-            let nic = self.ports.port(port).map(|port| port.nic.clone());
+            let nic = self.ports.port(port).and_then(|port| port.nic().cloned());
             FlowEnd { port, nic, attribution: attribution.clone(), sent_frames, sent_bytes }
         };
         let idle_ns = u64::from(self.table.idle_ms(position, millisecond(self.now))) * 1_000_000;

@@ -20,7 +20,7 @@ use packet::Tcp;
 use crate::flow::Flow;
 use crate::key::FlowKey;
 use crate::tcp::{BothLimits, Ends, Limits, Progress, is_steady};
-use crate::{DropReason, FlowSlot, FlowSlots, FlowState, PortId};
+use crate::{DropReason, FlowSlot, FlowSlots, FlowState};
 
 /// Fewest slots a table can work with.
 pub const SLOTS_MIN: usize = WINDOW_SLOTS;
@@ -32,7 +32,7 @@ const WINDOW_SLOTS: usize = 32;
 /// How long an answered flow must have been idle before it may be evicted.
 const EVICTABLE_IDLE_MS: u32 = 10_000;
 /// Changes whenever the meaning of a slot's bytes changes, so that a successor does not adopt old ones.
-const LAYOUT: u64 = 2;
+const LAYOUT: u64 = 3;
 const NO_FLOW: u32 = u32::MAX;
 
 /// The millisecond of a moment, low bits.
@@ -144,8 +144,11 @@ impl<S: FlowSlots> FlowTable<S> {
         let paired = slot.is_initiator()
             && !other.is_initiator()
             && other.partner() == index
-            && other.key == slot.key.mirrored(slot.output())
-            && slot.key == other.key.mirrored(other.output())
+            && other.key.ingress() == slot.output()
+            && slot.key.ingress() == other.output()
+            && (other.key == slot.key.mirrored(slot.output())) != slot.is_translated()
+            && slot.is_translated() == other.is_translated()
+            && slot.key.is_like(&other.key)
             && [index, partner].into_iter().all(|member| self.is_sound(member));
         let (a, b) = (slot.state()?, other.state()?);
         let tcp = slot.key.protocol() == Protocol::Tcp;
@@ -189,6 +192,11 @@ impl<S: FlowSlots> FlowTable<S> {
     #[inline]
     fn hash(&self, key: &FlowKey) -> u64 {
         self.hasher(self.seed, key).finish()
+    }
+
+    /// A number that guests cannot foresee, always the same for a key.
+    pub(crate) fn scatter(&self, key: &FlowKey) -> u64 {
+        self.hasher(self.seed.rotate_left(32), key).finish()
     }
 
     fn check(&self, slot: &FlowSlot) -> u32 {
@@ -271,23 +279,23 @@ impl<S: FlowSlots> FlowTable<S> {
     }
 
     /// Enters a flow into free slots: the initiator's direction into the first, the answers into the second.
+    /// Answers under another key than the mirrored one make it a translated flow.
     pub(crate) fn insert(
         &mut self,
-        key: FlowKey,
-        output: PortId,
+        (key, answers): (FlowKey, FlowKey),
         at: (u32, Option<u32>),
         state: FlowState,
         flow: impl FnOnce(u32, Option<u32>) -> Flow,
     ) -> usize {
         let position = self.flows.len();
         let (initiator, responder) = at;
-        let mirrored = (key.mirrored(output), key.ingress());
+        let translated = answers != key.mirrored(answers.ingress());
         let directions = [
-            Some((initiator, key, output, responder.unwrap_or(initiator))),
-            responder.map(|responder| (responder, mirrored.0, mirrored.1, initiator)),
+            Some((initiator, key, answers.ingress(), responder.unwrap_or(initiator))),
+            responder.map(|responder| (responder, answers, key.ingress(), initiator)),
         ];
         for (index, key, output, partner) in directions.into_iter().flatten() {
-            let mut slot = FlowSlot::new(key, output, partner, index == initiator);
+            let mut slot = FlowSlot::new(key, output, partner, (index == initiator, translated));
             slot.set_state(state);
             slot.check = self.check(&slot);
             self.tallies[index as usize] = Tally::of_flow(position as u32);
@@ -328,6 +336,14 @@ impl<S: FlowSlots> FlowTable<S> {
     #[inline]
     pub(crate) fn flow_at(&self, index: usize) -> usize {
         self.tallies[index].flow as usize
+    }
+
+    /// The keys of both directions, the initiator's first. A refused flow answers as if it were not translated.
+    pub(crate) fn keys(&self, position: usize) -> (FlowKey, FlowKey) {
+        let flow = &self.flows[position];
+        let slot = self.slot(flow.initiator as usize);
+        let answers = flow.responder.map(|index| self.slot(index as usize).key);
+        (slot.key, answers.unwrap_or_else(|| slot.key.mirrored(slot.output())))
     }
 
     /// The flow's state, as its initiator's slot has it.

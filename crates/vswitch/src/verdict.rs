@@ -143,6 +143,10 @@ drop_reasons! {
     Reset = "reset",
     /// The sender has as many flows as it may have.
     PortQuota = "port-quota",
+    /// The sender has as many flows under external addresses as it may have.
+    ExternalQuota = "external-quota",
+    /// All ports of the external address that were tried are taken.
+    NoExternalPort = "no-external-port",
     /// The flow table has no room and nothing idle to evict.
     TableFull = "table-full",
     /// Routed once too often.

@@ -6,6 +6,7 @@ mod detached;
 mod idle;
 mod mistakes;
 mod moves;
+mod outside;
 mod threats;
 mod traffic;
 mod views;
@@ -13,7 +14,7 @@ mod views;
 use crate::Chapter;
 
 /// Every scenario.
-pub const SCENARIOS: [Chapter; 14] = [
+pub const SCENARIOS: [Chapter; 15] = [
     Chapter {
         title: "A damaged manifest is refused as a whole",
         name: "a_bad_manifest_leaves_the_last_good_policy_in_force",
@@ -56,6 +57,11 @@ pub const SCENARIOS: [Chapter; 14] = [
         title: "Command lines, namespaces, processor time and round-trip times are the guest's own",
         name: "views_of_ram_equal_the_guests_own",
         run: views::run,
+    },
+    Chapter {
+        title: "Tenants with equal addresses reach the world outside, and it reaches what they publish",
+        name: "tenants_reach_the_outside",
+        run: outside::run,
     },
     Chapter {
         title: "Kernels that hide and hook are found out, and busy ones are not suspected",

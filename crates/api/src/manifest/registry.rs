@@ -21,16 +21,18 @@ pub(super) enum Kind {
     Application,
     Service,
     AccessPolicy,
+    ExternalNetwork,
 }
 
 impl Kind {
     /// All kinds under the names that documents carry.
-    pub(super) const ALL: [(&'static str, Self); 5] = [
+    pub(super) const ALL: [(&'static str, Self); 6] = [
         ("Tenant", Self::Tenant),
         ("VirtualMachine", Self::VirtualMachine),
         ("Application", Self::Application),
         ("Service", Self::Service),
         ("AccessPolicy", Self::AccessPolicy),
+        ("ExternalNetwork", Self::ExternalNetwork),
     ];
 
     /// What the kind is called in a sentence.
@@ -41,6 +43,7 @@ impl Kind {
             Self::Application => "application",
             Self::Service => "service",
             Self::AccessPolicy => "access policy",
+            Self::ExternalNetwork => "external network",
         }
     }
 }

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use model::{
-    AccessPolicy, Action, Application, Cidr, Inventory, MacAddr, Mode, Name, Nic, NicRef, Origin, PolicySet,
-    Service, SocketMode, Target, Tenant, Vm, VmRef,
+    AccessPolicy, Action, Application, Cidr, ExternalNetwork, Inventory, MacAddr, Mode, Name, Nic, NicRef,
+    Origin, PolicySet, Service, SocketMode, Target, Tenant, Vm, VmRef,
 };
 
 use super::API_VERSION;
@@ -49,13 +49,14 @@ pub(super) struct Resources<'a> {
     tenants: Vec<Tenant>,
     vms: Vec<Vm>,
     policies: PolicySet,
+    networks: Vec<ExternalNetwork>,
 }
 
 /// Who a resource is.
-struct Metadata {
+pub(super) struct Metadata {
     /// For a tenant itself, its own name.
-    tenant: Name,
-    name: Name,
+    pub(super) tenant: Name,
+    pub(super) name: Name,
     labels: BTreeMap<String, String>,
 }
 
@@ -67,8 +68,15 @@ impl Metadata {
 
 impl<'a> Resources<'a> {
     pub(super) fn new(report: &'a Report) -> Self {
-        let (tenants, vms, policies) = (Vec::new(), Vec::new(), PolicySet::default());
-        Self { registry: Registry::new(report), complete: true, report, tenants, vms, policies }
+        Self {
+            registry: Registry::new(report),
+            complete: true,
+            report,
+            tenants: Vec::new(),
+            vms: Vec::new(),
+            policies: PolicySet::default(),
+            networks: Vec::new(),
+        }
     }
 
     /// Reads one document; what is wrong with it is in the report.
@@ -90,7 +98,8 @@ impl<'a> Resources<'a> {
         if !self.report.is_empty() {
             return None;
         }
-        match Inventory::new(self.tenants, self.vms) {
+        let networks = self.networks;
+        match Inventory::new(self.tenants, self.vms).and_then(|inventory| inventory.with_networks(networks)) {
             Ok(inventory) => Some((inventory, self.policies)),
             // The registry has refused, with its place, whatever it knows an inventory refuses.
             Err(error) => {
@@ -140,6 +149,10 @@ impl<'a> Resources<'a> {
             Kind::AccessPolicy => {
                 let policy = self.access_policy(metadata, &mut fields);
                 self.policies.policies.extend(policy);
+            }
+            Kind::ExternalNetwork => {
+                let network = self.external_network(metadata, &mut fields);
+                self.networks.extend(network);
             }
         }
         fields.finish();
@@ -312,7 +325,12 @@ impl<'a> Resources<'a> {
     }
 
     /// Reads the name of another resource of the same tenant.
-    fn reference(&mut self, kind: Kind, tenant: &Name, field: Option<Field<'a>>) -> Option<Option<Name>> {
+    pub(super) fn reference(
+        &mut self,
+        kind: Kind,
+        tenant: &Name,
+        field: Option<Field<'a>>,
+    ) -> Option<Option<Name>> {
         maybe(field, |field| {
             let name: Name = field.parse()?;
             self.registry.refer(Id { kind, tenant: Some(tenant.clone()), name: name.clone() }, &field.place);

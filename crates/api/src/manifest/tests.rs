@@ -49,6 +49,49 @@ fn check_after_base(document: &str, expected: &[(u32, u32, &str, &str)]) {
 }
 
 #[test]
+fn external_networks_load_and_their_mistakes_are_placed() {
+    let network = |spec: &str| {
+        format!("kind: ExternalNetwork\nmetadata: {{name: internet, tenant: acme}}\nspec:\n{spec}")
+    };
+    let good = network(
+        "  interface: mesh-out
+  reaches: [0.0.0.0/0, \"2001:db8::/32\"]
+  addresses: [192.0.2.10, \"2001:db8:1::10\"]
+  publish:
+  - {address: 192.0.2.10, port: 80, vm: web, vmPort: 8080}
+  - {address: \"2001:db8:1::10\", port: 53, protocol: UDP, vm: web}
+",
+    );
+    let manifests = load_text(&format!("{BASE}{good}")).unwrap();
+    let [network_] = manifests.inventory().networks() else { panic!("one network") };
+    let ports: Vec<_> = network_.published.iter().map(|p| (p.protocol, p.port, p.vm_port)).collect();
+    assert_eq!(ports, [(Protocol::Tcp, 80, 8080), (Protocol::Udp, 53, 53)]);
+    assert_eq!((network_.interface.as_str(), network_.reaches.len()), ("mesh-out", 2));
+
+    let base = "  interface: t\n  reaches: [0.0.0.0/0]\n  addresses: [192.0.2.10]\n";
+    for (spec, expected) in [
+        (
+            "  reaches: [0.0.0.0/0]\n  addresses: [192.0.2.10]\n".to_owned(),
+            (4, 3, "spec", "`interface` is missing"),
+        ),
+        (base.replace("t\n", "much-too-long-name\n"), (4, 14, "spec.interface", "1 to 15")),
+        (base.replace("0.0.0.0/0", "10.0.0.1/8"), (5, 13, "spec.reaches[0]", "write 10.0.0.0/8")),
+        (base.replace("0.0.0.0/0", "\"::/0\""), (4, 3, "spec", "no address of its family")),
+        (base.replace("192.0.2.10", "224.0.0.1"), (6, 15, "spec.addresses[0]", "cannot be anybody's")),
+        (
+            format!("{base}  publish: [{{address: 192.0.2.11, port: 80, vm: web}}]\n"),
+            (7, 23, "spec.publish[0].address", "not among"),
+        ),
+        (
+            format!("{base}  publish: [{{address: 192.0.2.10, port: 80, vm: wob}}]\n"),
+            (7, 49, "spec.publish[0].vm", "not defined"),
+        ),
+    ] {
+        check_after_base(&network(&spec), &[expected]);
+    }
+}
+
+#[test]
 fn every_kind_loads_with_its_defaults() {
     let text = format!(
         "{BASE}kind: Application

@@ -63,6 +63,8 @@ section!("flows", RawFlows => Limits {
     half_open_per_port_max = 4096 in 1..=8388608,
     /// Incomplete TCP connections towards one port
     half_open_per_target_max = 16384 in 1..=8388608,
+    /// Live flows that one port may have opened under an external address
+    external_per_port_max = 16384 in 0..=8388608,
     /// Fragmented packets of one port of which pieces are still to come; the oldest is forgotten
     fragmented_per_port_max = 64 in 0..=4096,
     /// How long after the first piece of a packet the others may come
@@ -131,6 +133,7 @@ impl Flows {
             flows_per_port_max: limits.per_port_max as u32,
             half_open_per_port_max: limits.half_open_per_port_max as u32,
             half_open_per_target_max: limits.half_open_per_target_max as u32,
+            external_per_port_max: limits.external_per_port_max as u32,
             fragmented_per_port_max: limits.fragmented_per_port_max as usize,
             fragment_timeout: Duration::from_millis(limits.fragment_timeout_ms),
             errors_per_second_max: limits.errors_per_second_max as u32,

@@ -18,7 +18,8 @@ pub(super) struct Workbench {
 }
 
 impl Workbench {
-    /// Finishes a frame and delivers it, in as many pieces as it takes. The first piece that cannot be delivered ends it.
+    /// Finishes a frame and delivers it, in as many pieces as it takes. The first piece that cannot be delivered
+    /// ends it.
     pub(super) fn deliver(
         &mut self,
         port: &mut Port,
@@ -27,13 +28,30 @@ impl Workbench {
         rest: (Chain<'_>, usize),
     ) -> Result<(), SendError> {
         self.gather(frame, rest)?;
+        self.finish(port, spread, &frame.vnet)
+    }
+
+    /// The same for a frame that is here as a whole.
+    pub(super) fn deliver_whole(
+        &mut self,
+        port: &mut Port,
+        spread: u32,
+        vnet: &VnetHeader,
+        frame: &[u8],
+    ) -> Result<(), SendError> {
+        self.frame.clear();
+        self.frame.extend_from_slice(frame);
+        self.finish(port, spread, vnet)
+    }
+
+    fn finish(&mut self, port: &mut Port, spread: u32, vnet: &VnetHeader) -> Result<(), SendError> {
         let refused = |_: OffloadError| SendError::Offload;
         let header = VnetHeader::default().to_bytes();
-        if frame.vnet.gso().map_err(refused)? == GsoKind::None {
-            complete_checksum(&frame.vnet, &mut self.frame).map_err(refused)?;
+        if vnet.gso().map_err(refused)? == GsoKind::None {
+            complete_checksum(vnet, &mut self.frame).map_err(refused)?;
             return port.send_parts(spread, header, &self.frame, None);
         }
-        let cut = Cut::plan(&frame.vnet, &self.frame).map_err(refused)?;
+        let cut = Cut::plan(vnet, &self.frame).map_err(refused)?;
         port.expect_to_send(spread, cut.pieces());
         for number in 0..cut.pieces() {
             cut.piece(&self.frame, number, &mut self.piece);

@@ -26,7 +26,7 @@ use super::{Poll, record};
 use crate::introspect::{Inquiry, Outcome, Reply};
 
 /// Bytes of a frame copied at first: the headers of nearly every packet.
-const HEAD_FIRST_BYTES: usize = 192;
+pub(super) const HEAD_FIRST_BYTES: usize = 192;
 
 /// One port in the loop.
 #[derive(Debug)]
@@ -82,6 +82,11 @@ impl Desk {
         let frames = vec![Frame::default(); Batch::FRAMES_MAX].into();
         let previews = vec![Preview::default(); Batch::FRAMES_MAX].into();
         Self { frames, previews, outputs: [None; Batch::FRAMES_MAX] }
+    }
+
+    /// Room for a frame that comes alone, while no batch is being handled.
+    pub(super) fn first(&mut self) -> (&mut Frame, &mut Preview) {
+        (&mut self.frames[0], &mut self.previews[0])
     }
 }
 
@@ -332,7 +337,10 @@ impl Poll {
                         sent => sent,
                     }
                 }
-                _ => Err(SendError::Stopped),
+                _ => match self.uplinks.iter_mut().find(|uplink| uplink.id() == to) {
+                    Some(uplink) => uplink.send_frame(frame, rest),
+                    None => Err(SendError::Stopped),
+                },
             };
             self.numbers.undelivered += u64::from(sent.is_err());
         }

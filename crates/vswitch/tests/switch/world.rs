@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use model::{
-    Action, Attribution, Confidence, FlowQuery, Generation, Inventory, Judge, Judgement, MacAddr, Moment,
-    Needs, Nic, NicRef, Process, Protocol, RuleId, Snapshot, SocketMode, Tenant, Vm,
+    Action, Attribution, Confidence, ExternalNetwork, FlowQuery, Generation, Inventory, Judge, Judgement,
+    MacAddr, Moment, Needs, Nic, NicRef, Process, Protocol, RuleId, Snapshot, SocketMode, Tenant, Vm,
 };
 use packet::emit::Link;
 use packet::{Addresses, Head, Network, Packet, Tcp, TcpFlags, Transport, emit};
 use vswitch::{
     Answers, DropReason, FlowChange, FlowEvent, FlowRecord, FlowSlot, Frame, PortId, Switch, SwitchConfig,
-    Verdict,
+    Uplink, Verdict,
 };
 
 pub const ACK: TcpFlags = TcpFlags::ACK;
@@ -27,6 +27,8 @@ pub const API: PortId = PortId(1);
 pub const DB: PortId = PortId(2);
 pub const OTHER_WEB: PortId = PortId(3);
 pub const OTHER_API: PortId = PortId(4);
+/// The port that leads outside.
+pub const UPLINK: PortId = PortId(5);
 
 const MACHINES: [(&str, &[&str]); 5] = [
     ("acme/web", &["10.0.0.11/24", "fd00::11/64"]),
@@ -159,6 +161,7 @@ pub struct World<'a> {
     pub switch: Switch<&'a mut [FlowSlot]>,
     pub now: Moment,
     generation: Generation,
+    networks: Vec<ExternalNetwork>,
 }
 
 impl<'a> World<'a> {
@@ -168,7 +171,8 @@ impl<'a> World<'a> {
 
     pub fn with_config(memory: &'a mut [FlowSlot], config: SwitchConfig, rules: Rules) -> Self {
         let switch = Switch::new(config, memory);
-        let mut world = Self { switch, now: Moment(1_000_000_000_000), generation: Generation(0) };
+        let mut world =
+            Self { switch, now: Moment(1_000_000_000_000), generation: Generation(0), networks: Vec::new() };
         world.install(rules);
         world
     }
@@ -181,10 +185,17 @@ impl<'a> World<'a> {
     /// Puts a policy and other machines in force; the ports keep their meaning.
     pub fn install_machines(&mut self, rules: Rules, machines: &[(&str, &[&str])]) {
         self.generation = self.generation.next();
-        let snapshot =
-            Snapshot { generation: self.generation, inventory: inventory(machines), judge: Arc::new(rules) };
+        let inventory = inventory(machines).with_networks(self.networks.clone()).unwrap();
+        let snapshot = Snapshot { generation: self.generation, inventory, judge: Arc::new(rules) };
         let ports: Vec<_> = (0..5).map(|index| (PortId(index), nic(PortId(index)))).collect();
-        self.switch.install(self.now, Arc::new(snapshot), &ports);
+        let uplink = Uplink { id: UPLINK, interface: "tap0".to_owned(), mac: mac(UPLINK) };
+        self.switch.install(self.now, Arc::new(snapshot), &ports, &[uplink]);
+    }
+
+    /// Puts a policy in force and these networks outside.
+    pub fn install_networks(&mut self, rules: Rules, networks: Vec<ExternalNetwork>) {
+        self.networks = networks;
+        self.install(rules);
     }
 
     pub fn pass_time(&mut self, time: Duration) {

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A port that leads out of the mesh: a TAP interface of the host in the loop.
+//!
+//! Frames of the host are read into private memory as a whole and go the way of any other frame. Frames for
+//! the host are put together from a guest's memory and written. Neither ever blocks: what the host cannot take
+//! at once is lost and counted, and what it sends faster than it is read is lost in the host's queue.
+
+use model::Moment;
+use packet::VnetHeader;
+use platform::{Tap, Trigger};
+use vhost_port::{Batch, Chain, SendError, VNET_HEADER_BYTES};
+use vswitch::{Answers, FRAME_LEN_BYTES_MAX, Frame, HEAD_LEN_BYTES_MAX, PortId, Question, Verdict};
+
+use super::Poll;
+use super::lane::{HEAD_FIRST_BYTES, Lane};
+use crate::introspect::{Inquiry, Outcome, Reply};
+
+/// One uplink in the loop.
+#[derive(Debug)]
+pub struct Uplink {
+    id: PortId,
+    tap: Tap,
+    /// What was read last, virtio-net header first.
+    incoming: Box<[u8]>,
+    incoming_len_bytes: usize,
+    /// Where a frame for the host is put together.
+    outgoing: Vec<u8>,
+    held: Option<Held>,
+    tickets: u64,
+}
+
+/// What was read last waits until the process that it is for is known.
+#[derive(Debug)]
+struct Held {
+    deadline: Moment,
+    outcome: Option<Outcome>,
+}
+
+impl Uplink {
+    pub fn new(id: PortId, tap: Tap) -> Self {
+        let room = VNET_HEADER_BYTES + FRAME_LEN_BYTES_MAX;
+        Self {
+            id,
+            tap,
+            incoming: vec![0; room].into(),
+            incoming_len_bytes: 0,
+            outgoing: Vec::with_capacity(room),
+            held: None,
+            tickets: 0,
+        }
+    }
+
+    pub(super) fn id(&self) -> PortId {
+        self.id
+    }
+
+    pub(super) fn answered(&mut self, reply: Reply) {
+        if let Some(held) = self.held.as_mut().filter(|_| reply.ticket == self.tickets) {
+            held.outcome = Some(reply.outcome);
+        }
+    }
+
+    /// When the wait for an answer ends.
+    pub(super) fn deadline(&self) -> Option<Moment> {
+        self.held.as_ref().map(|held| held.deadline)
+    }
+
+    /// Gives the host a frame of the switch's own.
+    pub(super) fn send_own(&mut self, frame: &[u8]) -> Result<(), SendError> {
+        self.send(VnetHeader::default(), frame, 0, |_| 0)
+    }
+
+    /// Gives the host a frame of a guest: its head, and what follows `from` in the chain.
+    pub(super) fn send_frame(
+        &mut self,
+        frame: &Frame,
+        (chain, from): (Chain<'_>, usize),
+    ) -> Result<(), SendError> {
+        let rest_len_bytes = frame.total_len_bytes - frame.head_len_bytes;
+        self.send(frame.vnet, frame.bytes(), rest_len_bytes, |rest| chain.copy_out(from, rest))
+    }
+
+    fn send(
+        &mut self,
+        vnet: VnetHeader,
+        head: &[u8],
+        rest_len_bytes: usize,
+        copy: impl FnOnce(&mut [u8]) -> usize,
+    ) -> Result<(), SendError> {
+        self.outgoing.clear();
+        self.outgoing.extend_from_slice(&vnet.to_bytes());
+        self.outgoing.extend_from_slice(head);
+        let start = self.outgoing.len();
+        self.outgoing.resize(start + rest_len_bytes, 0);
+        if copy(&mut self.outgoing[start..]) != rest_len_bytes {
+            return Err(SendError::Malformed);
+        }
+        self.tap.send(&self.outgoing).map_err(|_| SendError::Stopped)
+    }
+
+    /// Copies the start of what was read last for the switch to work on.
+    fn copy_head(&self, frame: &mut Frame, head_bytes: usize) {
+        let (header, bytes) = self.incoming[..self.incoming_len_bytes].split_at(VNET_HEADER_BYTES);
+        frame.vnet = VnetHeader::from_bytes(header.try_into().expect("a header was split off"));
+        frame.total_len_bytes = bytes.len();
+        frame.head_len_bytes = bytes.len().min(head_bytes);
+        frame.head[..frame.head_len_bytes].copy_from_slice(&bytes[..frame.head_len_bytes]);
+    }
+}
+
+impl Poll {
+    /// Serves another interface of the host.
+    pub(super) fn add_uplink(&mut self, uplink: Uplink) {
+        if let Err(error) = self.poller.add(&uplink.tap, u64::from(uplink.id.0), Trigger::Edge) {
+            tracing::error!(%error, "cannot wait for the host's frames");
+        }
+        self.uplinks.push(uplink);
+    }
+
+    /// Moves up to a batch of frames of the host; tells whether there were any.
+    pub(super) fn serve_uplink(&mut self, uplink: &mut Uplink, now: Moment) -> bool {
+        let mut busy = false;
+        if let Some(held) = uplink.held.take() {
+            match held.outcome {
+                Some(Outcome::Answers(answers)) => self.decide_incoming(uplink, Some(&answers), now),
+                Some(Outcome::NotReady) => self.numbers.not_ready += 1,
+                None if now < held.deadline => {
+                    uplink.held = Some(held);
+                    return false;
+                }
+                None => self.numbers.late += 1,
+            }
+            busy = true;
+        }
+        for _ in 0..Batch::FRAMES_MAX {
+            if uplink.held.is_some() {
+                break;
+            }
+            let Some(len_bytes) = uplink.tap.receive(&mut uplink.incoming) else { break };
+            uplink.incoming_len_bytes = len_bytes;
+            self.numbers.frames += 1;
+            self.decide_incoming(uplink, None, now);
+            busy = true;
+        }
+        busy
+    }
+
+    fn decide_incoming(&mut self, uplink: &mut Uplink, answers: Option<&Answers>, now: Moment) {
+        let (frame, preview) = self.desk.first();
+        let mut verdict = Verdict::NeedMore;
+        for head_bytes in [HEAD_FIRST_BYTES, HEAD_LEN_BYTES_MAX] {
+            if verdict == Verdict::NeedMore {
+                uplink.copy_head(frame, head_bytes);
+                self.switch.preview(uplink.id, frame, preview);
+                verdict = self.switch.process_previewed(now, uplink.id, frame, preview, answers);
+            }
+        }
+        match verdict {
+            Verdict::Forward(to) => self.deliver_incoming(uplink, to),
+            Verdict::Ask(question) => self.ask_incoming(uplink, question, now),
+            Verdict::Answered | Verdict::Drop(_) | Verdict::NeedMore => {}
+        }
+    }
+
+    /// Gives a guest what was read last, with its head as rewritten.
+    fn deliver_incoming(&mut self, uplink: &mut Uplink, to: PortId) {
+        let (frame, preview) = self.desk.first();
+        let spread = preview.spread();
+        let len_bytes = uplink.incoming_len_bytes;
+        let bytes = &mut uplink.incoming[..len_bytes];
+        bytes[..VNET_HEADER_BYTES].copy_from_slice(&frame.vnet.to_bytes());
+        bytes[VNET_HEADER_BYTES..VNET_HEADER_BYTES + frame.head_len_bytes].copy_from_slice(frame.bytes());
+        let sent = match self.lanes.get_mut(usize::from(to.0)) {
+            Some(Some(Lane { port, .. })) => match port.send(spread, bytes, None) {
+                Err(SendError::Offload) => {
+                    self.workbench.deliver_whole(port, spread, &frame.vnet, &bytes[VNET_HEADER_BYTES..])
+                }
+                sent => sent,
+            },
+            _ => Err(SendError::Stopped),
+        };
+        self.numbers.undelivered += u64::from(sent.is_err());
+    }
+
+    fn ask_incoming(&mut self, uplink: &mut Uplink, question: Question, now: Moment) {
+        uplink.tickets += 1;
+        // The host's frames have no descriptor; only guests' ends are asked for.
+        let inquiry = Inquiry { port: uplink.id, ticket: uplink.tickets, question, descriptor: (0, 0) };
+        if self.wiring.inquiries.try_send(inquiry).is_err() {
+            self.numbers.late += 1;
+            return;
+        }
+        uplink.held = Some(Held { deadline: now.after(self.wiring.attribution_wait), outcome: None });
+    }
+}

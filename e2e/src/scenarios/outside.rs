@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Two tenants with equal addresses in the world outside.
+
+use anyhow::{Context, Result};
+use testkit::daemon::Daemon;
+use testkit::guests::shipped;
+use testkit::outside::{INTERFACE, Outside};
+
+use crate::shop::NOTICE_LIMIT;
+use crate::{Report, Shop};
+
+/// A server somewhere; it tells whom it sees.
+const SERVER: &str = "198.51.100.7:80";
+const HOST: &str = "192.0.2.1";
+/// What the tenants' machines appear as.
+const ACME: &str = "192.0.2.10";
+const GLOBEX: &str = "192.0.2.20";
+
+fn manifests() -> String {
+    format!(
+        "\
+# SPDX-License-Identifier: Apache-2.0
+apiVersion: meshvisor.dev/v1alpha1
+kind: ExternalNetwork
+metadata: {{name: internet, tenant: acme}}
+spec:
+  interface: {INTERFACE}
+  reaches: [0.0.0.0/0]
+  addresses: [{ACME}]
+  publish:
+  - {{address: {ACME}, port: 80, vm: api, vmPort: 8080}}
+---
+apiVersion: meshvisor.dev/v1alpha1
+kind: ExternalNetwork
+metadata: {{name: internet, tenant: globex}}
+spec:
+  interface: {INTERFACE}
+  reaches: [0.0.0.0/0]
+  addresses: [{GLOBEX}]
+---
+apiVersion: meshvisor.dev/v1alpha1
+kind: AccessPolicy
+metadata: {{name: orders-go-out, tenant: acme}}
+spec:
+  action: Allow
+  from:
+  - process: {{exe: /usr/bin/orders}}
+  to:
+  - cidr: 198.51.100.0/24
+    ports: [{{port: 80}}]
+---
+apiVersion: meshvisor.dev/v1alpha1
+kind: AccessPolicy
+metadata: {{name: host-comes-in, tenant: acme}}
+spec:
+  action: Allow
+  from:
+  - cidr: {HOST}/32
+  to:
+  - service: api
+---
+apiVersion: meshvisor.dev/v1alpha1
+kind: AccessPolicy
+metadata: {{name: all-goes-out, tenant: globex}}
+spec:
+  action: Allow
+  to:
+  - cidr: 0.0.0.0/0
+"
+    )
+}
+
+pub(super) fn run(shop: &mut Shop, report: &mut Report) -> Result<()> {
+    let outside = match Outside::new(&[&format!("{HOST}/24")], &["198.51.100.7/32"]) {
+        Ok(outside) => outside,
+        Err(reason) => {
+            report.show(&format!("skipped: {reason:#}"));
+            return Ok(());
+        }
+    };
+    outside.serve(SERVER.parse()?)?;
+    shop.write("70-outside.yaml", &manifests())?;
+    let program = outside.wrapped(&shipped("meshvisor-hostd"), &shop.runtime())?;
+    shop.daemon.stop()?;
+    let there = Daemon::start(&program, &shop.manifests(), &shop.runtime())?;
+    let here = std::mem::replace(&mut shop.daemon, there);
+    shop.await_networks()?;
+    visit(shop, report, &outside)?;
+    shop.daemon.stop()?;
+    shop.daemon = here;
+    shop.remove("70-outside.yaml")?;
+    shop.daemon.restart()?;
+    shop.await_networks()
+}
+
+fn visit(shop: &Shop, report: &mut Report, outside: &Outside) -> Result<()> {
+    let (api, web, other) = (shop.vm("acme/api"), shop.vm("acme/web"), shop.vm("globex/web"));
+    // Both machines hold 10.0.0.12.
+    for (vm, exe, appears) in [(api, "/usr/bin/orders", ACME), (other, "/usr/bin/storefront", GLOBEX)] {
+        let seen = vm.run(&format!("{exe} ask {SERVER} hello"))?.stdout;
+        report.claim(
+            format!("a server sees {appears}"),
+            seen.starts_with(&format!("answer {appears}:")),
+            seen,
+        );
+    }
+    let denied = api.run(&format!("/usr/bin/storefront connect {SERVER}"))?.stdout;
+    report.claim(
+        "another program of the same machine is refused at once",
+        denied.starts_with("refused"),
+        denied,
+    );
+    let pong = other.run(&format!("ping -c 1 -W 2 {HOST}"))?;
+    report.claim("echo comes back", pong.success(), "the host answers");
+    let front = format!("{ACME}:80");
+    let answer = outside.ask(front.parse()?, "hello")?;
+    report.claim("the published API answers from outside", answer == "hello", answer);
+    let answer = web.run(&format!("/usr/bin/storefront ask {front} hello"))?.stdout;
+    report.claim("and from inside by its external address", answer == "answer hello", answer);
+    let flows = shop.until(NOTICE_LIMIT, || {
+        let flows = shop.flows("acme/api")?;
+        Ok(flows
+            .iter()
+            .any(|flow| flow.destination.address.to_string() == "198.51.100.7")
+            .then_some(flows.len()))
+    });
+    report.check("the flow is listed", flows.context("no flow to the server is listed"));
+    Ok(())
+}
