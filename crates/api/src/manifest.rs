@@ -9,6 +9,7 @@
 //! a resource has a bound of its own, named where it is read.
 
 mod fields;
+mod flow_policies;
 mod networks;
 mod registry;
 mod resources;
@@ -63,6 +64,7 @@ impl Manifests {
             ("Application", self.policies.applications.len()),
             ("Service", self.policies.services.len()),
             ("AccessPolicy", self.policies.policies.len()),
+            ("FlowPolicy", self.policies.flow_policies.len()),
             ("ExternalNetwork", self.inventory.networks().len()),
         ];
         counts.into_iter().filter(|(_, count)| *count > 0).collect()

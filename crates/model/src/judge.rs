@@ -76,6 +76,15 @@ pub struct Judgement {
     pub audited: Vec<(RuleId, Action)>,
 }
 
+/// Another machine that a flow goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Detour {
+    /// The machine.
+    pub vm: VmIndex,
+    /// Its port; `None`: the one that was asked for.
+    pub l4_port: Option<u16>,
+}
+
 /// Compiled policy: a pure function of the question.
 pub trait Judge: fmt::Debug + Send + Sync {
     /// Which ends must be attributed before [`Judge::judge`] can tell rules about processes apart.
@@ -84,6 +93,17 @@ pub trait Judge: fmt::Debug + Send + Sync {
 
     /// Decides. A missing attribution is read as *unknown*.
     fn judge(&self, query: &FlowQuery<'_>) -> Judgement;
+
+    /// Where the flow goes instead of its destination. Asked before anything else; what it answers is judged.
+    /// The attributions in `query` are ignored.
+    fn detour(&self, _query: &FlowQuery<'_>) -> Option<Detour> {
+        None
+    }
+
+    /// Which machine gets copies of the flow's frames.
+    fn mirror(&self, _query: &FlowQuery<'_>) -> Option<VmIndex> {
+        None
+    }
 }
 
 /// One published state of the mesh on this host. Immutable.

@@ -20,13 +20,13 @@ mod policy;
 
 pub use identity::{Attribution, Confidence, Process, UnknownReason};
 pub use inventory::{Inventory, InventoryError, Nic, SocketMode, Tenant, Vm, VmIndex};
-pub use judge::{Action, FlowQuery, Judge, Judgement, Needs, Party, RuleId, Snapshot};
+pub use judge::{Action, Detour, FlowQuery, Judge, Judgement, Needs, Party, RuleId, Snapshot};
 pub use name::{Name, NameError, NicRef, VmRef};
 pub use net::{Cidr, CidrError, FiveTuple, MacAddr, MacError, Moment, Protocol};
 pub use network::{ExternalNetwork, Published};
 pub use policy::{
-    AccessPolicy, Application, Glob, GlobError, Mode, Origin, PolicySet, PortMatch, PortRange,
-    ProcessSelector, Service, Target, VmSelector, Workload,
+    AccessPolicy, Application, FlowPolicy, Glob, GlobError, Mode, Origin, PolicySet, PortMatch, PortRange,
+    ProcessSelector, Redirect, Service, Target, VmSelector, Workload,
 };
 
 /// Number of a published snapshot. Greater is newer; zero is "before the first".

@@ -270,6 +270,32 @@ pub struct AccessPolicy {
     pub to: Vec<Target>,
 }
 
+/// What is done with flows within one tenant beside letting them pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlowPolicy {
+    /// The tenant that owns it, and the only one whose flows it sees.
+    pub tenant: Name,
+    /// Its name within the tenant.
+    pub name: Name,
+    /// Who opens the flow, as in an [`AccessPolicy`].
+    pub from: Vec<Origin>,
+    /// Whom the flow is for, likewise.
+    pub to: Vec<Target>,
+    /// The machine that gets a copy of every frame, in both directions.
+    pub mirror: Option<Name>,
+    /// Where the flow goes instead. Who acts at its ends must not matter, for that is not known yet.
+    pub redirect: Option<Redirect>,
+}
+
+/// Another instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redirect {
+    /// The machine; its first address of the flow's family is meant.
+    pub vm: Name,
+    /// Its port; absent: the one that was asked for.
+    pub port: Option<u16>,
+}
+
 /// All resources that say who may talk to whom, in the order of their files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PolicySet {
@@ -279,6 +305,8 @@ pub struct PolicySet {
     pub services: Vec<Service>,
     /// Access policies of all tenants.
     pub policies: Vec<AccessPolicy>,
+    /// Flow policies of all tenants.
+    pub flow_policies: Vec<FlowPolicy>,
 }
 
 #[cfg(test)]

@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use model::{
-    Action, Attribution, Cidr, FlowQuery, Mode, Needs, Party, PortMatch, ProcessSelector, Protocol, RuleId,
+    Action, Attribution, Cidr, Detour, FlowQuery, Mode, Needs, Party, PortMatch, ProcessSelector, Protocol,
+    RuleId, VmIndex,
 };
 use wildmatch::WildMatch;
 
@@ -125,6 +126,15 @@ impl Clause {
     }
 }
 
+/// A flow policy, compiled.
+#[derive(Clone, Debug)]
+pub(crate) struct FlowRule {
+    /// Which flows; its action means nothing.
+    pub(crate) rule: Rule,
+    pub(crate) mirror: Option<VmIndex>,
+    pub(crate) detour: Option<Detour>,
+}
+
 /// An access policy, compiled.
 #[derive(Clone, Debug)]
 pub(crate) struct Rule {
@@ -187,7 +197,8 @@ impl Rule {
         })
     }
 
-    fn matches(&self, query: &FlowQuery<'_>) -> bool {
+    /// Whether any flow matches it.
+    pub(crate) fn matches(&self, query: &FlowQuery<'_>) -> bool {
         self.source_clauses(query).any(|clause| clause.process_fits(query.source.attribution))
             && self
                 .destination_clauses(query)

@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use model::{
-    AccessPolicy, Cidr, Inventory, Name, Origin, PolicySet, PortMatch, RuleId, Service, Target, VmIndex,
-    VmRef, VmSelector, Workload,
+    AccessPolicy, Action, Cidr, Detour, FlowPolicy, Inventory, Mode, Name, Origin, PolicySet, PortMatch,
+    RuleId, Service, Target, VmIndex, VmRef, VmSelector, Workload,
 };
 
 use crate::bits::BitSet;
 use crate::classifier::Classifier;
-use crate::clause::{Clause, Peers, ProcessMatch, Rule, Selection};
+use crate::clause::{Clause, FlowRule, Peers, ProcessMatch, Rule, Selection};
 use crate::judge::{CompiledPolicy, CompiledService, TenantRules, VmRules};
 use crate::rule_set::RULES_MAX;
 
@@ -46,6 +46,17 @@ pub enum CompileError {
         /// The missing service.
         service: Name,
     },
+    /// A flow policy refers to a machine that does not exist.
+    #[error("policy `{policy}` names machine `{vm}`, which is not defined")]
+    NoMachine {
+        /// The policy.
+        policy: RuleId,
+        /// The missing machine.
+        vm: Name,
+    },
+    /// Where a flow goes is decided before it is known who acts at its ends.
+    #[error("policy `{0}` redirects flows and names a process")]
+    RedirectsProcess(RuleId),
     /// A tenant has more policies than can be told apart in bounded memory.
     #[error("tenant `{0}` has more than {RULES_MAX} access policies")]
     TooMany(Name),
@@ -75,11 +86,17 @@ pub fn compile(inventory: &Inventory, policies: &PolicySet) -> Result<CompiledPo
         }
         rules[tenant].push(names.rule(policy)?);
     }
+    let mut flow_rules: Vec<Vec<FlowRule>> = inventory.tenants().iter().map(|_| Vec::new()).collect();
+    for policy in &policies.flow_policies {
+        flow_rules[names.tenant(&policy.tenant, &policy.name)?].push(names.flow_rule(policy)?);
+    }
     let tenants: Vec<TenantRules> = inventory
         .tenants()
         .iter()
         .zip(rules)
-        .map(|(tenant, rules)| TenantRules {
+        .zip(flow_rules)
+        .map(|((tenant, rules), flow_rules)| TenantRules {
+            flow_rules,
             default_action: tenant.default_action,
             default_id: RuleId(format!("{}/default", tenant.name).into()),
             isolation_id: RuleId(format!("{}/(isolation)", tenant.name).into()),
@@ -126,6 +143,7 @@ impl<'a> Names<'a> {
             services: unique("service", &policies.services, |s| (&s.tenant, &s.name))?,
         };
         unique("access policy", &policies.policies, |p| (&p.tenant, &p.name))?;
+        unique("flow policy", &policies.flow_policies, |p| (&p.tenant, &p.name))?;
         for (tenant, name) in names.applications.keys().chain(names.services.keys()) {
             names.tenant(tenant, name)?;
         }
@@ -167,38 +185,74 @@ impl<'a> Names<'a> {
         Clause { peers: Peers::Machines(self.select(tenant, &workload.vm)), process, ports: ports.into() }
     }
 
-    fn application(&self, policy: &AccessPolicy, name: &Name) -> Result<&'a Workload, CompileError> {
-        let application = self.applications.get(&(&policy.tenant, name)).copied();
+    fn application(&self, tenant: &Name, policy: &RuleId, name: &Name) -> Result<&'a Workload, CompileError> {
+        let application = self.applications.get(&(tenant, name)).copied();
         application
             .map(|application| &application.selector)
-            .ok_or_else(|| CompileError::NoApplication { policy: rule_id(policy), application: name.clone() })
+            .ok_or_else(|| CompileError::NoApplication { policy: policy.clone(), application: name.clone() })
     }
 
-    fn service(&self, policy: &AccessPolicy, name: &Name) -> Result<&'a Service, CompileError> {
-        let service = self.services.get(&(&policy.tenant, name)).copied();
-        service.ok_or_else(|| CompileError::NoService { policy: rule_id(policy), service: name.clone() })
+    fn service(&self, tenant: &Name, policy: &RuleId, name: &Name) -> Result<&'a Service, CompileError> {
+        let service = self.services.get(&(tenant, name)).copied();
+        service.ok_or_else(|| CompileError::NoService { policy: policy.clone(), service: name.clone() })
     }
 
     fn rule(&mut self, policy: &'a AccessPolicy) -> Result<Rule, CompileError> {
-        let tenant = &policy.tenant;
-        let mut from = Vec::with_capacity(policy.from.len().max(1));
-        for origin in &policy.from {
+        let id = rule_id(&policy.tenant, &policy.name);
+        let (from, to) = self.clauses(&policy.tenant, &id, &policy.from, &policy.to)?;
+        Ok(Rule::new(id, (policy.action, policy.mode), from.into(), to.into()))
+    }
+
+    fn flow_rule(&mut self, policy: &'a FlowPolicy) -> Result<FlowRule, CompileError> {
+        let id = rule_id(&policy.tenant, &policy.name);
+        let (from, to) = self.clauses(&policy.tenant, &id, &policy.from, &policy.to)?;
+        let vm = |name: &Name| {
+            let found = self.inventory.find(&VmRef { tenant: policy.tenant.clone(), name: name.clone() });
+            found.ok_or_else(|| CompileError::NoMachine { policy: id.clone(), vm: name.clone() })
+        };
+        let mirror = policy.mirror.as_ref().map(vm).transpose()?;
+        let redirect = policy.redirect.as_ref();
+        let detour = redirect.map(|redirect| Ok(Detour { vm: vm(&redirect.vm)?, l4_port: redirect.port }));
+        let detour = detour.transpose()?;
+        let names_process = from.iter().chain(&to).any(|clause| clause.process.is_some());
+        if detour.is_some() && names_process {
+            return Err(CompileError::RedirectsProcess(id));
+        }
+        Ok(FlowRule {
+            rule: Rule::new(id, (Action::Allow, Mode::Audit), from.into(), to.into()),
+            mirror,
+            detour,
+        })
+    }
+
+    /// Both lists compiled; never empty.
+    fn clauses(
+        &mut self,
+        tenant: &'a Name,
+        policy: &RuleId,
+        origins: &'a [Origin],
+        targets: &'a [Target],
+    ) -> Result<(Vec<Clause>, Vec<Clause>), CompileError> {
+        let mut from = Vec::with_capacity(origins.len().max(1));
+        for origin in origins {
             from.push(match origin {
                 Origin::Workload(workload) => self.clause(tenant, workload, &[]),
-                Origin::Application(name) => self.clause(tenant, self.application(policy, name)?, &[]),
+                Origin::Application(name) => {
+                    self.clause(tenant, self.application(tenant, policy, name)?, &[])
+                }
                 Origin::Network(network) => network_clause(*network, &[]),
             });
         }
-        let mut to = Vec::with_capacity(policy.to.len().max(1));
-        for target in &policy.to {
+        let mut to = Vec::with_capacity(targets.len().max(1));
+        for target in targets {
             to.push(match target {
                 Target::Workload(workload, ports) => self.clause(tenant, workload, ports),
                 Target::Application(name, ports) => {
-                    self.clause(tenant, self.application(policy, name)?, ports)
+                    self.clause(tenant, self.application(tenant, policy, name)?, ports)
                 }
                 Target::Network(network, ports) => network_clause(*network, ports),
                 Target::Service(name) => {
-                    let service = self.service(policy, name)?;
+                    let service = self.service(tenant, policy, name)?;
                     self.clause(tenant, &service.selector, &service.ports)
                 }
             });
@@ -208,12 +262,12 @@ impl<'a> Names<'a> {
                 clauses.push(self.clause(tenant, &ANY, &[]));
             }
         }
-        Ok(Rule::new(rule_id(policy), (policy.action, policy.mode), from.into(), to.into()))
+        Ok((from, to))
     }
 }
 
-fn rule_id(policy: &AccessPolicy) -> RuleId {
-    RuleId(format!("{}/{}", policy.tenant, policy.name).into())
+fn rule_id(tenant: &Name, policy: &Name) -> RuleId {
+    RuleId(format!("{tenant}/{policy}").into())
 }
 
 fn network_clause(network: Cidr, ports: &[PortMatch]) -> Clause {

@@ -3,10 +3,10 @@
 
 use std::collections::HashMap;
 
-use model::{Action, FlowQuery, Judge, Judgement, Mode, Name, Needs, PortMatch, RuleId, VmIndex};
+use model::{Action, Detour, FlowQuery, Judge, Judgement, Mode, Name, Needs, PortMatch, RuleId, VmIndex};
 
 use crate::classifier::Classifier;
-use crate::clause::Rule;
+use crate::clause::{FlowRule, Rule};
 
 /// Policies of all tenants, ready to judge. Meaningful only with the inventory it was compiled from.
 #[derive(Clone, Debug)]
@@ -46,6 +46,8 @@ pub(crate) struct TenantRules {
     /// In the order of their files.
     pub(crate) rules: Vec<Rule>,
     pub(crate) classifier: Classifier,
+    /// What else is done with flows; the first that matches counts.
+    pub(crate) flow_rules: Vec<FlowRule>,
 }
 
 impl CompiledPolicy {
@@ -102,13 +104,23 @@ impl CompiledPolicy {
     }
 }
 
+impl CompiledPolicy {
+    /// What the first flow policy that says anything of the kind says about a flow.
+    fn treatment<T>(&self, query: &FlowQuery<'_>, say: impl Fn(&FlowRule) -> Option<T>) -> Option<T> {
+        let rules = &self.tenant_of(query)?.flow_rules;
+        rules.iter().find_map(|flow_rule| say(flow_rule).filter(|_| flow_rule.rule.matches(query)))
+    }
+}
+
 /// # Panics
 /// When a machine's position comes from another inventory, or neither end is a machine: a bug.
 impl Judge for CompiledPolicy {
     fn needs(&self, query: &FlowQuery<'_>) -> Needs {
         let mut needs = Needs::default();
         let Some(tenant) = self.tenant_of(query) else { return needs };
-        for rule in Self::candidates(tenant, query) {
+        let mirrors = tenant.flow_rules.iter().filter(|flow_rule| flow_rule.mirror.is_some());
+        let mirrors = mirrors.map(|flow_rule| &flow_rule.rule);
+        for rule in Self::candidates(tenant, query).chain(mirrors) {
             let own = rule.needs(query);
             needs.source |= own.source;
             needs.destination |= own.destination;
@@ -141,5 +153,13 @@ impl Judge for CompiledPolicy {
             }
         }
         judgement
+    }
+
+    fn detour(&self, query: &FlowQuery<'_>) -> Option<Detour> {
+        self.treatment(query, |flow_rule| flow_rule.detour)
+    }
+
+    fn mirror(&self, query: &FlowQuery<'_>) -> Option<VmIndex> {
+        self.treatment(query, |flow_rule| flow_rule.mirror)
     }
 }

@@ -230,6 +230,7 @@ fn policies() -> impl Strategy<Value = PolicySet> {
     let applications = vec(workload(), TENANTS.len());
     let services = vec((workload(), vec(port(), 1..3)), TENANTS.len());
     (applications, services, vec(policy, 0..12)).prop_map(|(applications, services, policies)| PolicySet {
+        flow_policies: Vec::new(),
         applications: TENANTS
             .iter()
             .zip(applications)

@@ -7,12 +7,12 @@
 
 use std::net::IpAddr;
 
-use model::Protocol;
+use model::{FlowQuery, Party, Protocol};
 
 use crate::key::FlowKey;
 use crate::outside::{Backend, Front, Route};
 use crate::ports::Port;
-use crate::{DropReason, FlowSlots, Switch};
+use crate::{DropReason, FlowSlots, PortId, Switch};
 
 /// Ports below this one are never given to a translated flow (RFC 6056 section 3.2).
 const PORT_MIN: u16 = 1024;
@@ -30,7 +30,7 @@ impl<S: FlowSlots> Switch<S> {
             return backend.map(behind).ok_or(DropReason::NoEndpoint);
         };
         if let Some(output) = self.ports.endpoint(tenant, front.address) {
-            return Ok(key.mirrored(output));
+            return Ok(self.detour(key, port, output).unwrap_or_else(|| key.mirrored(output)));
         }
         if let Some(backend) = self.ports.outside.own_backend(tenant, front) {
             return Ok(behind(backend));
@@ -40,6 +40,24 @@ impl<S: FlowSlots> Switch<S> {
             Some(route) => self.appear_outside(key, route),
             None => Err(DropReason::NoEndpoint),
         }
+    }
+
+    /// The key of answers that come from another instance than the one at `output` that was asked for.
+    fn detour(&self, key: &FlowKey, port: &Port, output: PortId) -> Option<FlowKey> {
+        let asked = self.ports.port(output)?;
+        let party = |port: &Port| Party { vm: port.vm(), attribution: None };
+        let query = FlowQuery { tuple: key.tuple(), source: party(port), destination: party(asked) };
+        let detour = self.snapshot.as_ref()?.judge.detour(&query)?;
+        if !matches!(query.tuple.protocol, Protocol::Tcp | Protocol::Udp) {
+            return None;
+        }
+        let like = query.tuple.destination;
+        let (to, address) = self.ports.of_machine(detour.vm).find_map(|(id, port)| {
+            let mut addresses = port.subnets.iter().map(|subnet| subnet.cidr.address());
+            Some((id, addresses.find(|address| address.is_ipv4() == like.is_ipv4())?))
+        })?;
+        let l4_port = detour.l4_port.unwrap_or(query.tuple.destination_port);
+        (to != key.ingress()).then(|| key.mirrored(to).with_source(address, l4_port))
     }
 
     /// Finds an address and port that no other flow to the same destination has; the own port if possible.
@@ -87,6 +105,7 @@ impl<S: FlowSlots> Switch<S> {
             (Some(tenant), Some(other)) => {
                 tenant == other
                     && (key.mirrored(answers.ingress()) == *answers
+                        || self.is_detour(key, answers, tenant)
                         || stands_for(outside.own_backend(tenant, front(key))))
             }
             (Some(tenant), None) => outside.route(tenant, front(key).address).is_some_and(|route| {
@@ -95,6 +114,15 @@ impl<S: FlowSlots> Switch<S> {
             (None, Some(_)) => stands_for(outside.backend(key.ingress(), front(key))),
             (None, None) => false,
         }
+    }
+}
+
+impl<S: FlowSlots> Switch<S> {
+    fn is_detour(&self, key: &FlowKey, answers: &FlowKey, tenant: usize) -> bool {
+        let asked = self.ports.endpoint(tenant, front(key).address);
+        let port = self.ports.port(key.ingress());
+        let detour = port.zip(asked).and_then(|(port, asked)| self.detour(key, port, asked));
+        detour.as_ref() == Some(answers)
     }
 }
 

@@ -24,6 +24,8 @@ pub(crate) struct Flow {
     pub generation: Generation,
     /// When it was opened, or adopted.
     pub opened: Moment,
+    /// Who gets copies of its frames.
+    pub mirror: Option<PortId>,
 }
 
 /// One end of a flow.

@@ -39,6 +39,8 @@ pub struct Frame {
     pub head_len_bytes: usize,
     /// Length of the whole frame, from the Ethernet header on.
     pub total_len_bytes: usize,
+    /// Set by the switch: where a copy of the frame goes, as it is forwarded.
+    pub mirror: Option<PortId>,
 }
 
 impl Default for Frame {
@@ -48,6 +50,7 @@ impl Default for Frame {
             head: [0; HEAD_LEN_BYTES_MAX],
             head_len_bytes: 0,
             total_len_bytes: 0,
+            mirror: None,
         }
     }
 }

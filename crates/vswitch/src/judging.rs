@@ -211,6 +211,7 @@ impl<S: FlowSlots> Switch<S> {
     ) -> usize {
         let opened = self.now;
         let generation = case.snapshot.generation;
+        let mirror = self.collector(&case);
         let position = self.table.insert(keys, at, state, |initiator, responder| Flow {
             initiator,
             responder,
@@ -219,10 +220,19 @@ impl<S: FlowSlots> Switch<S> {
             judgement: Some(judgement),
             generation,
             opened,
+            mirror: None,
         });
         self.table.set_epoch(position, self.epoch);
+        self.table.set_mirror(position, mirror);
         self.table.touch(position, millisecond(opened));
         position
+    }
+
+    /// The port that gets copies of a flow's frames; never an end of it.
+    pub(crate) fn collector(&self, case: &Case) -> Option<PortId> {
+        let vm = case.snapshot.judge.mirror(&case.query())?;
+        let is_end = [case.source.vm(), case.destination.vm()].contains(&Some(vm));
+        self.ports.of_machine(vm).next().map(|(id, _)| id).filter(|_| !is_end)
     }
 
     /// Two free slots for both directions of a flow, if need be after evicting what matters least.

@@ -219,6 +219,12 @@ impl Ports {
         self.by_id.get(usize::from(id.0))?.as_ref()
     }
 
+    /// The ports of a machine.
+    pub(crate) fn of_machine(&self, vm: VmIndex) -> impl Iterator<Item = (PortId, &Arc<Port>)> {
+        let ports = self.by_id.iter().zip(0..).filter_map(|(port, id)| Some((PortId(id), port.as_ref()?)));
+        ports.filter(move |(_, port)| port.vm() == Some(vm))
+    }
+
     /// Who holds an address in a tenant's address space.
     pub(crate) fn endpoint(&self, tenant: usize, address: IpAddr) -> Option<PortId> {
         self.endpoints.get(&(tenant, address)).copied()

@@ -27,7 +27,7 @@ pub struct FlowSlot {
     pub(crate) last_seen_ms: u32,
     /// Where frames of this direction go out.
     output: u16,
-    /// [`FlowState`] in the low bits, zero when free; [`INITIATOR`] and [`TRANSLATED`] in the highest.
+    /// [`FlowState`] in the low bits, zero when free; flags above them.
     state: u8,
     /// Which of this process's snapshots has judged the flow; zero: none.
     pub(crate) epoch: u8,
@@ -39,6 +39,11 @@ const _: () = assert!(size_of::<FlowSlot>() == 64, "a slot is one cache line");
 const INITIATOR: u8 = 0x80;
 /// Set in the states of both slots of a flow whose packets leave under another tuple than they came in with.
 const TRANSLATED: u8 = 0x40;
+
+/// Set in the states of both slots of a flow whose frames are copied to a third port. That port is known to this
+/// process only, so it is not taken over.
+const MIRRORED: u8 = 0x20;
+const STATE: u8 = 0x1f;
 
 /// What of `partner` is a position.
 const POSITION: u32 = SLOTS_MAX as u32 - 1;
@@ -72,11 +77,11 @@ impl FlowSlot {
     /// The flow's state; `None` when the slot is free (or corrupt, before it is validated).
     #[inline]
     pub(crate) fn state(&self) -> Option<FlowState> {
-        FlowState::from_number(self.state & !(INITIATOR | TRANSLATED))
+        FlowState::from_number(self.state & STATE)
     }
 
     pub(crate) fn set_state(&mut self, state: FlowState) {
-        self.state = self.state & (INITIATOR | TRANSLATED) | state as u8;
+        self.state = self.state & !STATE | state as u8;
     }
 
     /// Whether nothing was ever written here, or all was wiped.
@@ -95,6 +100,20 @@ impl FlowSlot {
     #[inline]
     pub(crate) fn is_translated(&self) -> bool {
         self.state & TRANSLATED != 0
+    }
+
+    /// Whether more is done with frames of this direction than forwarding them.
+    #[inline]
+    pub(crate) fn is_treated(&self) -> bool {
+        self.state & (TRANSLATED | MIRRORED) != 0
+    }
+
+    pub(crate) fn is_mirrored(&self) -> bool {
+        self.state & MIRRORED != 0
+    }
+
+    pub(crate) fn set_mirrored(&mut self, mirrored: bool) {
+        self.state = self.state & !MIRRORED | if mirrored { MIRRORED } else { 0 };
     }
 
     #[inline]

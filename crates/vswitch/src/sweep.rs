@@ -80,6 +80,8 @@ impl<S: FlowSlots> Switch<S> {
     /// Judges a flow by the current snapshot and ends it if it is now denied.
     pub(crate) fn conclude(&mut self, position: usize, case: Case) -> Conclusion {
         let judgement = case.judge();
+        let mirror = self.collector(&case);
+        self.table.set_mirror(position, mirror);
         let action = judgement.action;
         let generation = self.snapshot.as_ref().map_or(model::Generation::default(), |s| s.generation);
         let flow = self.table.flow_mut(position);

@@ -137,6 +137,7 @@ impl<S: FlowSlots> Switch<S> {
         answers: Option<&Answers>,
     ) -> Verdict {
         self.now = now;
+        frame.mirror = None;
         let verdict = self.decide(ingress, frame, preview, answers);
         self.counters.note(&verdict, frame.total_len_bytes);
         verdict
@@ -259,7 +260,7 @@ impl<S: FlowSlots> Switch<S> {
         if let Some(verdict) = self.rewrite(arrival, slot.output()) {
             return verdict;
         }
-        self.translate(arrival, &slot);
+        self.treat(arrival, &slot, index);
         self.states[from].fragments.advance(followed, piece);
         if let Some(sequence_end) = followed.sequence_end {
             self.table.extend(index, sequence_end);
@@ -321,9 +322,9 @@ impl<S: FlowSlots> Switch<S> {
         }
         let slot = self.table.slot_mut(index);
         slot.last_seen_ms = now_ms;
-        if slot.is_translated() {
+        if slot.is_treated() {
             let slot = *slot;
-            self.translate(arrival, &slot);
+            self.treat(arrival, &slot, index);
         }
         self.table.count(index, arrival.frame.total_len_bytes);
         if after != state {
@@ -366,8 +367,12 @@ impl<S: FlowSlots> Switch<S> {
         None
     }
 
-    /// Gives a packet of a translated flow the addresses and ports it leaves with.
-    fn translate(&self, arrival: &mut Arrival<'_>, slot: &FlowSlot) {
+    /// Gives a packet of a translated flow the addresses and ports it leaves with, and has one of a mirrored flow
+    /// copied.
+    fn treat(&self, arrival: &mut Arrival<'_>, slot: &FlowSlot, index: usize) {
+        if slot.is_mirrored() {
+            arrival.frame.mirror = self.table.flow(self.table.flow_at(index)).mirror;
+        }
         if slot.is_translated() {
             let (addresses, ports) = self.table.slot(slot.partner()).key.answered();
             let partial = arrival.vnet.needs_checksum();

@@ -20,7 +20,7 @@ use packet::Tcp;
 use crate::flow::Flow;
 use crate::key::FlowKey;
 use crate::tcp::{BothLimits, Ends, Limits, Progress, is_steady};
-use crate::{DropReason, FlowSlot, FlowSlots, FlowState};
+use crate::{DropReason, FlowSlot, FlowSlots, FlowState, PortId};
 
 /// Fewest slots a table can work with.
 pub const SLOTS_MIN: usize = WINDOW_SLOTS;
@@ -120,11 +120,13 @@ impl<S: FlowSlots> FlowTable<S> {
                     judgement: None,
                     generation: model::Generation::default(),
                     opened: Moment::default(),
+                    mirror: None,
                 };
                 for (member, peer) in [(index, partner), (partner, index)] {
                     table.tallies[member].flow = table.flows.len() as u32;
                     table.tallies[member].limits = Limits::adopted(table.slot(peer).progress());
                     table.slot_mut(member).set_state(state);
+                    table.slot_mut(member).set_mirrored(false);
                     table.slot_mut(member).epoch = 0;
                 }
                 table.flows.push(flow);
@@ -363,6 +365,15 @@ impl<S: FlowSlots> FlowTable<S> {
     pub(crate) fn set_epoch(&mut self, position: usize, epoch: u8) {
         for index in members(&self.flows[position]) {
             self.slots.as_mut()[index].epoch = epoch;
+        }
+    }
+
+    /// Copies the flow's frames to a port from now on, or no longer.
+    pub(crate) fn set_mirror(&mut self, position: usize, mirror: Option<PortId>) {
+        let flow = &mut self.flows[position];
+        flow.mirror = mirror;
+        for index in members(flow) {
+            self.slots.as_mut()[index].set_mirrored(mirror.is_some());
         }
     }
 

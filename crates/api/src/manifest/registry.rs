@@ -21,17 +21,19 @@ pub(super) enum Kind {
     Application,
     Service,
     AccessPolicy,
+    FlowPolicy,
     ExternalNetwork,
 }
 
 impl Kind {
     /// All kinds under the names that documents carry.
-    pub(super) const ALL: [(&'static str, Self); 6] = [
+    pub(super) const ALL: [(&'static str, Self); 7] = [
         ("Tenant", Self::Tenant),
         ("VirtualMachine", Self::VirtualMachine),
         ("Application", Self::Application),
         ("Service", Self::Service),
         ("AccessPolicy", Self::AccessPolicy),
+        ("FlowPolicy", Self::FlowPolicy),
         ("ExternalNetwork", Self::ExternalNetwork),
     ];
 
@@ -43,6 +45,7 @@ impl Kind {
             Self::Application => "application",
             Self::Service => "service",
             Self::AccessPolicy => "access policy",
+            Self::FlowPolicy => "flow policy",
             Self::ExternalNetwork => "external network",
         }
     }

@@ -150,6 +150,10 @@ impl<'a> Resources<'a> {
                 let policy = self.access_policy(metadata, &mut fields);
                 self.policies.policies.extend(policy);
             }
+            Kind::FlowPolicy => {
+                let policy = self.flow_policy(metadata, &mut fields);
+                self.policies.flow_policies.extend(policy);
+            }
             Kind::ExternalNetwork => {
                 let network = self.external_network(metadata, &mut fields);
                 self.networks.extend(network);
@@ -255,7 +259,23 @@ impl<'a> Resources<'a> {
         let mode = maybe(spec.optional("mode"), |mode| {
             mode.one_of(&[("enforce", Mode::Enforce), ("audit", Mode::Audit)])
         });
-        let tenant = &metadata.tenant;
+        let (from, to) = self.between(&metadata.tenant, spec);
+        Some(AccessPolicy {
+            action: action?,
+            mode: mode?.unwrap_or_default(),
+            from: from?,
+            to: to?,
+            tenant: metadata.tenant,
+            name: metadata.name,
+        })
+    }
+
+    /// Reads `from` and `to`; an absent one is empty.
+    pub(super) fn between(
+        &mut self,
+        tenant: &Name,
+        spec: &mut Fields<'a>,
+    ) -> (Option<Vec<Origin>>, Option<Vec<Target>>) {
         let from = maybe(spec.optional("from"), |from| {
             let read: Vec<_> = from.items(PEERS_MAX)?.iter().map(|item| self.origin(tenant, item)).collect();
             read.into_iter().collect::<Option<Vec<_>>>()
@@ -264,14 +284,7 @@ impl<'a> Resources<'a> {
             let read: Vec<_> = to.items(PEERS_MAX)?.iter().map(|item| self.target(tenant, item)).collect();
             read.into_iter().collect::<Option<Vec<_>>>()
         });
-        Some(AccessPolicy {
-            action: action?,
-            mode: mode?.unwrap_or_default(),
-            from: from?.unwrap_or_default(),
-            to: to?.unwrap_or_default(),
-            tenant: metadata.tenant,
-            name: metadata.name,
-        })
+        (from.map(Option::unwrap_or_default), to.map(Option::unwrap_or_default))
     }
 
     fn origin(&mut self, tenant: &Name, field: &Field<'a>) -> Option<Origin> {

@@ -328,22 +328,29 @@ impl Poll {
     fn deliver(&mut self, positions: Range<usize>, batch: &Batch) {
         for position in positions {
             let Some((to, spread)) = self.desk.outputs[position] else { continue };
-            let frame = &self.desk.frames[position];
-            let rest = (batch.chain(position), VNET_HEADER_BYTES + frame.head_len_bytes);
-            let sent = match self.lanes.get_mut(usize::from(to.0)) {
-                Some(Some(Lane { port, .. })) => {
-                    match port.send_parts(spread, frame.vnet.to_bytes(), frame.bytes(), Some(rest)) {
-                        Err(SendError::Offload) => self.workbench.deliver(port, spread, frame, rest),
-                        sent => sent,
-                    }
-                }
-                _ => match self.uplinks.iter_mut().find(|uplink| uplink.id() == to) {
-                    Some(uplink) => uplink.send_frame(frame, rest),
-                    None => Err(SendError::Stopped),
-                },
-            };
-            self.numbers.undelivered += u64::from(sent.is_err());
+            self.deliver_to(to, spread, position, batch);
+            if let Some(collector) = self.desk.frames[position].mirror {
+                self.deliver_to(collector, spread, position, batch);
+            }
         }
+    }
+
+    fn deliver_to(&mut self, to: PortId, spread: u32, position: usize, batch: &Batch) {
+        let frame = &self.desk.frames[position];
+        let rest = (batch.chain(position), VNET_HEADER_BYTES + frame.head_len_bytes);
+        let sent = match self.lanes.get_mut(usize::from(to.0)) {
+            Some(Some(Lane { port, .. })) => {
+                match port.send_parts(spread, frame.vnet.to_bytes(), frame.bytes(), Some(rest)) {
+                    Err(SendError::Offload) => self.workbench.deliver(port, spread, frame, rest),
+                    sent => sent,
+                }
+            }
+            _ => match self.uplinks.iter_mut().find(|uplink| uplink.id() == to) {
+                Some(uplink) => uplink.send_frame(frame, rest),
+                None => Err(SendError::Stopped),
+            },
+        };
+        self.numbers.undelivered += u64::from(sent.is_err());
     }
 
     /// Pauses the queue until the introspection thread has answered.
@@ -381,7 +388,7 @@ fn decided(verdict: &Verdict) -> Decided {
 
 /// Copies the virtio-net header and the start of the frame into private memory.
 fn copy_head(frame: &mut Frame, chain: &Chain<'_>, head_bytes: usize) {
-    let Frame { vnet, head, head_len_bytes, total_len_bytes } = frame;
+    let Frame { vnet, head, head_len_bytes, total_len_bytes, mirror: _ } = frame;
     *vnet = VnetHeader::from_bytes(chain.header());
     *total_len_bytes = chain.len_bytes() - VNET_HEADER_BYTES;
     *head_len_bytes = (*total_len_bytes).min(head_bytes);

@@ -162,8 +162,15 @@ impl Poll {
         }
     }
 
-    /// Gives a guest what was read last, with its head as rewritten.
+    /// Gives a guest what was read last, with its head as rewritten, and another one a copy.
     fn deliver_incoming(&mut self, uplink: &mut Uplink, to: PortId) {
+        self.deliver_incoming_to(uplink, to);
+        if let Some(collector) = self.desk.first().0.mirror {
+            self.deliver_incoming_to(uplink, collector);
+        }
+    }
+
+    fn deliver_incoming_to(&mut self, uplink: &mut Uplink, to: PortId) {
         let (frame, preview) = self.desk.first();
         let spread = preview.spread();
         let len_bytes = uplink.incoming_len_bytes;

@@ -11,5 +11,6 @@ mod model_based;
 mod restart;
 mod table;
 mod tcp;
+mod treatment;
 mod windows;
 mod world;

@@ -50,7 +50,7 @@ impl Plain {
         let rule = |(to_port, action): &(Option<u16>, Action)| {
             (Rule { to_port: *to_port, ..Rule::default() }, *action)
         };
-        Rules { default: self.default, rules: self.rules.iter().map(rule).collect() }
+        Rules { rules: self.rules.iter().map(rule).collect(), ..Rules::always(self.default) }
     }
 }
 
@@ -223,12 +223,12 @@ fn inward(world: &mut World<'_>, oracle: &Oracle, key: (u16, u16, u16)) -> Resul
     let Some((external, _)) = oracle.outward.get(&key).copied() else { return Ok(()) };
     let frame = emit::udp(link(UPLINK, WEB), between(ip(SERVER), ip(EXTERNAL)), (key.2, external), b"in");
     // Another machine may have got the port since.
-    let owner = oracle.outward.iter().find(|((_, _, destination), (port, open))| {
-        *open && *destination == key.2 && *port == external
-    });
-    let expected = owner.map_or(Verdict::Drop(DropReason::NoEndpoint), |((from, ..), _)| {
-        Verdict::Forward(PortId(*from))
-    });
+    let owner = oracle
+        .outward
+        .iter()
+        .find(|((_, _, destination), (port, open))| *open && *destination == key.2 && *port == external);
+    let expected = owner
+        .map_or(Verdict::Drop(DropReason::NoEndpoint), |((from, ..), _)| Verdict::Forward(PortId(*from)));
     prop_assert_eq!(world.offer(UPLINK, &frame), expected);
     Ok(())
 }

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use model::{
-    Action, Attribution, Confidence, ExternalNetwork, FlowQuery, Generation, Inventory, Judge, Judgement,
-    MacAddr, Moment, Needs, Nic, NicRef, Process, Protocol, RuleId, Snapshot, SocketMode, Tenant, Vm,
+    Action, Attribution, Confidence, Detour, ExternalNetwork, FlowQuery, Generation, Inventory, Judge,
+    Judgement, MacAddr, Moment, Needs, Nic, NicRef, Process, Protocol, RuleId, Snapshot, SocketMode, Tenant,
+    Vm, VmIndex,
 };
 use packet::emit::Link;
 use packet::{Addresses, Head, Network, Packet, Tcp, TcpFlags, Transport, emit};
@@ -74,11 +75,15 @@ pub struct Rule {
 pub struct Rules {
     pub default: Action,
     pub rules: Vec<(Rule, Action)>,
+    /// Flows to this port go to another machine, by its position in [`MACHINES`], and port.
+    pub detour: Option<(u16, Detour)>,
+    /// Flows to this port are copied to a machine.
+    pub mirror: Option<(u16, VmIndex)>,
 }
 
 impl Rules {
     pub fn always(default: Action) -> Self {
-        Self { default, rules: Vec::new() }
+        Self { default, rules: Vec::new(), detour: None, mirror: None }
     }
 
     pub fn but(mut self, rule: Rule, action: Action) -> Self {
@@ -116,6 +121,14 @@ impl Judge for Rules {
         };
         let decided_by = RuleId(format!("test/{name}").into());
         Judgement { action, decided_by, matched: Vec::new(), audited: Vec::new() }
+    }
+
+    fn detour(&self, query: &FlowQuery<'_>) -> Option<Detour> {
+        self.detour.filter(|(port, _)| *port == query.tuple.destination_port).map(|(_, detour)| detour)
+    }
+
+    fn mirror(&self, query: &FlowQuery<'_>) -> Option<VmIndex> {
+        self.mirror.filter(|(port, _)| *port == query.tuple.destination_port).map(|(_, vm)| vm)
     }
 }
 

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What flow policies do, and for which flows.
+
+use std::collections::BTreeMap;
+
+use model::{
+    Action, Attribution, Confidence, Detour, FiveTuple, FlowPolicy, FlowQuery, Inventory, Judge, Needs,
+    Origin, Party, PolicySet, PortMatch, Process, ProcessSelector, Protocol, Redirect, Target, Tenant, Vm,
+    VmIndex, VmSelector, Workload,
+};
+use policy::{CompileError, CompiledPolicy, compile};
+
+fn compiled(flow_policies: Vec<FlowPolicy>) -> Result<CompiledPolicy, CompileError> {
+    let vm = |id: &str| Vm { id: id.parse().unwrap(), labels: BTreeMap::new(), nics: vec![] };
+    let tenants = vec![Tenant { name: "acme".parse().unwrap(), default_action: Action::Allow }];
+    let inventory =
+        Inventory::new(tenants, ["acme/web", "acme/api", "acme/collector"].map(vm).to_vec()).unwrap();
+    compile(&inventory, &PolicySet { flow_policies, ..PolicySet::default() })
+}
+
+/// A policy about flows to port 80 of the API, from those whose executable is `exe`.
+fn policy(name: &str, exe: Option<&str>) -> FlowPolicy {
+    let process = exe.map(|exe| ProcessSelector { exe: Some(exe.parse().unwrap()), ..Default::default() });
+    let api = VmSelector { name: Some("api".parse().unwrap()), ..VmSelector::default() };
+    let port = PortMatch { ports: Some(80.into()), protocol: Protocol::Tcp };
+    FlowPolicy {
+        tenant: "acme".parse().unwrap(),
+        name: name.parse().unwrap(),
+        from: vec![Origin::Workload(Workload { process, ..Workload::default() })],
+        to: vec![Target::Workload(Workload { vm: api, process: None }, vec![port])],
+        mirror: None,
+        redirect: None,
+    }
+}
+
+fn mirroring(name: &str, exe: Option<&str>) -> FlowPolicy {
+    FlowPolicy { mirror: Some("collector".parse().unwrap()), ..policy(name, exe) }
+}
+
+fn redirecting(name: &str, exe: Option<&str>, vm: &str, port: Option<u16>) -> FlowPolicy {
+    FlowPolicy { redirect: Some(Redirect { vm: vm.parse().unwrap(), port }), ..policy(name, exe) }
+}
+
+/// A TCP flow from `web` to `api`.
+fn query(port: u16, caller: Option<&Attribution>) -> FlowQuery<'_> {
+    let tuple = FiveTuple {
+        source: [10, 0, 0, 1].into(),
+        destination: [10, 0, 0, 2].into(),
+        source_port: 40_000,
+        destination_port: port,
+        protocol: Protocol::Tcp,
+    };
+    FlowQuery {
+        tuple,
+        source: Party { vm: Some(VmIndex(0)), attribution: caller },
+        destination: Party { vm: Some(VmIndex(1)), attribution: None },
+    }
+}
+
+#[test]
+fn the_first_policy_that_says_so_redirects() {
+    let policy = compiled(vec![
+        mirroring("watch", None),
+        redirecting("one", None, "collector", Some(81)),
+        redirecting("two", None, "web", None),
+    ]);
+    let policy = policy.unwrap();
+    let detour = Detour { vm: VmIndex(2), l4_port: Some(81) };
+    assert_eq!(policy.detour(&query(80, None)), Some(detour));
+    assert_eq!(policy.detour(&query(81, None)), None);
+    assert_eq!(policy.needs(&query(80, None)), Needs::default());
+}
+
+#[test]
+fn mirroring_may_depend_on_who_calls_and_then_asks_for_it() {
+    let policy = compiled(vec![mirroring("watch", Some("/bin/a"))]).unwrap();
+    assert_eq!(policy.needs(&query(80, None)), Needs { source: true, destination: false });
+    assert_eq!(policy.needs(&query(81, None)), Needs::default());
+    for (exe, mirror) in [("/bin/a", Some(VmIndex(2))), ("/bin/b", None)] {
+        let caller = Attribution {
+            process: Some(Process { exe: Some(exe.into()), ..Process::default() }),
+            socket_uid: None,
+            socket_cgroup: None,
+            confidence: Confidence::Table,
+            unknown: None,
+        };
+        assert_eq!(policy.mirror(&query(80, Some(&caller))), mirror, "{exe}");
+    }
+    assert_eq!(policy.mirror(&query(80, None)), None);
+    // What is done with a flow never decides whether it passes.
+    assert_eq!(policy.judge(&query(80, None)).audited, []);
+}
+
+#[test]
+fn contradictions_are_refused() {
+    let wrong = |policies| compiled(policies).unwrap_err();
+    assert!(matches!(
+        wrong(vec![redirecting("r", Some("/bin/a"), "web", None)]),
+        CompileError::RedirectsProcess(_)
+    ));
+    assert!(matches!(wrong(vec![redirecting("r", None, "nobody", None)]), CompileError::NoMachine { .. }));
+    assert!(matches!(
+        wrong(vec![mirroring("m", None), mirroring("m", None)]),
+        CompileError::Twice { kind: "flow policy", .. }
+    ));
+}

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What is done with flows beside forwarding them: another instance, and copies.
+
+use model::{Detour, VmIndex};
+use packet::emit;
+use vswitch::{DropReason, Frame, PortId, Verdict};
+
+use crate::world::*;
+
+/// The machines at these ports, by their position in the inventory.
+fn machine(port: PortId) -> VmIndex {
+    VmIndex(port.0.into())
+}
+
+/// What is for port 80 goes to port 8080 of `DB`.
+fn redirecting(rules: Rules) -> Rules {
+    Rules { detour: Some((80, Detour { vm: machine(DB), l4_port: Some(8080) })), ..rules }
+}
+
+#[test]
+fn flows_go_to_another_instance_and_its_answers_seem_to_come_from_the_first() {
+    let mut memory = memory(64);
+    let mut world = World::new(&mut memory, redirecting(allow()));
+    let dialogue = Dialogue::new(WEB, API, 40_000, 80);
+    let at_db = Dialogue::new(WEB, DB, 40_000, 8080);
+    let asked = world.forwards(WEB, &dialogue.out(SYN, 1000, 0, 0), DB);
+    let (ethernet, ip) = parsed(asked.bytes());
+    assert_eq!((ethernet.destination, ip.addresses.destination()), (mac(DB), v4(DB)));
+    assert_eq!(segment(asked.bytes()).destination_port, 8080);
+    let answered = world.forwards(DB, &at_db.back(SYN | ACK, 5000, 1001, 0), WEB);
+    assert_eq!(parsed(answered.bytes()).1.addresses.source(), v4(API));
+    assert_eq!(segment(answered.bytes()).source_port, 80);
+    world.forwards(WEB, &dialogue.out(ACK, 1001, 5001, 10), DB);
+
+    // Policy is about where it really goes; a change resets both ends under the names they know.
+    world.install(redirecting(deny_port(80)));
+    world.forwards(WEB, &dialogue.out(ACK, 1011, 5001, 10), DB);
+    world.install(redirecting(deny_port(8080)));
+    world.tick();
+    let resets: Vec<_> = world
+        .switch
+        .emissions()
+        .map(|reset| {
+            (reset.port, parsed(&reset.frame).1.addresses.source(), segment(&reset.frame).source_port)
+        })
+        .collect();
+    assert!(resets.contains(&(WEB, v4(API), 80)) && resets.contains(&(DB, v4(WEB), 40_000)), "{resets:?}");
+}
+
+#[test]
+fn a_detour_that_is_gone_ends_what_took_it_and_one_that_comes_leaves_the_rest_alone() {
+    let mut memory = memory(64);
+    let mut world = World::new(&mut memory, redirecting(allow()));
+    let datagram = udp(WEB, API, (1, 80));
+    world.forwards(WEB, &datagram, DB);
+    world.install(allow());
+    world.forwards(WEB, &datagram, API);
+    world.install(redirecting(allow()));
+    world.forwards(WEB, &datagram, API);
+    world.forwards(WEB, &udp(WEB, API, (2, 80)), DB);
+    // Who is sent to itself goes where it wanted.
+    world.forwards(DB, &emit::udp(link(DB, API), between(v4(DB), v4(API)), (1, 80), b""), API);
+}
+
+#[test]
+fn frames_in_both_directions_are_copied_to_the_collector_until_policy_says_otherwise() {
+    let mirroring = || Rules { mirror: Some((53, machine(DB))), ..allow() };
+    let mut memory = memory(64);
+    let mut world = World::new(&mut memory, mirroring());
+    let copied = |world: &mut World<'_>, port, bytes: &[u8]| {
+        let mut frame = Frame::copy_of(bytes);
+        let verdict = world.switch.process(world.now, port, &mut frame, None);
+        assert!(matches!(verdict, Verdict::Forward(_)), "{verdict:?}");
+        frame.mirror
+    };
+    let (question, answer) = (udp(WEB, API, (1, 53)), udp(API, WEB, (53, 1)));
+    for _ in 0..2 {
+        assert_eq!(copied(&mut world, WEB, &question), Some(DB));
+        assert_eq!(copied(&mut world, API, &answer), Some(DB));
+    }
+    assert_eq!(copied(&mut world, WEB, &udp(WEB, API, (1, 54))), None);
+    // The collector's own flows are not copied to it.
+    assert_eq!(copied(&mut world, WEB, &udp(WEB, DB, (1, 53))), None);
+    world.install(allow());
+    assert_eq!(copied(&mut world, API, &answer), None);
+    world.install(mirroring());
+    world.tick();
+    assert_eq!(copied(&mut world, WEB, &question), Some(DB));
+    world.install(Rules { mirror: Some((53, machine(DB))), ..deny() });
+    world.drops(WEB, &question, DropReason::Denied);
+}
