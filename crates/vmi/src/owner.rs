@@ -133,8 +133,10 @@ impl Core {
     /// A process that holds `file`, and when it started.
     fn holder(&self, memo: &mut Memo, file: Gva) -> Result<Option<(Task, u64)>, Fault> {
         if let Some(&(task, start)) = memo.holders.get(&file) {
-            // The task may be gone and its memory used for anything: unreadable means no.
-            if self.start_time_ns(task) == Ok(start) && self.holds(task, file) == Ok(true) {
+            if self.is_listed(task)
+                && self.start_time_ns(task) == Ok(start)
+                && self.holds(task, file) == Ok(true)
+            {
                 return Ok(Some((task, start)));
             }
             memo.holders.remove(&file);
@@ -174,6 +176,9 @@ impl Core {
 
     /// Whether a process remembered by its credentials still is one that has them.
     fn is_live(&self, task: Task, cred: Gva) -> bool {
+        if !self.is_listed(task) {
+            return false;
+        }
         let threads = self.threads(task).unwrap_or_default();
         threads.into_iter().any(|thread| self.cred(thread) == Ok(cred))
     }

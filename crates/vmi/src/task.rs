@@ -41,6 +41,16 @@ impl Core {
         Ok(tasks)
     }
 
+    /// Whether a remembered process is in the list still: its neighbours point to it. One that has ended does not
+    /// change until its memory is used for something else; but what it points to may be another process's by then,
+    /// so that it would seem to hold that one's files. What cannot be read is no process.
+    pub(crate) fn is_listed(&self, task: Task) -> bool {
+        let node = task.0.at(self.layout.task.tasks);
+        let back = self.reader.pointer(node).and_then(|next| self.reader.pointer(next.at(PREVIOUS)));
+        let forth = self.reader.pointer(node.at(PREVIOUS)).and_then(|previous| self.reader.pointer(previous));
+        back == Ok(node) && forth == Ok(node)
+    }
+
     /// The threads of a process, leader included (which may have exited and hold nothing any more).
     pub(crate) fn threads(&self, task: Task) -> Result<Vec<Gva>, Fault> {
         let signal = self.reader.pointer(task.0.at(self.layout.task.signal))?;

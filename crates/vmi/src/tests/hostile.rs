@@ -288,6 +288,17 @@ fn remembered_owner_that_let_go_or_changed_is_not_told() {
     assert_eq!(connection(&mut guest).unknown, Some(UnknownReason::NoOwner));
 }
 
+#[test]
+fn remembered_process_that_has_ended_is_not_told_although_it_seems_to_hold_the_file() {
+    let mut kernel = kernel();
+    let memory = Changing::new(&kernel.ram);
+    let mut guest = Guest::attach(memory.clone()).unwrap();
+    assert_eq!(connection(&mut guest).process.unwrap().pid, 7);
+    kernel.succeed(kernel.at.shop, 8);
+    memory.become_like(&kernel.ram);
+    assert_eq!(connection(&mut guest).process.unwrap().pid, 8);
+}
+
 /// Memory in which every read of a list gives another random kernel pointer.
 struct Restless(Ram, AtomicUsize);
 

@@ -663,6 +663,26 @@ impl Kernel {
         self.circle(&[head, task.at(layout.thread_node), thread.at(layout.thread_node)]);
     }
 
+    /// Lets a process end and another one take its place in the list, its descriptors, and all its memory but the
+    /// task itself, which stays as it was left.
+    pub(crate) fn succeed(&mut self, task: Gva, pid: u64) {
+        let layout = self.layout.task.clone();
+        let successor = self.alloc(256);
+        let at = usize::try_from(Self::gpa(task)).unwrap();
+        let copy = self.ram.0[at..at + 256].to_vec();
+        self.write(successor, &copy);
+        self.put(successor, layout.tgid, pid);
+        self.put(successor, layout.start_time, pid * 1_000_000);
+        let head = Gva(self.read(task.at(layout.signal))).at(self.layout.signal.thread_head);
+        self.circle(&[head, successor.at(layout.thread_node)]);
+        let node = task.at(layout.tasks);
+        let (next, previous) = (Gva(self.read(node)), Gva(self.read(node.at(8))));
+        self.circle(&[previous, successor.at(layout.tasks)]);
+        self.put(successor, layout.tasks, next.0);
+        self.put(next, 8, successor.at(layout.tasks).0);
+        self.put(task, layout.files, 0);
+    }
+
     /// Gives a process a table of eight descriptors, `files` from number 3 on; returns its `fdtable`.
     fn fd_table(&mut self, task: Gva, files: &[Gva]) -> Gva {
         let (table, fdt, array) = (self.alloc(64), self.alloc(64), self.alloc(64));
