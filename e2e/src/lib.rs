@@ -2,7 +2,8 @@
 //! Scenarios on real virtual machines under the daemon as it ships.
 //!
 //! [`Shop`] is the world: the daemon on a copy of `examples/shop`, with the four machines it names. [`story`] is
-//! what the demo tells and the tests repeat; [`scenarios`] are what else must hold, bad input above all.
+//! what the demo tells and the tests repeat; [`scenarios`] are what else must hold, bad input above all;
+//! [`matrix`] compares what is told of many kernels with the truth, under load.
 //!
 //! Invariants: each claim is checked against what the guests themselves saw; each scenario leaves the world as it
 //! found it, so that they can run in any order.
@@ -10,7 +11,9 @@
 //! Deliberately absent: anything that is faster or surer to check without a virtual machine.
 #![forbid(unsafe_code)]
 
+mod agreement;
 mod conversation;
+pub mod matrix;
 mod report;
 pub mod scenarios;
 mod shop;

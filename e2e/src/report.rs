@@ -14,15 +14,17 @@ pub struct Report {
     pub passed: u32,
     /// Claims that did not, and chapters that could not go on.
     pub failed: u32,
+    /// Prints to standard error, because standard output is for something else.
+    pub is_aside: bool,
 }
 
 impl Report {
     /// Runs a chapter under its title. Errors count as a failed claim.
     pub fn chapter(&mut self, number: usize, chapter: &Chapter, shop: &mut Shop) {
-        println!("\n{number}. {}", chapter.title);
+        self.line(&format!("\n{number}. {}", chapter.title));
         if let Err(error) = (chapter.run)(shop, self) {
             self.failed += 1;
-            println!("   ✗ could not go on: {error:#}");
+            self.line(&format!("   ✗ could not go on: {error:#}"));
         }
     }
 
@@ -33,11 +35,11 @@ impl Report {
                 self.passed += 1;
                 let evidence = evidence.to_string();
                 let evidence = if evidence.is_empty() { evidence } else { format!(" ({evidence})") };
-                println!("   ✓ {claim}{evidence}");
+                self.line(&format!("   ✓ {claim}{evidence}"));
             }
             Err(error) => {
                 self.failed += 1;
-                println!("   ✗ {claim}: {error:#}");
+                self.line(&format!("   ✗ {claim}: {error:#}"));
             }
         }
     }
@@ -47,10 +49,15 @@ impl Report {
         self.check(claim, if holds { Ok(seen.to_string()) } else { Err(anyhow::anyhow!("{seen}")) });
     }
 
+    /// Prints one line.
+    pub fn line(&self, text: &str) {
+        if self.is_aside { eprintln!("{text}") } else { println!("{text}") }
+    }
+
     /// Something worth showing that claims nothing.
     pub fn show(&mut self, text: &str) {
         for line in text.lines() {
-            println!("     {line}");
+            self.line(&format!("     {line}"));
         }
     }
 }

@@ -99,14 +99,7 @@ impl Shop {
     /// # Errors
     /// As [`Shop::open`].
     pub fn open_with(accel: Accel, machines: &[&str]) -> Result<Self> {
-        let scratch = Scratch::new("shop")?;
-        let (manifests, runtime) = (scratch.join("manifests"), scratch.join("run"));
-        copy_example(&manifests)?;
-        fs::create_dir(&runtime).context("make the runtime folder")?;
-        let settings = scratch.join("settings.toml");
-        fs::write(&settings, "[introspection]\nthreats = true\n").context("write the settings")?;
-        let daemon = Daemon::start_with(&shipped("meshvisor-hostd"), &manifests, &runtime, Some(&settings))?;
-        let mut shop = Self { vms: BTreeMap::new(), daemon, accel, scratch };
+        let mut shop = Self::bare(accel)?;
         // All start at once; they are waited for one after the other.
         for id in machines {
             shop.start(id)?;
@@ -120,11 +113,26 @@ impl Shop {
             let more = started.elapsed().as_secs_f64();
             println!(
                 "   {id} is up: Linux {}, page tables of {levels} levels, {processors} x {rings} rings (+{more:.1} s)",
-                kernel.line()
+                kernel.name()
             );
         }
         shop.serve_api()?;
         Ok(shop)
+    }
+
+    /// Starts the daemon on a copy of `examples/shop`, and no machine.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn bare(accel: Accel) -> Result<Self> {
+        let scratch = Scratch::new("shop")?;
+        let (manifests, runtime) = (scratch.join("manifests"), scratch.join("run"));
+        copy_example(&manifests)?;
+        fs::create_dir(&runtime).context("make the runtime folder")?;
+        let settings = scratch.join("settings.toml");
+        fs::write(&settings, "[introspection]\nthreats = true\n").context("write the settings")?;
+        let daemon = Daemon::start_with(&shipped("meshvisor-hostd"), &manifests, &runtime, Some(&settings))?;
+        Ok(Self { vms: BTreeMap::new(), daemon, accel, scratch })
     }
 
     /// Starts one of the machines by its name, and does not wait for it.
@@ -132,6 +140,14 @@ impl Shop {
     /// # Errors
     /// When QEMU does not start.
     pub fn start(&mut self, id: &str) -> Result<()> {
+        self.start_as(id, |spec| spec)
+    }
+
+    /// As [`Shop::start`], with a machine that is other than usual.
+    ///
+    /// # Errors
+    /// As [`Shop::start`].
+    pub fn start_as(&mut self, id: &str, other: impl FnOnce(VmSpec) -> VmSpec) -> Result<()> {
         let machine = MACHINES.into_iter().find(|machine| machine.id == id);
         let machine = machine.with_context(|| format!("no machine is called {id}"))?;
         let Machine { kernel, cpu, processors, card, .. } = machine;
@@ -160,7 +176,7 @@ impl Shop {
             reboots: true,
             ..VmSpec::new(&name, self.accel)
         };
-        let vm = Vm::start(spec, self.scratch.path())?;
+        let vm = Vm::start(other(spec), self.scratch.path())?;
         self.vms.insert(id.to_owned(), vm);
         Ok(())
     }
@@ -235,7 +251,10 @@ impl Shop {
     }
 
     /// Starts the API's server.
-    fn serve_api(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn serve_api(&self) -> Result<()> {
         let api = self.vm("acme/api");
         api.background("orders", "in-service orders orders /usr/bin/orders serve 8080")?;
         api.await_line("orders", "serving", START_LIMIT).map(drop)

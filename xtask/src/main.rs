@@ -10,6 +10,7 @@
 mod bench;
 mod demo;
 mod guests;
+mod matrix;
 mod packages;
 mod progress;
 mod shell;
@@ -82,6 +83,8 @@ enum Task {
         #[arg(long, global = true)]
         no_install: bool,
     },
+    /// Compare what is read from RAM with the truth, on every kernel from the oldest supported to the newest packaged.
+    Matrix(matrix::Options),
     /// Search for inputs that break a parser.
     Fuzz {
         /// The target; all of them if absent.
@@ -151,6 +154,7 @@ fn perform(task: Task) -> Result<()> {
             soak::threats(minutes, idle, no_install)
         }
         Task::Bench { what: Bench::Introspect, json, no_install } => bench::introspect(json, no_install),
+        Task::Matrix(options) => matrix::run(&options),
         Task::Fuzz { target, seconds } => test::fuzz(target.as_deref(), seconds),
     }
 }

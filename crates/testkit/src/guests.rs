@@ -1,38 +1,56 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Where cargo and `cargo xtask guests` put what is tested and what a guest boots from.
+//! Where cargo and `cargo xtask` put what is tested and what a guest boots from.
 
 use std::path::PathBuf;
 
-/// Every kernel that guests can boot.
+/// The kernels that demo and tests boot.
 pub const GUEST_KERNELS: [GuestKernel; 2] = [GuestKernel::V6_1, GuestKernel::V6_12];
 
-/// A Debian cloud kernel by its line; which release of it is decided when the guests are made.
+/// The kernels of `cargo xtask matrix`: from the oldest that is supported to the newest that Debian packages.
+pub const MATRIX_KERNELS: [GuestKernel; 6] = [
+    GuestKernel("5.10-cloud"),
+    GuestKernel("6.1-cloud"),
+    GuestKernel("6.12-cloud"),
+    GuestKernel("6.12-generic"),
+    GuestKernel("6.12-rt"),
+    GuestKernel("newest-cloud"),
+];
+
+/// A Debian kernel by its name; which release of it is decided when the guests are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum GuestKernel {
-    /// Debian 12's own.
-    V6_1,
-    /// The newer line in Debian 12's security archive.
-    V6_12,
-}
+pub struct GuestKernel(&'static str);
 
 impl GuestKernel {
-    /// The version line, for example `6.1`.
+    /// Debian 12's own, for clouds.
+    pub const V6_1: Self = Self("6.1");
+    /// The newer line in Debian 12's security archive, for clouds.
+    pub const V6_12: Self = Self("6.12");
+
+    /// Its name, for example `6.1`, or `6.12-rt` for one of the matrix.
     #[must_use]
-    pub fn line(self) -> &'static str {
-        match self {
-            Self::V6_1 => "6.1",
-            Self::V6_12 => "6.12",
-        }
+    pub fn name(self) -> &'static str {
+        self.0
     }
 
     /// The kernel image's path.
     #[must_use]
     pub fn image(self) -> PathBuf {
-        folder().join(format!("vmlinuz-{}", self.line()))
+        folder().join(format!("vmlinuz-{}", self.0))
+    }
+
+    /// The path of its initial root file system. One serves both kernels of the tests; each kernel of the matrix
+    /// has its own.
+    #[must_use]
+    pub fn initramfs(self) -> PathBuf {
+        if GUEST_KERNELS.contains(&self) {
+            initramfs()
+        } else {
+            folder().join(format!("initramfs-{}.cpio", self.0))
+        }
     }
 }
 
-/// The initial root file system's path; one serves every kernel.
+/// The path of the initial root file system of the kernels that demo and tests boot.
 #[must_use]
 pub fn initramfs() -> PathBuf {
     folder().join("initramfs.cpio")

@@ -20,7 +20,7 @@ use anyhow::{Context, Result, bail};
 use model::MacAddr;
 
 use crate::accel::Accel;
-use crate::guests::{self, GuestKernel};
+use crate::guests::GuestKernel;
 use crate::process::{Process, tail};
 use crate::serial::{Output, SerialError, Shell};
 
@@ -43,6 +43,15 @@ pub enum Cpu {
     Qemu64,
     /// Everything that the accelerator can give: five levels under TCG.
     Max,
+}
+
+/// The board that a guest sees; it decides where RAM is split.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Board {
+    /// RAM beyond 2 GiB lies at 4 GiB.
+    Q35,
+    /// RAM beyond 3 GiB lies at 4 GiB.
+    Pc,
 }
 
 /// Which end of the vhost-user socket the VMM takes.
@@ -81,8 +90,12 @@ pub struct VmSpec {
     /// How many processors. More than one run on one thread under TCG, because two threads have been seen to end in
     /// `Oops: int3` while code is patched.
     pub processors: u8,
-    /// RAM in MiB; above 2048 it lies in two regions.
+    /// Which board.
+    pub board: Board,
+    /// RAM in MiB; beyond what the board has below 4 GiB it lies in two regions.
     pub memory_mib: u32,
+    /// What its kernel is told beside what every guest's is.
+    pub boot_options: String,
     /// How the guest's code is run.
     pub accel: Accel,
     /// The card, if any.
@@ -102,7 +115,9 @@ impl VmSpec {
             kernel: GuestKernel::V6_1,
             cpu: Cpu::Qemu64,
             processors: 1,
+            board: Board::Q35,
             memory_mib: 256,
+            boot_options: String::new(),
             accel,
             nic: None,
             ram: None,
@@ -371,7 +386,7 @@ pub(crate) fn launch(
     stem: &str,
     incoming: Option<&str>,
 ) -> Result<(Process, Shell)> {
-    let (kernel, initramfs) = (spec.kernel.image(), guests::initramfs());
+    let (kernel, initramfs) = (spec.kernel.image(), spec.kernel.initramfs());
     for image in [&kernel, &initramfs] {
         if !image.is_file() {
             bail!("{} is missing: run `cargo xtask guests`", image.display());
@@ -387,7 +402,7 @@ pub(crate) fn launch(
         command.args(machine(spec)).args(["-serial", &format!("file:{}", console.display())]);
         command.args(["-chardev", "stdio,id=shell,signal=off", "-serial", "chardev:shell"]);
         command.arg("-kernel").arg(&kernel).arg("-initrd").arg(&initramfs);
-        command.args(["-append", &format!("{BOOT_OPTIONS} vm_name={}", spec.name)]);
+        command.args(["-append", &format!("{BOOT_OPTIONS} {} vm_name={}", spec.boot_options, spec.name)]);
         command.args(["-qmp", &format!("unix:{},server=on,wait=off", monitor.display())]);
         if let Some(incoming) = incoming {
             command.args(["-S", "-incoming", incoming]);
@@ -400,17 +415,13 @@ pub(crate) fn launch(
 /// Options for the board, processor, memory and card.
 fn machine(spec: &VmSpec) -> Vec<String> {
     let memory = spec.memory_mib;
-    let mut options: Vec<String> = [
-        "-nodefaults",
-        "-no-user-config",
-        "-display",
-        "none",
-        "-machine",
-        "q35,memory-backend=ram",
-        "-object",
-    ]
-    .map(str::to_owned)
-    .into();
+    let mut options: Vec<String> =
+        ["-nodefaults", "-no-user-config", "-display", "none"].map(str::to_owned).into();
+    let board = match spec.board {
+        Board::Q35 => "q35",
+        Board::Pc => "pc",
+    };
+    options.extend(["-machine".into(), format!("{board},memory-backend=ram"), "-object".into()]);
     if !spec.reboots {
         options.insert(0, "-no-reboot".into());
     }

@@ -9,7 +9,7 @@ mod moves;
 mod outside;
 mod threats;
 mod traffic;
-mod views;
+pub(crate) mod views;
 
 use crate::Chapter;
 

@@ -40,7 +40,8 @@ pub(super) fn run(shop: &mut Shop, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-fn processes(shop: &Shop, id: &str) -> Result<String> {
+/// Command lines, namespaces and thread counts of one machine.
+pub(crate) fn processes(shop: &Shop, id: &str) -> Result<String> {
     let before = from_guest(shop, id)?;
     let seen = from_ram(shop, id)?;
     let after = from_guest(shop, id)?;

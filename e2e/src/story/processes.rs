@@ -1,8 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Processes from RAM against the guest's own `ps` and `/proc`.
-//!
-//! Processes come and go while one looks, so each side looks twice, in turn: whatever one side saw both times was
-//! there in between, when the other side looked, and must be in what it saw.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -12,6 +9,7 @@ use api::admin::{Request, Response};
 use testkit::daemon::Daemon;
 use testkit::vm::Vm;
 
+use crate::agreement::{self, plain_name};
 use crate::{Report, Shop};
 
 /// What both sides tell of a process.
@@ -58,18 +56,8 @@ fn grown_kib(vm: &Vm, daemon: &Daemon, id: &str) -> Result<String> {
 
 /// Compares a guest's processes with what a daemon says of them.
 pub(crate) fn compare(vm: &Vm, daemon: &Daemon, id: &str) -> Result<String> {
-    let guest_before = from_guest(vm)?;
-    let ram_before = from_ram(daemon, id)?;
-    let guest_after = from_guest(vm)?;
-    let ram_after = from_ram(daemon, id)?;
-    let in_guest = both(&guest_before, &guest_after);
-    let in_ram = both(&ram_before, &ram_after);
-    let missed = difference(&in_guest, &ram_before);
-    let invented = difference(&in_ram, &guest_after);
-    if !missed.is_empty() || !invented.is_empty() {
-        bail!("not in RAM or different there: {missed:?}; not in the guest or different there: {invented:?}");
-    }
-    Ok(format!("{} processes", in_guest.len()))
+    let count = agreement::compare(|| from_guest(vm), || from_ram(daemon, id))?;
+    Ok(format!("{count} processes"))
 }
 
 /// Compares a dump with what the guest was before and after it was taken.
@@ -79,38 +67,8 @@ pub(crate) fn compare_dump(
     daemon: &Daemon,
     id: &str,
 ) -> Result<String> {
-    let in_guest = both(before, after);
-    let dumped = from_ram(daemon, id)?;
-    let missed = difference(&in_guest, &dumped);
-    anyhow::ensure!(missed.is_empty(), "not in the dump or different there: {missed:?}");
-    Ok(format!("{} processes", in_guest.len()))
-}
-
-/// What was the same both times.
-fn both(one: &Processes, other: &Processes) -> Processes {
-    let stayed = one.iter().filter(|(pid, seen)| other.get(pid).is_some_and(|again| same(again, seen)));
-    stayed.map(|(pid, seen)| (*pid, seen.clone())).collect()
-}
-
-/// What of `ours` is absent from `theirs`, or different there, with what they have instead.
-fn difference<'a>(ours: &'a Processes, theirs: &'a Processes) -> Vec<(u32, &'a Seen, Option<&'a Seen>)> {
-    let differs = |(pid, seen): (&u32, &'a Seen)| match theirs.get(pid) {
-        Some(other) if same(seen, other) => None,
-        other => Some((*pid, seen, other)),
-    };
-    ours.iter().filter_map(differs).collect()
-}
-
-/// Equal, but for what the guest appends to the names of kernel workers: the queue they last worked for.
-fn same(one: &Seen, other: &Seen) -> bool {
-    let plain = |seen: &Seen| Seen { name: plain_name(&seen.name), ..seen.clone() };
-    plain(one) == plain(other)
-}
-
-/// `kworker/0:1-events` and `kworker/0:1+events` are `kworker/0:1`; names end after 15 bytes.
-fn plain_name(name: &str) -> String {
-    let named = name.starts_with("kworker/") && !name.starts_with("kworker/R-");
-    if named { name.split(['-', '+']).next().unwrap_or(name).to_owned() } else { name.to_owned() }
+    let count = agreement::included(before, after, &from_ram(daemon, id)?)?;
+    Ok(format!("{count} processes"))
 }
 
 fn from_ram(daemon: &Daemon, id: &str) -> Result<Processes> {
@@ -120,7 +78,7 @@ fn from_ram(daemon: &Daemon, id: &str) -> Result<Processes> {
     let processes = processes.into_iter().map(|process| {
         let seen = Seen {
             parent: process.parent_pid,
-            name: process.name,
+            name: plain_name(&process.name),
             exe: process.exe,
             uid: process.uid.unwrap_or(u32::MAX),
             cgroup: process.cgroup.unwrap_or_default(),
@@ -152,7 +110,7 @@ pub(crate) fn from_guest(vm: &Vm) -> Result<Processes> {
         let mut words = line.split_whitespace();
         let pid: u32 = words.next().context("a line of ps starts with a number")?.parse()?;
         let parent = words.next().context("a line of ps has a parent")?.parse()?;
-        let name = words.collect::<Vec<_>>().join(" ");
+        let name = plain_name(&words.collect::<Vec<_>>().join(" "));
         if let (Some(uid), Some(cgroup)) = (uids.get(&pid), cgroups.get(&pid)) {
             let exe = exes.get(&pid).cloned();
             processes.insert(pid, Seen { parent, name, exe, uid: *uid, cgroup: cgroup.clone() });

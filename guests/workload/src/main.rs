@@ -4,14 +4,16 @@
 //! Every outcome is one line on standard output that starts with a word the harness looks for; times are in
 //! the guest's own clock. Exit status 0 means that the outcome was the peaceful one.
 //!
-//! Deliberately absent: dependencies, and anything that a scenario does not use.
+//! Deliberately absent: anything that a scenario does not use, and dependencies but for system calls.
 #![forbid(unsafe_code)]
 
 mod bulk;
 mod client;
 mod outcome;
 mod server;
+mod storm;
 mod stream;
+mod twist;
 
 use std::process::ExitCode;
 
@@ -22,6 +24,9 @@ usage: PROGRAM connect HOST:PORT [TIMES]     open connections, one after the oth
        PROGRAM datagram HOST:PORT TEXT       send a datagram, print the answer
        PROGRAM bulk HOST:PORT MIB            send that much, check that the same comes back
        PROGRAM stream HOST:PORT STOP-FILE    send a numbered line every 10 ms until STOP-FILE exists
+       PROGRAM storm HOST:PORT TIMES         open and close connections as fast as they go
+       PROGRAM twists HOST:PORT TIMES        open connections with sockets that changed hands
+       PROGRAM forks STOP-FILE               start processes as fast as they go until STOP-FILE exists
        PROGRAM serve PORT                    send back what arrives, by TCP and UDP";
 
 fn main() -> ExitCode {
@@ -45,6 +50,16 @@ fn main() -> ExitCode {
             Err(_) => return usage(),
         },
         ["stream", to, stop] => stream::run(to, stop.as_ref()),
+        ["storm", to, times] => match times.parse() {
+            Ok(times) => storm::connections(to, times),
+            Err(_) => return usage(),
+        },
+        ["twists", to, times] => match times.parse() {
+            Ok(times) => twist::all(to, times),
+            Err(_) => return usage(),
+        },
+        ["twist-as", kind, to] => twist::one(kind, to),
+        ["forks", stop] => storm::processes(stop.as_ref()),
         ["serve", port] => match port.parse() {
             Ok(port) => server::serve(port),
             Err(_) => return usage(),

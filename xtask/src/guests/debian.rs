@@ -27,19 +27,19 @@ const PROGRAMS: [&str; 2] = ["busybox-static", "redis-tools"];
 const LIBRARY_DEPTH_MAX: usize = 8;
 
 /// A view of the package archive: the machine's own lists, or private ones.
-struct Apt {
+pub(super) struct Apt {
     options: Vec<String>,
 }
 
 impl Apt {
     /// The machine's own lists.
-    fn system() -> Self {
+    pub(super) fn system() -> Self {
         // As root, apt would hand the download to the user `_apt`, who may not write to our folder.
         Self { options: vec!["-oAPT::Sandbox::User=root".into()] }
     }
 
-    /// Fresh lists from the machine's sources, kept in `folder`.
-    fn private(folder: &Path) -> Result<Self> {
+    /// Fresh lists from the machine's sources, or from those in the file `sources` alone, kept in `folder`.
+    pub(super) fn private(folder: &Path, sources: Option<&Path>) -> Result<Self> {
         for sub in ["state/lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(folder.join(sub))?;
         }
@@ -49,6 +49,10 @@ impl Apt {
             "-oDir::State::status=/var/lib/dpkg/status".into(),
             format!("-oDir::Cache={}", folder.join("cache").display()),
         ]);
+        if let Some(sources) = sources {
+            let list = format!("-oDir::Etc::SourceList={}", sources.display());
+            apt.options.extend([list, "-oDir::Etc::SourceParts=/dev/null".into()]);
+        }
         // A source that holds nothing for us may fail; whether something is missing shows when it is looked up.
         if let Err(error) = shell::output(&mut apt.command("apt-get", &["update", "--quiet=2"])) {
             println!("  {error:#}");
@@ -56,14 +60,14 @@ impl Apt {
         Ok(apt)
     }
 
-    fn command(&self, program: &str, arguments: &[&str]) -> Command {
+    pub(super) fn command(&self, program: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(program);
         command.args(&self.options).args(arguments).env("LC_ALL", "C");
         command
     }
 
     /// The packages that any of `packages` depends on directly.
-    fn depends(&self, packages: &[String]) -> Result<Vec<String>> {
+    pub(super) fn depends(&self, packages: &[String]) -> Result<Vec<String>> {
         let mut arguments = vec!["depends", "--important"];
         arguments.extend(packages.iter().map(String::as_str));
         let lines = shell::lines(&mut self.command("apt-cache", &arguments))?;
@@ -99,7 +103,7 @@ impl Apt {
         Ok(all)
     }
 
-    fn download(&self, packages: &BTreeSet<String>, folder: &Path) -> Result<()> {
+    pub(super) fn download(&self, packages: &BTreeSet<String>, folder: &Path) -> Result<()> {
         let mut arguments = vec!["download", "--quiet=2"];
         arguments.extend(packages.iter().map(String::as_str));
         shell::output(self.command("apt-get", &arguments).current_dir(folder)).map(drop)
@@ -120,7 +124,7 @@ pub fn download(folder: &Path, renew: bool) -> Result<(PathBuf, bool)> {
         let first = system.resolve().and_then(|packages| system.download(&packages, &partial));
         let Err(first) = first else { return Ok(()) };
         println!("  the machine's package lists do not do ({first:#}); fetching fresh ones");
-        let fresh = Apt::private(&folder.join("apt"))?;
+        let fresh = Apt::private(&folder.join("apt"), None)?;
         recreate(&partial)?;
         fresh.download(&fresh.resolve()?, &partial)
     })?;
@@ -142,10 +146,10 @@ fn is_complete(debs: &Path) -> Result<bool> {
 pub fn unpack(debs: &Path, folder: &Path) -> Result<()> {
     for deb in sorted_entries(debs)? {
         let name = deb.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let wanted: &[&str] = if name.starts_with(IMAGE) {
-            &["./boot/vmlinuz-*", "*/virtio*.ko*", "*/failover.ko*", "*/net_failover.ko*"]
-        } else if name.starts_with(HEADERS) || name.starts_with(KBUILD) {
+        let wanted: &[&str] = if name.starts_with(HEADERS) || name.starts_with(KBUILD) {
             &["./usr/src/*", "./usr/lib/linux-kbuild-*"]
+        } else if name.starts_with("linux-") {
+            &["./boot/vmlinuz-*", "*/vmlinuz", "*/virtio*.ko*", "*/failover.ko*", "*/net_failover.ko*"]
         } else {
             &["*/bin/*", "*.so*"]
         };

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use testkit::guests::{GUEST_KERNELS, GuestKernel};
+use testkit::guests::GuestKernel;
 
 use super::WORKLOADS;
 use super::cpio::Archive;
@@ -62,7 +62,7 @@ impl Root {
 }
 
 /// The whole archive.
-pub fn build(unpacked: &Path, workload: &[u8], threats: &[Module]) -> Result<Vec<u8>> {
+pub fn build(unpacked: &Path, kernels: &[Kernel], workload: &[u8], threats: &[Module]) -> Result<Vec<u8>> {
     let mut root = Root::default();
     for folder in ["dev", "proc", "sys", "run", "tmp", "root", "var"] {
         root.directory(folder);
@@ -75,8 +75,8 @@ pub fn build(unpacked: &Path, workload: &[u8], threats: &[Module]) -> Result<Vec
         root.file(&format!("usr/bin/{name}"), true, workload);
     }
     add_redis(&mut root, unpacked)?;
-    for kernel in GUEST_KERNELS {
-        add_drivers(&mut root, unpacked, kernel)?;
+    for kernel in kernels {
+        add_drivers(&mut root, &busybox(unpacked), kernel)?;
     }
     for Module { release, name, contents } in threats {
         root.file(&format!("lib/threats/{release}/{name}"), false, contents);
@@ -99,8 +99,13 @@ fn add_tree(root: &mut Root, folder: &Path, below: &str) -> Result<()> {
     Ok(())
 }
 
+/// The guests' shell and tools in one program, which runs on this machine too.
+pub fn busybox(unpacked: &Path) -> PathBuf {
+    unpacked.join("bin/busybox")
+}
+
 fn add_busybox(root: &mut Root, unpacked: &Path) -> Result<()> {
-    let busybox = unpacked.join("bin/busybox");
+    let busybox = busybox(unpacked);
     root.file("bin/busybox", true, &read(&busybox)?);
     for tool in shell::lines(Command::new(&busybox).arg("--list"))? {
         if tool != "busybox" {
@@ -147,16 +152,23 @@ fn find_loader(unpacked: &Path) -> Result<PathBuf> {
     found.context("no dynamic loader in the downloaded packages")
 }
 
+/// The drivers of one kernel alone, as an archive that may follow another.
+pub fn drivers(kernel: &Kernel, busybox: &Path) -> Result<Vec<u8>> {
+    let mut root = Root::default();
+    add_drivers(&mut root, busybox, kernel)?;
+    Ok(root.archive.finish())
+}
+
 /// The network card's drivers for one kernel, and their order in a file that `/init` reads.
-fn add_drivers(root: &mut Root, unpacked: &Path, kernel: GuestKernel) -> Result<()> {
-    let release = release(unpacked, kernel)?;
+fn add_drivers(root: &mut Root, busybox: &Path, kernel: &Kernel) -> Result<()> {
+    let release = &kernel.release;
     let mut order = String::new();
     for driver in DRIVERS {
-        let Some(found) = find_driver(&unpacked.join("lib/modules").join(&release), driver)? else {
+        let Some(found) = find_driver(&kernel.modules, driver)? else {
             continue;
         };
         let contents = if found.extension().is_some_and(|extension| extension == "xz") {
-            shell::output(Command::new(unpacked.join("bin/busybox")).arg("xzcat").arg(&found))?
+            shell::output(Command::new(busybox).arg("xzcat").arg(&found))?
         } else {
             read(&found)?
         };
@@ -188,20 +200,42 @@ fn find_driver(folder: &Path, driver: &str) -> Result<Option<PathBuf>> {
     Ok(None)
 }
 
-/// The unpacked kernel image.
-pub fn find_kernel(unpacked: &Path, kernel: GuestKernel) -> Result<PathBuf> {
-    Ok(unpacked.join("boot").join(format!("vmlinuz-{}", release(unpacked, kernel)?)))
+/// A kernel among unpacked packages.
+pub struct Kernel {
+    /// What `uname -r` says in a guest that runs it.
+    pub release: String,
+    /// Its image.
+    pub image: PathBuf,
+    /// The folder of its modules.
+    modules: PathBuf,
 }
 
-/// What `uname -r` says in a guest that runs `kernel`.
-pub fn release(unpacked: &Path, kernel: GuestKernel) -> Result<String> {
-    let prefix = format!("vmlinuz-{}.", kernel.line());
-    let names = sorted_entries(&unpacked.join("boot"))?.into_iter();
-    let mut releases = names.filter_map(|path| {
-        let name = path.file_name()?.to_str()?;
-        name.starts_with(&prefix).then(|| name["vmlinuz-".len()..].to_owned())
-    });
-    releases.next().with_context(|| format!("no kernel {} in the downloaded packages", kernel.line()))
+impl Kernel {
+    /// One that demo and tests boot.
+    pub fn known(unpacked: &Path, kernel: GuestKernel) -> Result<Self> {
+        Self::find(unpacked, &format!("{}.", kernel.name()))
+    }
+
+    /// The first kernel whose release begins with `prefix`.
+    pub fn find(unpacked: &Path, prefix: &str) -> Result<Self> {
+        // Until 2025 packages had the image in /boot, and modules below a folder that is a link by now.
+        let boot = sorted_entries(&unpacked.join("boot")).unwrap_or_default();
+        for image in boot {
+            let name = image.file_name().unwrap_or_default().to_string_lossy();
+            if let Some(release) = name.strip_prefix("vmlinuz-").filter(|name| name.starts_with(prefix)) {
+                let modules = unpacked.join("lib/modules").join(release);
+                return Ok(Self { release: release.to_owned(), image, modules });
+            }
+        }
+        for modules in sorted_entries(&unpacked.join("usr/lib/modules")).unwrap_or_default() {
+            let release = modules.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let image = modules.join("vmlinuz");
+            if release.starts_with(prefix) && image.is_file() {
+                return Ok(Self { release, image, modules });
+            }
+        }
+        bail!("no kernel {prefix}* in the downloaded packages")
+    }
 }
 
 pub fn read(path: &Path) -> Result<Vec<u8>> {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Makes the guests: two Debian kernels, the modules of `guests/threats` for each, and one initial root file system
-//! for both, below `target/guests`.
+//! for both, below `target/guests`, and the kernels of other Debian suites for the matrix.
 //!
 //! Downloads and unpacked packages are kept; the image itself is put together anew each time, which takes less
 //! time than finding out whether it is needed.
@@ -9,14 +9,16 @@ mod cpio;
 mod debian;
 mod image;
 mod modules;
+mod suites;
 
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use testkit::guests::{GUEST_KERNELS, initramfs};
+use testkit::guests::{GUEST_KERNELS, GuestKernel, initramfs};
 
+use self::image::Kernel;
 use crate::{progress, repository, shell};
 
 /// The programs in the guest that are the workload under another name, so that policy can tell them apart.
@@ -50,13 +52,42 @@ pub fn build(renew: bool) -> Result<()> {
             .collect::<Result<Vec<_>>>()
     })?;
     progress::step("put the guest image together", || {
-        place(&initramfs(), &image::build(&unpacked, &workload, &modules.concat())?)?;
-        for kernel in GUEST_KERNELS {
-            let found = image::find_kernel(&unpacked, kernel)?;
-            place(&kernel.image(), &fs::read(found)?)?;
+        let found = GUEST_KERNELS.map(|kernel| Kernel::known(&unpacked, kernel));
+        let found = found.into_iter().collect::<Result<Vec<Kernel>>>()?;
+        place(&initramfs(), &image::build(&unpacked, &found, &workload, &modules.concat())?)?;
+        for (kernel, found) in GUEST_KERNELS.iter().zip(&found) {
+            place(&kernel.image(), &fs::read(&found.image)?)?;
         }
         Ok(())
     })
+}
+
+/// Builds what one kernel of the matrix boots from; the guests themselves are built already.
+///
+/// With `renew`, looks for a newer release even if one was downloaded before.
+pub fn build_kernel(kernel: GuestKernel, renew: bool) -> Result<()> {
+    let folder = testkit::guests::folder();
+    let lock = File::create(folder.join("lock"))?;
+    lock.lock().context("wait for another build of the guests")?;
+
+    let own = folder.join("matrix").join(kernel.name());
+    let unpacked = own.join("unpacked");
+    if renew || !unpacked.is_dir() {
+        let debs = suites::download(kernel, &own)?;
+        let partial = own.join("unpacked.partial");
+        debian::recreate(&partial)?;
+        progress::step("unpack it", || debian::unpack(&debs, &partial))?;
+        if unpacked.is_dir() {
+            fs::remove_dir_all(&unpacked)?;
+        }
+        fs::rename(&partial, &unpacked)?;
+    }
+    let found = Kernel::find(&unpacked, "")?;
+    // The kernel unpacks archives that follow each other one after the other.
+    let mut archive = fs::read(initramfs()).context("read the guest image")?;
+    archive.extend(image::drivers(&found, &image::busybox(&folder.join("unpacked")))?);
+    place(&kernel.initramfs(), &archive)?;
+    place(&kernel.image(), &fs::read(&found.image)?)
 }
 
 /// Writes a file whole or not at all, and leaves an equal one alone: a guest may be running from it.

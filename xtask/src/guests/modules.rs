@@ -26,13 +26,13 @@ pub struct Module {
 
 /// Builds them below `folder`, from copies of the sources: the build leaves its traces beside those.
 pub fn build(unpacked: &Path, folder: &Path, kernel: GuestKernel) -> Result<Vec<Module>> {
-    let place_for = folder.join("threats").join(kernel.line());
+    let place_for = folder.join("threats").join(kernel.name());
     fs::create_dir_all(&place_for).with_context(|| format!("make {}", place_for.display()))?;
     for source in sorted_entries(&repository().join("guests/threats"))? {
         let name = source.file_name().context("a listed file has a name")?;
         place(&place_for.join(name), &image::read(&source)?)?;
     }
-    let release = image::release(unpacked, kernel)?;
+    let release = image::Kernel::known(unpacked, kernel)?.release;
     let (flavour, common) = headers(unpacked, &release)?;
     let mut make = Command::new("make");
     // The headers' own makefile names the common one by where it would be installed.
