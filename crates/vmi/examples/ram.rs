@@ -1,13 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Looks into a guest through a file of its RAM: `ram FILE [--below-4g BYTES] VIEW`.
+//! Looks into a guest through a file of its RAM:
+//! `ram FILE [--below-4g BYTES] [--profile BTF] [--without symbols|types] VIEW`.
 //!
-//! Views: `info`, `ps [--wide]`, `ss [--wide]`, `cpu`, `frame RING_GPA HEAD`, `connection tcp|udp LOCAL REMOTE`, `listener tcp|udp LOCAL`.
+//! `--without` hides what the kernel tells of itself, to see that it is understood nevertheless; a kernel without
+//! types needs a profile, which `types` prints.
+//!
+//! Views: `info`, `types`, `ps [--wide]`, `ss [--wide]`, `cpu`, `frame RING_GPA HEAD`, `connection tcp|udp LOCAL REMOTE`, `listener tcp|udp LOCAL`.
 //!
 //! The file is what QEMU's `memory-backend-file,share=on` keeps, of a running guest or a copy. A guest whose
 //! RAM is split has the part beyond `--below-4g` bytes (2 GiB on q35, 3 GiB on pc) at 4 GiB.
 #![allow(clippy::disallowed_types, clippy::disallowed_methods, reason = "a program, not the library")]
 
 use std::fs::File;
+use std::io::Write;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::process::ExitCode;
@@ -15,7 +20,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use model::Protocol;
-use vmi::{Guest, Kernel, PhysicalMemory, Unmapped};
+use vmi::{Guest, Heartbeats, Kernel, PhysicalMemory, Unmapped};
 
 /// Granularity at which the file's empty parts are recognised.
 const BLOCK_BYTES: usize = 64 << 10;
@@ -75,23 +80,66 @@ impl PhysicalMemory for RamFile {
     }
 }
 
-fn main() -> ExitCode {
-    let mut arguments = std::env::args().skip(1);
-    let (mut words, mut below_4g_bytes) = (Vec::new(), HIGH_RAM_GPA);
-    while let Some(argument) = arguments.next() {
-        if argument == "--below-4g" {
-            let value = arguments.next().and_then(|value| value.parse().ok());
-            let Some(value) = value else { return usage() };
-            below_4g_bytes = value;
-        } else {
-            words.push(argument);
+/// What lies where BTF and the tokens of symbols begin.
+const TYPES: &[u8] = &[0x9f, 0xeb, 1, 0, 24, 0, 0, 0];
+const SYMBOLS: &[u8] = b"0\x001\x002\x003\x004\x005\x006\x007\x008\x009\x00";
+
+/// RAM in which a pattern never occurs.
+struct Veiled {
+    ram: RamFile,
+    hidden: Option<&'static [u8]>,
+}
+
+impl PhysicalMemory for Veiled {
+    fn read(&self, gpa: u64, out: &mut [u8]) -> Result<(), Unmapped> {
+        self.ram.read(gpa, out)?;
+        if let Some(pattern) = self.hidden {
+            let places: Vec<usize> = memchr::memmem::find_iter(out, pattern).collect();
+            places.into_iter().for_each(|at| out[at..at + pattern.len()].fill(0));
         }
+        Ok(())
     }
-    let Some((file, view)) = words.split_first() else { return usage() };
-    match look(file, below_4g_bytes, view) {
+
+    fn extents(&self) -> Vec<Range<u64>> {
+        self.ram.extents()
+    }
+}
+
+/// What the command line asks for.
+#[derive(Default)]
+struct Arguments {
+    below_4g_bytes: Option<u64>,
+    profile: Option<String>,
+    hidden: Option<&'static [u8]>,
+    /// File and view.
+    words: Vec<String>,
+}
+
+impl Arguments {
+    fn parse(mut given: impl Iterator<Item = String>) -> Option<Self> {
+        let mut parsed = Self::default();
+        while let Some(argument) = given.next() {
+            match argument.as_str() {
+                "--below-4g" => parsed.below_4g_bytes = Some(given.next()?.parse().ok()?),
+                "--profile" => parsed.profile = Some(given.next()?),
+                "--without" => match given.next()?.as_str() {
+                    "symbols" => parsed.hidden = Some(SYMBOLS),
+                    "types" => parsed.hidden = Some(TYPES),
+                    _ => return None,
+                },
+                _ => parsed.words.push(argument),
+            }
+        }
+        (parsed.words.len() > 1).then_some(parsed)
+    }
+}
+
+fn main() -> ExitCode {
+    let Some(arguments) = Arguments::parse(std::env::args().skip(1)) else { return usage() };
+    match look(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("ram: {file}: {error}");
+            eprintln!("ram: {}: {error}", arguments.words[0]);
             ExitCode::FAILURE
         }
     }
@@ -99,16 +147,20 @@ fn main() -> ExitCode {
 
 fn usage() -> ExitCode {
     eprintln!(
-        "usage: ram FILE [--below-4g BYTES] info|ps [--wide]|ss [--wide]|cpu|frame RING_GPA HEAD\
+        "usage: ram FILE [--below-4g BYTES] [--profile BTF] [--without symbols|types] info|types|ps [--wide]|ss [--wide]|cpu|frame RING_GPA HEAD\
          |connection tcp|udp LOCAL REMOTE|listener tcp|udp LOCAL"
     );
     ExitCode::from(2)
 }
 
-fn look(file: &str, below_4g_bytes: u64, view: &[String]) -> Result<(), Box<dyn std::error::Error>> {
-    let ram = Arc::new(RamFile::open(file, below_4g_bytes)?);
+fn look(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
+    let (file, view) = (&arguments.words[0], &arguments.words[1..]);
+    let ram = RamFile::open(file, arguments.below_4g_bytes.unwrap_or(HIGH_RAM_GPA))?;
+    let ram = Arc::new(Veiled { ram, hidden: arguments.hidden });
+    let profile = arguments.profile.as_ref().map(std::fs::read).transpose()?;
     let started = Instant::now();
-    let mut guest = Guest::attach(ram)?;
+    let shared: Arc<dyn PhysicalMemory> = ram.clone();
+    let mut guest = Guest::attach_with(shared, &mut Heartbeats::default(), &|_| profile.clone())?;
     let attached = started.elapsed();
     let started = Instant::now();
     let words: Vec<&str> = view.iter().map(String::as_str).collect();
@@ -117,6 +169,7 @@ fn look(file: &str, below_4g_bytes: u64, view: &[String]) -> Result<(), Box<dyn 
             print_kernel(guest.kernel());
             println!("attached in:   {attached:.1?}");
         }
+        ["types"] => std::io::stdout().write_all(&types(&ram, guest.kernel().types_bytes)?)?,
         ["ps"] => print_processes(&guest)?,
         ["ss"] => print_sockets(&guest)?,
         ["ps", "--wide"] => println!("{:#?}", guest.process_details()?),
@@ -133,6 +186,30 @@ fn look(file: &str, below_4g_bytes: u64, view: &[String]) -> Result<(), Box<dyn 
     }
     eprintln!("answered in {:.1?}", started.elapsed());
     Ok(())
+}
+
+/// The types of that length, as they lie in RAM.
+fn types(ram: &Veiled, len_bytes: usize) -> Result<Vec<u8>, String> {
+    let mut block = vec![0; BLOCK_BYTES + TYPES.len()];
+    let places = ram.extents().into_iter().flat_map(|extent| extent.step_by(BLOCK_BYTES));
+    for place in places {
+        if ram.read(place, &mut block).is_err() {
+            continue;
+        }
+        for at in memchr::memmem::find_iter(&block, TYPES) {
+            let mut types = vec![0; len_bytes];
+            let word = |types: &[u8], at: usize| {
+                u32::from_le_bytes([types[at], types[at + 1], types[at + 2], types[at + 3]])
+            };
+            if ram.read(place + at as u64, &mut types).is_ok()
+                && (24 + word(&types, 12) + word(&types, 20)) as usize == len_bytes
+                && types.last() == Some(&0)
+            {
+                return Ok(types);
+            }
+        }
+    }
+    Err("the kernel's types are not in RAM".into())
 }
 
 fn l4(name: &str) -> Result<Protocol, String> {

@@ -3,7 +3,7 @@
 //!
 //! Samples, or else one pass over resident memory, show where symbol tables (kallsyms) may lie. Anything in the guest can put
 //! such bytes into memory, so none is believed alone. Its symbols count only if
-//! 1. type information (BTF) of just the length between `__start_BTF` and `__stop_BTF` lies somewhere in RAM; a
+//! 1. type information (BTF; where the kernel has none, its banner) of just the length between `__start_BTF` and `__stop_BTF` lies somewhere in RAM; a
 //!    kernel image is loaded and mapped at multiples of 2 MiB, so there is one place for it in every 2 MiB,
 //! 2. the offset between virtual and physical addresses that follows leads to page tables (`init_top_pgt`) of
 //!    four or five levels,
@@ -11,12 +11,14 @@
 //!
 //! Two tables that pass and say different things are a kernel and what a reset left of its predecessor, or an
 //! original and its imitation. Only the one whose clock has moved since an earlier try is believed.
+//! A table that does not name the kernel's data leads to [`crate::bootstrap`].
 //! Notes such as VMCOREINFO, CPU registers and debug files are deliberately not used.
 
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::bootstrap;
 use crate::btf::{self, Btf};
 use crate::error::AttachError;
 use crate::integrity;
@@ -27,11 +29,14 @@ use crate::reader::Reader;
 use crate::scan;
 
 /// A kernel image lies at a multiple of this, physically and virtually (`CONFIG_PHYSICAL_ALIGN`).
-const IMAGE_ALIGNMENT: u64 = 2 << 20;
+pub(crate) const IMAGE_ALIGNMENT: u64 = 2 << 20;
 /// Start of the text in `linux_banner`.
-const BANNER: &[u8] = b"Linux version ";
+pub(crate) const BANNER: &[u8] = b"Linux version ";
 /// Longest banner taken.
 const BANNER_BYTES_MAX: usize = 512;
+
+/// Gives the types of a kernel by its release: a whole BTF, of a kernel that carries none itself.
+pub type Profiles<'a> = &'a dyn Fn(&str) -> Option<Vec<u8>>;
 
 /// What is known of the guest's kernel as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,6 +115,11 @@ impl Symbols {
         Some(Self { by_name })
     }
 
+    /// Names what was found by other means.
+    pub(crate) fn add(&mut self, name: &'static str, place: Gva) {
+        self.by_name.insert(name, place);
+    }
+
     pub(crate) fn find(&self, name: &'static str) -> Option<Gva> {
         self.by_name.get(name).copied()
     }
@@ -146,24 +156,29 @@ const CANDIDATES_MAX: usize = 8;
 /// between them.
 #[derive(Clone, Debug, Default)]
 pub struct Heartbeats {
-    /// `jiffies_64` by its guest-physical address; at most [`CANDIDATES_MAX`].
+    /// Clocks by their guest-physical address; at most [`CANDIDATES_MAX`].
     seen: HashMap<u64, u64>,
 }
 
 impl Heartbeats {
-    /// Keeps the candidates whose clock has moved since the last try, and notes all clocks for the next.
-    fn keep_living(&mut self, memory: &dyn PhysicalMemory, candidates: Vec<Candidate>) -> Vec<Candidate> {
+    /// Keeps the candidates whose clock has moved since the last try, and notes all clocks for the next. `clock` tells
+    /// where a candidate's lies.
+    pub(crate) fn keep_living<T>(
+        &mut self,
+        memory: &dyn PhysicalMemory,
+        candidates: Vec<T>,
+        clock: impl Fn(&T) -> Option<u64>,
+    ) -> Vec<T> {
         let earlier = std::mem::take(&mut self.seen);
-        let moved = |candidate: &Candidate| {
-            let Some(symbol) = candidate.symbols.find("jiffies_64") else { return false };
-            let gpa = symbol.0.wrapping_sub(candidate.place.image_offset);
-            let mut jiffies = [0; 8];
-            if memory.read(gpa, &mut jiffies).is_err() {
+        let moved = |candidate: &T| {
+            let Some(gpa) = clock(candidate) else { return false };
+            let mut ticks = [0; 8];
+            if memory.read(gpa, &mut ticks).is_err() {
                 return false;
             }
-            let jiffies = u64::from_le_bytes(jiffies);
-            self.seen.insert(gpa, jiffies);
-            earlier.get(&gpa).is_some_and(|before| *before != jiffies)
+            let ticks = u64::from_le_bytes(ticks);
+            self.seen.insert(gpa, ticks);
+            earlier.get(&gpa).is_some_and(|before| *before != ticks)
         };
         candidates.into_iter().filter(moved).collect()
     }
@@ -176,20 +191,37 @@ struct Candidate {
     table: Table,
 }
 
-/// Finds the kernel that runs in `memory`.
+/// Finds the kernel that runs in `memory`: by its symbols or, where they do not name its data, without.
 pub(crate) fn find(
     memory: Arc<dyn PhysicalMemory>,
     heartbeats: &mut Heartbeats,
+    profiles: Profiles<'_>,
+) -> Result<Found, AttachError> {
+    let problem = match find_by_symbols(Arc::clone(&memory), heartbeats, profiles) {
+        Err(problem @ (AttachError::NoSymbols | AttachError::MissingSymbol(_))) => problem,
+        outcome => return outcome,
+    };
+    match bootstrap::find(memory, heartbeats) {
+        // What the symbols lack says more.
+        Err(AttachError::NoKernel) => Err(problem),
+        outcome => outcome,
+    }
+}
+
+fn find_by_symbols(
+    memory: Arc<dyn PhysicalMemory>,
+    heartbeats: &mut Heartbeats,
+    profiles: Profiles<'_>,
 ) -> Result<Found, AttachError> {
     // Mostly it is where samples say; if not, or not yet, it may be anywhere.
     if let Some(likely) = scan::likely(&*memory) {
-        let found = find_in(Arc::clone(&memory), &likely, heartbeats);
+        let found = find_in(Arc::clone(&memory), &likely, heartbeats, profiles);
         if matches!(found, Ok(_) | Err(AttachError::Ambiguous)) {
             return found;
         }
     }
     let everything = memory.extents();
-    find_in(memory, &everything, heartbeats)
+    find_in(memory, &everything, heartbeats, profiles)
 }
 
 /// Finds the kernel whose symbol table lies in one of `extents`.
@@ -197,6 +229,7 @@ fn find_in(
     memory: Arc<dyn PhysicalMemory>,
     extents: &[Range<u64>],
     heartbeats: &mut Heartbeats,
+    profiles: Profiles<'_>,
 ) -> Result<Found, AttachError> {
     let hits = scan::find(&*memory, extents, kallsyms::SIGNATURE);
     let tokens = kallsyms::token_tables(&*memory, &hits).filter(|_| hits.len() < scan::HITS_MAX);
@@ -214,49 +247,58 @@ fn find_in(
         }
     }
     if candidates.len() > 1 {
-        candidates = heartbeats.keep_living(&*memory, candidates);
+        let clock = |candidate: &Candidate| {
+            let symbol = candidate.symbols.find("jiffies_64")?;
+            Some(symbol.0.wrapping_sub(candidate.place.image_offset))
+        };
+        candidates = heartbeats.keep_living(&*memory, candidates, clock);
         if candidates.len() != 1 {
             return Err(AttachError::Ambiguous);
         }
     }
     let Candidate { place, symbols, table } = candidates.pop().ok_or(problem)?;
-    place.enter(memory, symbols, table)
+    place.enter(memory, symbols, table, profiles)
 }
 
-/// Where a kernel lies, agreed upon by its types, symbols and page tables.
+/// Where a kernel lies, agreed upon by its symbols, page tables, banner and, if it carries any, types.
 struct Place {
-    types_gpa: u64,
-    types_bytes: usize,
+    /// Where the types lie, and their length.
+    types: Option<(u64, usize)>,
     tables: PageTables,
     image_offset: u64,
     banner: String,
 }
 
 impl Place {
-    /// Looks for the types that `symbols` belong to, in the one place of every 2 MiB where they can lie.
+    /// Looks for the types that `symbols` belong to, in the one place of every 2 MiB where they can lie; if there are
+    /// none, for the banner in the same way.
     fn of(memory: &dyn PhysicalMemory, symbols: &Symbols) -> Result<Self, AttachError> {
-        let start = symbols.require("__start_BTF")?.0;
-        let len_bytes = symbols.require("__stop_BTF")?.0.wrapping_sub(start);
-        let phase = start % IMAGE_ALIGNMENT;
+        let banner = symbols.require("linux_banner")?;
         let mut problem = AttachError::NoTypes;
-        for extent in memory.extents() {
-            let skipped = phase.wrapping_sub(extent.start) % IMAGE_ALIGNMENT;
-            let mut gpa = extent.start.saturating_add(skipped);
-            while gpa < extent.end {
+        if let Some((start, end)) = symbols.find("__start_BTF").zip(symbols.find("__stop_BTF")) {
+            let len_bytes = end.0.wrapping_sub(start.0);
+            for gpa in places(memory, start) {
                 if types_bytes(memory, gpa).is_some_and(|found| found as u64 == len_bytes) {
                     problem = AttachError::NoKernel;
-                    if let Some(place) = Self::with_types(memory, gpa, symbols) {
-                        return Ok(place);
+                    if let Some(place) = Self::at(memory, symbols, start.0.wrapping_sub(gpa)) {
+                        let types = types_bytes(memory, gpa).map(|len_bytes| (gpa, len_bytes));
+                        return Ok(Self { types, ..place });
                     }
                 }
-                gpa = gpa.saturating_add(IMAGE_ALIGNMENT);
+            }
+        }
+        if problem == AttachError::NoTypes {
+            for gpa in places(memory, banner) {
+                if let Some(place) = Self::at(memory, symbols, banner.0.wrapping_sub(gpa)) {
+                    return Ok(place);
+                }
             }
         }
         Err(problem)
     }
 
-    fn with_types(memory: &dyn PhysicalMemory, types_gpa: u64, symbols: &Symbols) -> Option<Self> {
-        let image_offset = symbols.find("__start_BTF")?.0.wrapping_sub(types_gpa);
+    /// The kernel whose image lies at this offset, if page tables and banner say so.
+    fn at(memory: &dyn PhysicalMemory, symbols: &Symbols, image_offset: u64) -> Option<Self> {
         let banner = symbols.find("linux_banner")?;
         let banner_gpa = banner.0.wrapping_sub(image_offset);
         let mut bytes = [0; BANNER.len()];
@@ -269,8 +311,7 @@ impl Place {
             let found = tables.translate(memory, banner);
             matches!(found, Ok(Translation { gpa, .. }) if gpa == banner_gpa)
         })?;
-        let banner = read_banner(memory, banner_gpa);
-        Some(Self { types_gpa, types_bytes: types_bytes(memory, types_gpa)?, tables, image_offset, banner })
+        Some(Self { types: None, tables, image_offset, banner: read_banner(memory, banner_gpa) })
     }
 
     fn enter(
@@ -278,27 +319,45 @@ impl Place {
         memory: Arc<dyn PhysicalMemory>,
         symbols: Symbols,
         table: Table,
+        profiles: Profiles<'_>,
     ) -> Result<Found, AttachError> {
-        let mut bytes = vec![0; self.types_bytes];
-        memory.read(self.types_gpa, &mut bytes).map_err(|_| AttachError::NoTypes)?;
-        let btf = Btf::parse(&bytes)?;
+        let release = release_of(&self.banner).to_owned();
+        let (btf, types_bytes) = if let Some((gpa, len_bytes)) = self.types {
+            let mut bytes = vec![0; len_bytes];
+            memory.read(gpa, &mut bytes).map_err(|_| AttachError::NoTypes)?;
+            (Btf::parse(&bytes)?, len_bytes)
+        } else {
+            let bytes = profiles(&release).ok_or_else(|| AttachError::NoProfile(release.clone()))?;
+            let parsed = Btf::parse(&bytes);
+            let btf = parsed.map_err(|source| AttachError::Profile { release: release.clone(), source })?;
+            (btf, bytes.len())
+        };
         let start = symbols.find("_text").or(symbols.find("_stext"));
         let end = symbols.find("_end").or(symbols.find("__bss_stop"));
         let range = start.map_or(0, |start| start.0)..end.map_or(0, |end| end.0);
         let image_range = range.clone();
         let image = Linear { gpa: range.start.wrapping_sub(self.image_offset), range };
         let kernel = Kernel {
-            release: release_of(&self.banner).to_owned(),
+            release,
             banner: self.banner,
             paging_levels: self.tables.levels,
             image_offset: self.image_offset,
-            types_bytes: self.types_bytes,
+            types_bytes,
             types: btf.type_count() - 1,
             symbols: table.len(),
         };
         let names = SymbolNames::new(table, self.image_offset, image_range);
         Ok(Found { reader: Reader::new(memory, self.tables, image), symbols, names, btf, kernel })
     }
+}
+
+/// Every place in RAM where something of the image can lie that is mapped at `gva`.
+fn places(memory: &dyn PhysicalMemory, gva: Gva) -> impl Iterator<Item = u64> + use<> {
+    let phase = gva.0 % IMAGE_ALIGNMENT;
+    memory.extents().into_iter().flat_map(move |extent| {
+        let skipped = phase.wrapping_sub(extent.start) % IMAGE_ALIGNMENT;
+        (extent.start.saturating_add(skipped)..extent.end).step_by(IMAGE_ALIGNMENT as usize)
+    })
 }
 
 /// Length of the type information that begins at `gpa`, if any does.
@@ -308,7 +367,7 @@ fn types_bytes(memory: &dyn PhysicalMemory, gpa: u64) -> Option<usize> {
     btf::Header::parse(&bytes).map(|header| header.len_bytes())
 }
 
-fn read_banner(memory: &dyn PhysicalMemory, gpa: u64) -> String {
+pub(crate) fn read_banner(memory: &dyn PhysicalMemory, gpa: u64) -> String {
     let mut bytes = vec![0; BANNER_BYTES_MAX];
     if memory.read(gpa, &mut bytes).is_err() {
         return String::new();
@@ -318,7 +377,7 @@ fn read_banner(memory: &dyn PhysicalMemory, gpa: u64) -> String {
 }
 
 /// The third word of the banner: `Linux version 6.1.0-56-cloud-amd64 (...) ...`.
-fn release_of(banner: &str) -> &str {
+pub(crate) fn release_of(banner: &str) -> &str {
     banner.split(' ').nth(2).unwrap_or_default()
 }
 

@@ -63,6 +63,17 @@ impl Header {
         (sane && header.len_bytes() <= LEN_BYTES_MAX).then_some(header)
     }
 
+    /// Whether strings are those of a kernel and not of a module: they begin with an empty one. `read` copies what lies
+    /// at a distance from the header.
+    pub(crate) fn is_kernels(&self, read: impl Fn(usize, &mut [u8]) -> bool) -> bool {
+        let (mut first, mut last) = ([1; 2], [1]);
+        read(HEADER_BYTES + self.types_bytes, &mut first)
+            && read(self.len_bytes() - 1, &mut last)
+            && first[0] == 0
+            && first[1] != 0
+            && last == [0]
+    }
+
     /// Length of everything, header included.
     pub(crate) fn len_bytes(&self) -> usize {
         HEADER_BYTES + self.types_bytes + self.strings_bytes

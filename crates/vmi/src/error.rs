@@ -9,9 +9,20 @@ pub enum AttachError {
     /// No symbol table: no kernel yet, one whose table has a form not known here, or encrypted memory.
     #[error("no kernel symbol table (kallsyms) in guest memory")]
     NoSymbols,
-    /// Symbols, but no type information that fits them: a kernel built without BTF, or one just unpacked.
+    /// Symbols, but neither type information nor a banner that fits them: a kernel just unpacked.
     #[error("no kernel type information (BTF) in guest memory")]
     NoTypes,
+    /// A kernel built without BTF, of which no profile was given.
+    #[error("kernel {0} has no type information (BTF) in guest memory, and there is no profile of it")]
+    NoProfile(String),
+    /// The profile of a kernel is not type information.
+    #[error("profile of kernel {release} is not usable")]
+    Profile {
+        /// The kernel.
+        release: String,
+        /// What is wrong with it.
+        source: TypesError,
+    },
     /// Symbols and types, but no page tables that fit them.
     #[error("no symbols, types and page tables in guest memory that belong together")]
     NoKernel,

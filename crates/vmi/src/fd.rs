@@ -63,12 +63,32 @@ impl Core {
     /// The network part of the socket that `file` is, if it is one.
     pub(crate) fn sock_of(&self, file: Gva) -> Result<Option<Gva>, Fault> {
         let layout = &self.layout;
-        if self.reader.pointer(file.at(layout.file.f_op))? != self.anchors.socket_file_ops {
+        let private_data = file.at(layout.file.private_data);
+        let Some(socket_file_ops) = self.anchors.socket_file_ops else {
+            let found = self.reader.pointer(private_data).and_then(|socket| self.sock_of_pair(file, socket));
+            return match found {
+                // Anything may lie there, numbers too.
+                Err(Fault::Unmapped | Fault::Inconsistent) => Ok(None),
+                found => found,
+            };
+        };
+        if self.reader.pointer(file.at(layout.file.f_op))? != socket_file_ops {
             return Ok(None);
         }
-        let socket = self.reader.pointer(file.at(layout.file.private_data))?;
+        let socket = self.reader.pointer(private_data)?;
         let sock = self.reader.pointer(socket.at(layout.socket.sk))?;
         Ok((!sock.is_null()).then_some(sock))
+    }
+
+    /// The network part of `socket`, if that is the socket of `file`: all three point to each other.
+    fn sock_of_pair(&self, file: Gva, socket: Gva) -> Result<Option<Gva>, Fault> {
+        let layout = &self.layout;
+        if socket.is_null() || self.reader.pointer(socket.at(layout.socket.file))? != file {
+            return Ok(None);
+        }
+        let sock = self.reader.pointer(socket.at(layout.socket.sk))?;
+        let is_pair = !sock.is_null() && self.reader.pointer(sock.at(layout.sock.socket))? == socket;
+        Ok(is_pair.then_some(sock))
     }
 
     /// Who holds each socket, by the address of its network part.

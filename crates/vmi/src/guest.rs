@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use model::{Attribution, Confidence, Process, Protocol, UnknownReason};
 
-use crate::attach::{self, Heartbeats, Kernel, Symbols};
+use crate::attach::{self, Heartbeats, Kernel, Profiles, Symbols};
 use crate::btf::{Btf, Structures};
 use crate::error::{AttachError, Fault, ViewError};
 use crate::integrity::{Integrity, IntegrityLayout};
@@ -32,7 +32,8 @@ const IDLE_NAME: &[u8] = b"swapper";
 pub(crate) struct Anchors {
     pub(crate) init_task: Gva,
     pub(crate) net_namespaces: Gva,
-    pub(crate) socket_file_ops: Gva,
+    /// How files that are sockets are told from others; where it is not known, by what they point to.
+    pub(crate) socket_file_ops: Option<Gva>,
     pub(crate) symbols: Symbols,
 }
 
@@ -98,7 +99,19 @@ impl Guest {
         memory: Arc<dyn PhysicalMemory>,
         heartbeats: &mut Heartbeats,
     ) -> Result<Self, AttachError> {
-        let found = attach::find(memory, heartbeats)?;
+        Self::attach_with(memory, heartbeats, &|_| None)
+    }
+
+    /// As [`Guest::attach_again`]; a kernel that carries no types itself is looked up in `profiles`.
+    ///
+    /// # Errors
+    /// As [`Guest::attach`].
+    pub fn attach_with(
+        memory: Arc<dyn PhysicalMemory>,
+        heartbeats: &mut Heartbeats,
+        profiles: Profiles<'_>,
+    ) -> Result<Self, AttachError> {
+        let found = attach::find(memory, heartbeats, profiles)?;
         let types = Structures::of(&found.btf);
         let layout = Layout::resolve(&types)?;
         let integrity = Integrity::new(IntegrityLayout::resolve(&types), found.names);
@@ -109,7 +122,7 @@ impl Guest {
         let anchors = Anchors {
             init_task: found.symbols.require("init_task")?,
             net_namespaces: found.symbols.require("net_namespace_list")?,
-            socket_file_ops: found.symbols.require("socket_file_ops")?,
+            socket_file_ops: found.symbols.find("socket_file_ops"),
             symbols: found.symbols,
         };
         let mut core = Core { reader: found.reader, layout, anchors };

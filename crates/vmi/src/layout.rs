@@ -28,6 +28,7 @@ macro_rules! offsets {
 
 pub(crate) mod cpu;
 pub(crate) mod detail;
+pub(crate) mod origin;
 pub(crate) mod transport;
 
 offsets! {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Live introspection of Linux guests on x86-64 from raw RAM, with nothing known about the kernel beforehand.
+//! Live introspection of Linux guests on x86-64 from raw RAM, with nothing known about the kernel beforehand; only one
+//! that was built without type information needs to be described from outside ([`Profiles`]).
 //!
 //! A [`Guest`] is attached to any [`PhysicalMemory`]: the kernel's own type information and symbol table are
 //! found in RAM, its page tables are walked, and its processes and sockets are read while it runs.
@@ -16,6 +17,7 @@
 //! particular kernel beyond the names of its structures.
 #![forbid(unsafe_code)]
 mod attach;
+mod bootstrap;
 mod btf;
 mod cgroup;
 mod cpu;
@@ -44,7 +46,7 @@ mod tests;
 mod transport;
 mod vring;
 
-pub use attach::{Heartbeats, Kernel};
+pub use attach::{Heartbeats, Kernel, Profiles};
 pub use cpu::{CpuSample, ProcessTime, RunQueue, ThreadTime};
 pub use detail::{Namespaces, ProcessDetail, ProcessState};
 pub use error::{AttachError, TypesError, ViewError};

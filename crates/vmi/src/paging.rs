@@ -69,6 +69,16 @@ impl PageTables {
         Err(Unmapped)
     }
 
+    /// Where the entry of the top table for `gva` leads, if it is present.
+    pub(crate) fn top_entry(&self, memory: &dyn PhysicalMemory, gva: Gva) -> Option<u64> {
+        let shift = PAGE_BITS + INDEX_BITS * (u32::from(self.levels) - 1);
+        let index = (gva.0 >> shift) & ((1 << INDEX_BITS) - 1);
+        let mut entry = [0; 8];
+        memory.read((self.root_gpa & ADDRESS) + index * 8, &mut entry).ok()?;
+        let entry = u64::from_le_bytes(entry);
+        (entry & PRESENT != 0).then_some(entry & ADDRESS)
+    }
+
     /// Searches the kernel's half for executable pages, from `from` on, in up to `tables_max` tables. Tables that
     /// name each other are read again and again, so that there may be no end.
     pub(crate) fn executable(&self, memory: &dyn PhysicalMemory, from: Gva, tables_max: u32) -> Executable {

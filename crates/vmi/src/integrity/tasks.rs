@@ -41,7 +41,10 @@ struct Seen {
 
 impl Core {
     pub(super) fn task_suspects(&self, layout: &IntegrityLayout) -> Result<Vec<Suspect>, Fault> {
-        let Some(ids) = &layout.ids else { return Ok(Vec::new()) };
+        let Some(ids) = layout.ids.as_ref().filter(|_| self.anchors.symbols.find("init_pid_ns").is_some())
+        else {
+            return Ok(Vec::new());
+        };
         let by_id = self.tasks_by_id(ids)?;
         let running = self.queued_tasks(layout)?;
         let (mut listed, mut leaders) = (HashSet::new(), Vec::new());

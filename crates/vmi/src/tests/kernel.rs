@@ -14,13 +14,17 @@ use crate::btf::fixture::BtfBuilder;
 use crate::btf::{Btf, Structures};
 use crate::hash::{Form, Secrets};
 use crate::kallsyms::START_KERNEL_MAP;
+use crate::layout::origin::Origin;
 use crate::layout::{Layout, Vring};
 use crate::memory::Gva;
 use crate::memory::fixture::Ram;
 
 use super::symbols::{self, SymbolOrder};
+use structures::{RING_STRUCTURES, STRUCTURES};
 
 mod inspected;
+mod origin;
+mod structures;
 pub(crate) use inspected::{KEY, KEY_TARGET, MODULE_KEY};
 
 const RAM_BYTES: usize = 4 << 20;
@@ -32,161 +36,6 @@ pub(crate) const SECRETS: Secrets = Secrets { v4: 0x1234_5678, v6: 0x9abc_def0, 
 const MIX: u32 = 0x5555_0001;
 /// As many sockets the tables can take; small, so that chains are long.
 const BUCKETS: u32 = 4;
-
-/// Structures: members of 8 bytes, of `/16` bytes, or of the type after the colon.
-const STRUCTURES: &[(&str, &[&str])] = &[
-    ("kuid_t", &["val"]),
-    ("cred", &["usage", "euid:kuid_t", "user_ns"]),
-    ("sched_entity", &["vruntime", "sum_exec_runtime"]),
-    ("sched_rt_entity", &["run_list/16"]),
-    (
-        "task_struct",
-        &[
-            "state",
-            "tasks/16",
-            "tgid",
-            "comm/16",
-            "mm",
-            "files",
-            "real_parent",
-            "signal",
-            "cred",
-            "real_cred",
-            "cgroups",
-            "start_boottime",
-            "thread_node/16",
-            "exit_state",
-            "nsproxy",
-            "thread_pid",
-            "pid",
-            "se:sched_entity",
-            "nvcsw",
-            "nivcsw",
-            "pid_links/16",
-            "rt:sched_rt_entity",
-        ],
-    ),
-    ("signal_struct", &["live", "thread_head/16", "nr_threads", "sum_sched_runtime"]),
-    ("percpu_counter", &["lock", "count", "counters"]),
-    ("mm_struct", &["pgd", "exe_file", "arg_start", "arg_end", "rss_stat/96"]),
-    ("nsproxy", &["count", "mnt_ns", "net_ns"]),
-    ("upid", &["nr", "ns"]),
-    ("pid", &["count", "level", "numbers/64", "tasks/16"]),
-    ("rt_prio_array", &["bitmap/16", "queue/1600"]),
-    ("rt_rq", &["active:rt_prio_array"]),
-    ("rq", &["lock", "nr_running", "nr_switches", "curr", "idle", "cpu", "online", "rt:rt_rq"]),
-    ("css_set", &["refcount", "dfl_cgrp"]),
-    ("cgroup", &["flags", "kn"]),
-    ("kernfs_node", &["count", "parent", "name", "id"]),
-    ("path", &["mnt", "dentry"]),
-    ("file", &["f_op", "private_data", "f_cred", "f_path:path"]),
-    ("qstr", &["len", "name"]),
-    ("dentry", &["d_flags", "d_parent", "d_name:qstr"]),
-    ("vfsmount", &["mnt_root"]),
-    ("mount", &["mnt_parent", "mnt_mountpoint", "mnt:vfsmount"]),
-    ("files_struct", &["count", "fdt"]),
-    ("fdtable", &["max_fds", "fd"]),
-    ("socket", &["state", "file", "sk"]),
-    ("inode", &["i_mode", "i_ino"]),
-    ("socket_alloc", &["socket:socket", "vfs_inode:inode"]),
-    (
-        "sock_common",
-        &[
-            "skc_daddr",
-            "skc_rcv_saddr",
-            "skc_dport",
-            "skc_num",
-            "skc_family",
-            "skc_state",
-            "skc_ipv6only",
-            "skc_net",
-            "skc_hash",
-            "skc_flags",
-            "skc_listener",
-            "skc_v6_daddr/16",
-            "skc_v6_rcv_saddr/16",
-            "skc_node/16",
-        ],
-    ),
-    ("sock_cgroup_data", &["cgroup"]),
-    (
-        "sock",
-        &[
-            "__sk_common:sock_common",
-            "sk_socket",
-            "sk_uid",
-            "sk_cgrp_data:sock_cgroup_data",
-            "sk_ack_backlog",
-            "sk_max_ack_backlog",
-            "sk_protocol",
-        ],
-    ),
-    ("tcp_sock", &["sk:sock", "srtt_us", "total_retrans", "bytes_sent", "bytes_acked", "bytes_received"]),
-    ("packet_sock", &["sk:sock", "num", "ifindex"]),
-    ("raw_hashinfo", &["lock", "ht/2048"]),
-    ("netns_packet", &["lock", "sklist"]),
-    ("death_row", &["hashinfo"]),
-    ("netns_ipv4", &["tcp_death_row:death_row", "udp_table"]),
-    ("ns_common", &["inum"]),
-    ("mnt_namespace", &["ns:ns_common"]),
-    ("xarray", &["xa_head"]),
-    ("idr", &["idr_rt:xarray"]),
-    ("pid_namespace", &["level", "ns:ns_common", "idr:idr"]),
-    ("user_namespace", &["flags", "ns:ns_common"]),
-    (
-        "net",
-        &[
-            "list/16",
-            "hash_mix",
-            "ns:ns_common",
-            "dev_base_head/16",
-            "ipv4:netns_ipv4",
-            "packet:netns_packet",
-        ],
-    ),
-    ("inet_hashinfo", &["ehash", "ehash_mask", "lhash2", "lhash2_mask"]),
-    ("inet_ehash_bucket", &["chain"]),
-    ("inet_listen_hashbucket", &["lock", "nulls_head"]),
-    ("udp_table", &["hash", "mask"]),
-    ("udp_hslot", &["head", "count"]),
-    ("device", &["parent"]),
-    ("net_device", &["dev_list/16", "dev:device"]),
-    ("sk_buff", &["next", "dev", "sk"]),
-    ("virtio_device", &["index", "dev:device", "vqs/16"]),
-    ("virtqueue", &["list/16"]),
-    ("vring", &["num", "desc"]),
-    ("xa_node", &["shift", "slots/512"]),
-    ("module_layout", &["base", "text_size"]),
-    ("kobject", &["sd"]),
-    ("module_kobject", &["kobj:kobject"]),
-    (
-        "module",
-        &[
-            "list/16",
-            "name/56",
-            "core_layout:module_layout",
-            "init_layout:module_layout",
-            "state",
-            "mkobj:module_kobject",
-            "jump_entries",
-            "num_jump_entries",
-            "static_call_sites",
-            "num_static_call_sites",
-            "ftrace_callsites",
-            "num_ftrace_callsites",
-        ],
-    ),
-    ("real_mode_header", &["text_start", "ro_end"]),
-    ("btf_module", &["list/16", "btf"]),
-    ("btf", &["data", "data_size", "start_id", "start_str_off", "name/16"]),
-];
-
-/// Those that a module may have for itself.
-const RING_STRUCTURES: &[(&str, &[&str])] = &[
-    ("split", &["vring:vring", "desc_state"]),
-    ("vring_virtqueue", &["vq:virtqueue", "split:split"]),
-    ("vring_desc_state_split", &["data", "indir_desc"]),
-];
 
 /// How a kernel describes its virtqueues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -285,6 +134,9 @@ pub(crate) struct Places {
     pub(crate) idle: u32,
     pub(crate) rt_link: u32,
     pub(crate) rt_lists: u32,
+    pub(crate) first_switches: Gva,
+    pub(crate) first_parent: Gva,
+    pub(crate) first_neighbour_back: Gva,
 }
 
 /// The kernel, and how to write to it.
@@ -357,6 +209,7 @@ impl Kernel {
         kernel.processes();
         kernel.decorate();
         kernel.what_is_inspected();
+        kernel.first_task(&Origin::resolve(&structures).unwrap());
         kernel.symbol_table(order);
         kernel
     }

@@ -5,6 +5,10 @@ mod decoration;
 #[cfg(test)]
 mod hostile;
 pub(crate) mod kernel;
+#[cfg(test)]
+mod origin;
+#[cfg(test)]
+mod profile;
 pub(crate) mod symbols;
 #[cfg(test)]
 mod threats;
