@@ -76,6 +76,7 @@ struct RawConfig {
 struct RawIntrospection {
     enabled: Option<bool>,
     threats: Option<bool>,
+    profiles: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -142,6 +143,9 @@ pub struct Config {
     pub introspection: bool,
     /// Whether guests' kernels are inspected for threats all the time; default no.
     pub threats: bool,
+    /// Folder with type information of kernels that carry none, `RELEASE.btf` each; default none: such guests are not
+    /// understood.
+    pub profiles: Option<PathBuf>,
     /// The one CPU that the poll thread may run on, counted from zero; default any.
     pub poll_cpu: Option<usize>,
     /// The flow table, limits and time-outs.
@@ -175,6 +179,9 @@ pub enum ConfigError {
     /// Neither a flag nor the environment says where sockets go.
     #[error("no directory for sockets: give --runtime-dir DIR, or set XDG_RUNTIME_DIR")]
     NoRuntimeDir,
+    /// A folder that is not there.
+    #[error("`introspection.profiles` is {0:?}: no such folder")]
+    NoProfiles(PathBuf),
     /// A value outside its range.
     #[error("`{key}` is {value}: must be {range}")]
     Range {
@@ -218,6 +225,7 @@ impl Config {
             attribution_wait: Duration::from_millis(wait_ms),
             introspection: raw.introspection.enabled.unwrap_or(true),
             threats: raw.introspection.threats.unwrap_or(false),
+            profiles: raw.introspection.profiles.map(folder).transpose()?,
             poll_cpu: raw.poll.cpu,
             flows,
         })
@@ -229,6 +237,10 @@ fn read(path: &Path) -> Result<RawConfig, ConfigError> {
         .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
     toml::from_str(&text)
         .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })
+}
+
+fn folder(path: PathBuf) -> Result<PathBuf, ConfigError> {
+    if path.is_dir() { Ok(path) } else { Err(ConfigError::NoProfiles(path)) }
 }
 
 fn within(
@@ -297,6 +309,10 @@ mod tests {
             ("[flows]\nper_port_max = 1", "`flows.per_port_max` is 1"),
             ("[flows.timeouts]\nclosed_s = 0", "`flows.timeouts.closed_s` is 0"),
             ("runtime_dir = '/r'", "no resources"),
+            (
+                "manifests = '/a'\n[introspection]\nprofiles = '/none'",
+                "`introspection.profiles` is \"/none\": no such folder",
+            ),
         ] {
             let error = config(toml, &[]).unwrap_err();
             let text = telemetry::Chain(&error).to_string();

@@ -23,6 +23,7 @@ use platform::EventFd;
 use vhost_port::GuestMemory;
 use vswitch::{Answers, Ask, How, PortId, Question};
 
+use crate::profiles::Profiles;
 use watch::{NOT_WATCHED, NotReady, Watch, lock};
 pub use watch::{Ram, State};
 
@@ -96,10 +97,10 @@ impl Introspection {
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub fn start(enabled: bool) -> std::io::Result<Arc<Self>> {
+    pub fn start(enabled: bool, profiles: Profiles) -> std::io::Result<Arc<Self>> {
         let attach = if enabled {
             let (attach, jobs) = crossbeam_channel::unbounded();
-            std::thread::Builder::new().name("attach".into()).spawn(move || attach_loop(&jobs))?;
+            std::thread::Builder::new().name("attach".into()).spawn(move || attach_loop(&jobs, &profiles))?;
             Some(attach)
         } else {
             None
@@ -277,7 +278,7 @@ fn ends(tuple: &FiveTuple) -> (SocketAddr, SocketAddr) {
 }
 
 /// Works through attach jobs one by one, each when it is due.
-fn attach_loop(jobs: &Receiver<Job>) {
+fn attach_loop(jobs: &Receiver<Job>, profiles: &Profiles) {
     let mut waiting: Vec<AttachJob> = Vec::new();
     loop {
         let next_due = waiting.iter().map(|job| job.due).min();
@@ -294,12 +295,12 @@ fn attach_loop(jobs: &Receiver<Job>) {
         let now = Instant::now();
         let (due, later) = waiting.into_iter().partition::<Vec<_>, _>(|job| job.due <= now);
         waiting = later;
-        waiting.extend(due.into_iter().filter_map(attach));
+        waiting.extend(due.into_iter().filter_map(|job| attach(job, profiles)));
     }
 }
 
 /// Tries once; gives the job back when it is to be tried again.
-fn attach(mut job: AttachJob) -> Option<AttachJob> {
+fn attach(mut job: AttachJob, profiles: &Profiles) -> Option<AttachJob> {
     let mut watched = job.watch.lock();
     if watched.epoch != job.epoch {
         return None;
@@ -308,8 +309,8 @@ fn attach(mut job: AttachJob) -> Option<AttachJob> {
     drop(watched);
     let started = Instant::now();
     let heartbeats = AssertUnwindSafe(&mut job.heartbeats);
-    let layouts = AssertUnwindSafe(&job.layouts);
-    let result = catch_unwind(|| find_kernel(&layouts, { heartbeats }.0));
+    let (layouts, profiles) = (AssertUnwindSafe(&job.layouts), AssertUnwindSafe(profiles));
+    let result = catch_unwind(|| find_kernel(&layouts, { heartbeats }.0, &profiles));
     let took = started.elapsed();
     let mut watched = job.watch.lock();
     if watched.epoch != job.epoch {
@@ -345,10 +346,12 @@ fn attach(mut job: AttachJob) -> Option<AttachJob> {
 fn find_kernel(
     layouts: &[Ram],
     heartbeats: &mut vmi::Heartbeats,
+    profiles: &Profiles,
 ) -> Result<(vmi::Guest, Ram), vmi::AttachError> {
     let mut problem = vmi::AttachError::NoSymbols;
     for memory in layouts {
-        match vmi::Guest::attach_again(Arc::clone(memory), heartbeats) {
+        let types_of = |release: &str| profiles.types_of(release);
+        match vmi::Guest::attach_with(Arc::clone(memory), heartbeats, &types_of) {
             Ok(guest) if layouts.len() == 1 || guest.processes().is_ok() => {
                 return Ok((guest, Arc::clone(memory)));
             }

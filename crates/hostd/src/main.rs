@@ -27,6 +27,7 @@ mod introspect;
 mod mesh;
 mod poll;
 mod ports;
+mod profiles;
 mod ramfile;
 
 use std::collections::hash_map::RandomState;
@@ -47,6 +48,7 @@ use crate::introspect::{Introspection, Ram};
 use crate::mesh::Mesh;
 use crate::poll::{Poll, Wiring};
 use crate::ports::Ports;
+use crate::profiles::Profiles;
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -83,7 +85,7 @@ fn serve(config: &Config, mesh: &Arc<Mesh>) -> anyhow::Result<()> {
         .with_context(|| format!("cannot make the runtime directory {:?}", config.runtime_dir))?;
     let (hand_over, flow_memory) = HandOver::take(&config.runtime_dir, config.flows.capacity(), random())?;
 
-    let introspection = Introspection::start(config.introspection)?;
+    let introspection = Introspection::start(config.introspection, Profiles(config.profiles.clone()))?;
     if config.introspection && config.threats {
         inspect::start(&introspection)?;
     }
