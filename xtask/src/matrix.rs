@@ -10,7 +10,7 @@ use e2e::matrix::{CASES, Case, Matrix, Outcome, Score};
 use serde_json::json;
 use testkit::accel;
 
-use crate::{guests, packages, shell, test};
+use crate::{guests, packages, repository, shell, test};
 
 /// What to run, and how to tell it.
 #[derive(clap::Args)]
@@ -48,6 +48,15 @@ pub fn run(options: &Options) -> Result<()> {
         guests::build_kernel(kernel, options.renew)?;
     }
     shell::show(&mut test::shipped())?;
+    shell::show(shell::cargo(&repository()).args([
+        "build",
+        "--quiet",
+        "--release",
+        "-p",
+        "vmi",
+        "--example",
+        "ram",
+    ]))?;
     let mut report = Report { is_aside: options.json, ..Report::default() };
     let accelerator = accel::choose()?;
     report.line(&accelerator.reason);

@@ -68,6 +68,12 @@ pub fn shipped(program: &str) -> PathBuf {
     target_folder().join("release").join(program)
 }
 
+/// An example program of this workspace (`cargo build --release --example`).
+#[must_use]
+pub fn example(program: &str) -> PathBuf {
+    target_folder().join("release/examples").join(program)
+}
+
 /// Where cargo puts what it builds.
 fn target_folder() -> PathBuf {
     let checkout = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target");

@@ -106,6 +106,17 @@ pub struct VmSpec {
     pub reboots: bool,
 }
 
+impl Board {
+    /// RAM that lies below 4 GiB, if there is as much.
+    #[must_use]
+    pub fn below_4g_bytes(self) -> u64 {
+        match self {
+            Self::Q35 => 2 << 30,
+            Self::Pc => 3 << 30,
+        }
+    }
+}
+
 impl VmSpec {
     /// A small guest without a card: kernel 6.1, four-level paging, 256 MiB.
     #[must_use]

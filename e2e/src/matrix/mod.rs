@@ -8,6 +8,7 @@
 
 mod load;
 mod sockets;
+mod veiled;
 
 use std::time::Instant;
 
@@ -196,6 +197,11 @@ impl Matrix {
         outcome.twists = load::twists(shop, SUBJECT)?;
         outcome.twists.check("connections of sockets that changed hands", report);
         outcome.forks_per_s = forks.finish(shop.vm(SUBJECT))?;
+        let veiled = veiled::compare(shop.vm(SUBJECT), case.board);
+        report.check(
+            "without its symbols, and with a profile for its types, the kernel tells the same",
+            veiled,
+        );
         let denied = attempt(shop.vm(SUBJECT), "/usr/bin/intruder", API)?;
         report.check("another program is refused on its first SYN", denied.refused_at_once());
         Ok(outcome)
