@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 
 use crate::error::Fault;
 use crate::guest::Core;
-use crate::memory::Gva;
+use crate::memory::{Gva, is_described};
 use crate::socket::Owner;
 use crate::task::Task;
 
@@ -91,9 +91,24 @@ impl Core {
         Ok(is_pair.then_some(sock))
     }
 
+    /// Whether the kernel describes what leads from a process to its sockets.
+    pub(crate) fn can_tell_owners(&self) -> bool {
+        let layout = &self.layout;
+        let kind = match self.anchors.socket_file_ops {
+            Some(_) => layout.file.f_op,
+            None => layout.socket.file,
+        };
+        let way = [layout.task.files, layout.files.fdt, layout.fdtable.max_fds, layout.fdtable.fd];
+        let socket = [layout.file.private_data, layout.socket.sk, kind];
+        way.into_iter().chain(socket).all(is_described)
+    }
+
     /// Who holds each socket, by the address of its network part.
     pub(crate) fn socket_owners(&self) -> Result<HashMap<Gva, Vec<Owner>>, Fault> {
         let mut owners: HashMap<Gva, Vec<Owner>> = HashMap::new();
+        if !self.can_tell_owners() {
+            return Ok(owners);
+        }
         let mut count = 0;
         for task in self.tasks()? {
             let pid = self.pid(task)?;

@@ -11,7 +11,7 @@ use crate::attach::{self, Heartbeats, Kernel, Profiles, Symbols};
 use crate::btf::{Btf, Structures};
 use crate::error::{AttachError, Fault, ViewError};
 use crate::integrity::{Integrity, IntegrityLayout};
-use crate::layout::{Layout, Vring};
+use crate::layout::{Gap, Layout, Vring};
 use crate::lookup::Hashing;
 use crate::memory::{Gva, PhysicalMemory};
 use crate::owner::Memo;
@@ -113,7 +113,10 @@ impl Guest {
     ) -> Result<Self, AttachError> {
         let found = attach::find(memory, heartbeats, profiles)?;
         let types = Structures::of(&found.btf);
-        let layout = Layout::resolve(&types)?;
+        let mut layout = Layout::resolve(&types)?;
+        if found.symbols.find("udp_table").is_none() {
+            layout.note_no_udp_table();
+        }
         let integrity = Integrity::new(IntegrityLayout::resolve(&types), found.names);
         let mut vring = Vring::resolve(&types).ok();
         if vring.is_none() && found.symbols.find("btf_modules").is_none() {
@@ -148,6 +151,12 @@ impl Guest {
     #[must_use]
     pub fn kernel(&self) -> &Kernel {
         &self.kernel
+    }
+
+    /// What cannot be told of this guest, because its kernel does not describe it.
+    #[must_use]
+    pub fn gaps(&self) -> &[Gap] {
+        &self.core.layout.gaps
     }
 
     /// What reads the guest; for the views of other modules.

@@ -3,13 +3,50 @@
 //! from the kernel's own type information. Nothing here is hardwired but names.
 //!
 //! A member that was renamed over the years is written with all its names, newest first or not: the first
-//! that exists counts. What only some kernels have is an `Option` in [`Layout`].
+//! that exists counts. What only some kernels have is an `Option` in [`Layout`]. Any other member that a kernel does
+//! not describe lies [`NOWHERE`], and is a [`Gap`]: what needs it is missing, the rest is told.
 
 use crate::btf::Structures;
 use crate::error::TypesError;
+use crate::memory::NOWHERE;
 use cpu::Cpu;
 use detail::Detail;
 use transport::Transport;
+
+/// What cannot be told of a guest because its kernel does not describe it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no {view}: {reason}")]
+pub struct Gap {
+    /// What is missing, in words: `executable paths`, `sockets`.
+    pub view: &'static str,
+    /// What the kernel lacks; the first of several things.
+    pub reason: TypesError,
+}
+
+/// All gaps of a kernel, one for each view.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Gaps(Vec<Gap>);
+
+impl Gaps {
+    fn note(&mut self, view: &'static str, reason: TypesError) {
+        if self.0.iter().all(|gap| gap.view != view) {
+            self.0.push(Gap { view, reason });
+        }
+    }
+
+    /// The offset, or that it lies nowhere.
+    fn offset(&mut self, view: &'static str, found: Result<u32, TypesError>) -> u32 {
+        found.unwrap_or_else(|reason| {
+            self.note(view, reason);
+            NOWHERE
+        })
+    }
+
+    /// What is missing as a whole if a part of it is.
+    fn whole<T>(&mut self, view: &'static str, found: Result<T, TypesError>) -> Option<T> {
+        found.map_err(|reason| self.note(view, reason)).ok()
+    }
+}
 
 /// Declares a structure of member offsets, each in bytes, and how they are resolved.
 macro_rules! offsets {
@@ -19,8 +56,14 @@ macro_rules! offsets {
         pub(crate) struct $name { $(pub(crate) $field: u32),* }
 
         impl $name {
+            #[allow(dead_code, reason = "some are resolved as a whole, some member by member")]
             fn resolve(types: &Structures<'_>) -> Result<Self, TypesError> {
                 Ok(Self { $($field: types.offset_of_any($structure, &[$($path),+])?),* })
+            }
+
+            #[allow(dead_code, reason = "some are resolved as a whole, some member by member")]
+            fn resolve_each(types: &Structures<'_>, gaps: &mut Gaps, view: &'static str) -> Self {
+                Self { $($field: gaps.offset(view, types.offset_of_any($structure, &[$($path),+]))),* }
             }
         }
     };
@@ -213,6 +256,7 @@ pub(crate) struct Layout {
     pub(crate) detail: Detail,
     pub(crate) cpu: Option<Cpu>,
     pub(crate) transport: Transport,
+    pub(crate) gaps: Vec<Gap>,
 }
 
 /// From a network namespace to the virtqueues of its devices.
@@ -240,49 +284,73 @@ pub(crate) struct Vring {
 }
 
 impl Layout {
-    /// Resolves what every view needs.
+    /// Notes that the one table of UDP sockets that older kernels have has no symbol.
+    pub(crate) fn note_no_udp_table(&mut self) {
+        if self.net_udp_table.is_none() {
+            let (structure, member) = ("net", "ipv4.udp_table");
+            self.gaps.push(Gap { view: DATAGRAMS, reason: TypesError::NoMember { structure, member } });
+        }
+    }
+
+    /// Resolves everything.
     ///
     /// # Errors
-    /// When the kernel does not describe a member that is not optional.
+    /// When the kernel does not describe what names a process: then nothing can be told.
     pub(crate) fn resolve(types: &Structures<'_>) -> Result<Self, TypesError> {
-        let sock = Sock::resolve(types)?;
+        let mut found = Gaps::default();
+        let gaps = &mut found;
+        for member in ["tasks", "tgid", "comm"] {
+            types.offset("task_struct", member)?;
+        }
+        let cpu = Cpu::resolve(types, gaps);
+        let sock = Sock::resolve_each(types, gaps, SOCKETS);
         let own_listen_node = types.offset("inet_connection_sock", "icsk_listen_portaddr_node");
+        let listeners = "listeners";
+        let groups = "control groups";
+        let paths = "executable paths";
+        let owners = "owners of sockets";
         Ok(Self {
-            task: Task::resolve(types)?,
-            signal: Signal::resolve(types)?,
-            mm: Mm::resolve(types)?,
-            cred: Cred::resolve(types)?,
-            css_set: CssSet::resolve(types)?,
-            cgroup: Cgroup::resolve(types)?,
-            kernfs_node: KernfsNode::resolve(types)?,
-            file: File::resolve(types)?,
-            dentry: Dentry::resolve(types)?,
-            mount: Mount::resolve(types)?,
-            files: Files::resolve(types)?,
-            fdtable: Fdtable::resolve(types)?,
-            socket: Socket::resolve(types)?,
-            socket_alloc: SocketAlloc::resolve(types)?,
-            inode: Inode::resolve(types)?,
-            sock_ipv6only_bits: types.offset_bits("sock", "__sk_common.skc_ipv6only")?,
-            net: Net::resolve(types)?,
-            hashinfo: Hashinfo::resolve(types)?,
-            ehash_bucket_bytes: types.size("inet_ehash_bucket")?,
-            listen_bucket: ListenBucket::resolve(types)?,
-            listen_bucket_bytes: types.size("inet_listen_hashbucket")?,
+            task: Task::resolve_each(types, gaps, "process relations"),
+            signal: Signal::resolve_each(types, gaps, "threads"),
+            mm: Mm::resolve_each(types, gaps, paths),
+            cred: Cred::resolve_each(types, gaps, "users"),
+            css_set: CssSet::resolve_each(types, gaps, groups),
+            cgroup: Cgroup::resolve_each(types, gaps, groups),
+            kernfs_node: KernfsNode::resolve_each(types, gaps, groups),
+            file: File::resolve_each(types, gaps, "open files"),
+            dentry: Dentry::resolve_each(types, gaps, paths),
+            mount: Mount::resolve_each(types, gaps, paths),
+            files: Files::resolve_each(types, gaps, owners),
+            fdtable: Fdtable::resolve_each(types, gaps, owners),
+            socket: Socket::resolve_each(types, gaps, owners),
+            socket_alloc: SocketAlloc::resolve_each(types, gaps, INODES),
+            inode: Inode::resolve_each(types, gaps, INODES),
+            sock_ipv6only_bits: gaps.offset(SOCKETS, types.offset_bits("sock", "__sk_common.skc_ipv6only")),
+            net: Net::resolve_each(types, gaps, SOCKETS),
+            hashinfo: Hashinfo::resolve_each(types, gaps, "connections"),
+            ehash_bucket_bytes: gaps.offset("connections", types.size("inet_ehash_bucket")),
+            listen_bucket: ListenBucket::resolve_each(types, gaps, listeners),
+            listen_bucket_bytes: gaps.offset(listeners, types.size("inet_listen_hashbucket")),
             listen_node: own_listen_node.unwrap_or(sock.node),
-            udp_table: UdpTable::resolve(types)?,
-            udp_slot_bytes: types.size("udp_hslot")?,
+            udp_table: UdpTable::resolve_each(types, gaps, DATAGRAMS),
+            udp_slot_bytes: gaps.offset(DATAGRAMS, types.size("udp_hslot")),
             net_udp_table: types.offset("net", "ipv4.udp_table").ok(),
             hotdata: Hotdata::resolve(types).ok(),
-            devices: Devices::resolve(types).ok(),
+            devices: gaps.whole("sockets of frames", Devices::resolve(types)),
             modules: Modules::resolve(types).ok(),
-            detail: Detail::resolve(types),
-            cpu: Cpu::resolve(types).ok(),
-            transport: Transport::resolve(types),
+            detail: Detail::resolve(types, gaps),
+            cpu: gaps.whole("processor times", cpu),
+            transport: Transport::resolve(types, gaps),
             sock,
+            gaps: found.0,
         })
     }
 }
+
+/// The views that most of a socket's members are needed for.
+const SOCKETS: &str = "sockets";
+const INODES: &str = "inodes of sockets";
+const DATAGRAMS: &str = "UDP sockets";
 
 impl Devices {
     fn resolve(types: &Structures<'_>) -> Result<Self, TypesError> {

@@ -52,6 +52,7 @@ pub use detail::{Namespaces, ProcessDetail, ProcessState};
 pub use error::{AttachError, TypesError, ViewError};
 pub use guest::Guest;
 pub use integrity::{Certainty, Coverage, Finding, FindingKind};
+pub use layout::Gap;
 pub use memory::{PhysicalMemory, Unmapped};
 pub use socket::{Owner, Socket, SocketState};
 pub use transport::{AcceptQueue, PacketSocket, SocketDetail, SocketDetails, TcpCounters};

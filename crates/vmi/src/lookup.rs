@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use crate::error::Fault;
 use crate::guest::Core;
 use crate::hash::{Form, Secrets};
-use crate::memory::Gva;
+use crate::memory::{Gva, is_described};
 use crate::socket::{SocketState, canonical};
 use crate::table::SocketTable;
 
@@ -80,6 +80,9 @@ impl Core {
     /// The form of hash that explains what live sockets of the family of `like` store.
     fn learn_hash(&self, sockets: &[Gva], like: SocketAddr) -> Result<Option<(Form, Secrets)>, Fault> {
         let mut samples = Vec::new();
+        if ![self.layout.net.hash_mix, self.layout.sock.hash].into_iter().all(is_described) {
+            return Ok(None);
+        }
         for &sock in sockets {
             let Some(common) = self.common(sock)? else { continue };
             if common.state.is_whole() && common.ends().0.is_ipv4() == like.is_ipv4() {

@@ -23,6 +23,16 @@ pub trait PhysicalMemory: Send + Sync {
     fn extents(&self) -> Vec<Range<u64>>;
 }
 
+/// The offset of a member that the guest's kernel does not describe. No address lies there: reading it is a fault.
+pub(crate) const NOWHERE: u32 = u32::MAX;
+/// Where every such member is: in the hole between the two halves of the address space, far from its ends.
+const HOLE: Gva = Gva(1 << 62);
+
+/// Whether a member is described.
+pub(crate) fn is_described(offset_bytes: u32) -> bool {
+    offset_bytes != NOWHERE
+}
+
 /// A guest-virtual address in the kernel's half.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Gva(pub(crate) u64);
@@ -30,6 +40,9 @@ pub(crate) struct Gva(pub(crate) u64);
 impl Gva {
     /// The address `offset_bytes` further; wraps, since the guest may have chosen the base.
     pub(crate) fn at(self, offset_bytes: u32) -> Self {
+        if !is_described(offset_bytes) {
+            return HOLE;
+        }
         Self(self.0.wrapping_add(u64::from(offset_bytes)))
     }
 
@@ -40,7 +53,15 @@ impl Gva {
 
     /// The start of the structure that has this address as its member at `offset_bytes`.
     pub(crate) fn container(self, offset_bytes: u32) -> Self {
+        if !is_described(offset_bytes) {
+            return HOLE;
+        }
         Self(self.0.wrapping_sub(u64::from(offset_bytes)))
+    }
+
+    /// Whether it lies in one of the two halves of the address space, as large as processors have it (57 bits).
+    pub(crate) fn is_canonical(self) -> bool {
+        matches!(self.0 >> 56, 0 | 0xff)
     }
 
     pub(crate) fn is_null(self) -> bool {

@@ -13,7 +13,7 @@ use model::{Attribution, Confidence, UnknownReason};
 
 use crate::error::Fault;
 use crate::guest::Core;
-use crate::memory::Gva;
+use crate::memory::{Gva, is_described};
 use crate::socket::{Common, SocketState};
 use crate::task::Task;
 
@@ -77,7 +77,7 @@ impl Core {
     ) -> Result<Attribution, Fault> {
         let mut attribution = Attribution {
             process: None,
-            socket_uid: Some(self.reader.u32(sock.at(self.layout.sock.uid))?),
+            socket_uid: self.sock_uid(sock)?,
             socket_cgroup: self.sock_cgroup(sock).ok(),
             confidence: Confidence::Socket,
             unknown: Some(UnknownReason::NoOwner),
@@ -141,20 +141,7 @@ impl Core {
             }
             memo.holders.remove(&file);
         }
-        let cred = self.reader.pointer(file.at(self.layout.file.f_cred))?;
-        let known = memo.creds.get(&cred).copied();
-        let mut holder = known.filter(|&task| self.holds(task, file) == Ok(true) && self.is_live(task, cred));
-        if holder.is_none() {
-            holder = self.newcomer(cred)?.filter(|&task| self.holds(task, file) == Ok(true));
-            if let Some(task) = holder {
-                memo.learn(cred, task);
-            }
-        }
-        if holder.is_none() {
-            memo.creds = self.creds()?;
-            let fresh = memo.creds.get(&cred).copied();
-            holder = fresh.filter(|&task| self.holds(task, file) == Ok(true));
-        }
+        let mut holder = self.holder_by_cred(memo, file)?;
         if holder.is_none() {
             holder = self.search_holder(file)?;
         }
@@ -172,6 +159,27 @@ impl Core {
             }
         }
         Ok(None)
+    }
+
+    /// The process that has the credentials of whoever opened `file`, if it holds it.
+    fn holder_by_cred(&self, memo: &mut Memo, file: Gva) -> Result<Option<Task>, Fault> {
+        if ![self.layout.file.f_cred, self.layout.task.cred].into_iter().all(is_described) {
+            return Ok(None);
+        }
+        let cred = self.reader.pointer(file.at(self.layout.file.f_cred))?;
+        let known = memo.creds.get(&cred).copied();
+        let holder = known.filter(|&task| self.holds(task, file) == Ok(true) && self.is_live(task, cred));
+        if holder.is_some() {
+            return Ok(holder);
+        }
+        let newcomer = self.newcomer(cred)?.filter(|&task| self.holds(task, file) == Ok(true));
+        if let Some(task) = newcomer {
+            memo.learn(cred, task);
+            return Ok(newcomer);
+        }
+        memo.creds = self.creds()?;
+        let fresh = memo.creds.get(&cred).copied();
+        Ok(fresh.filter(|&task| self.holds(task, file) == Ok(true)))
     }
 
     /// Whether a process remembered by its credentials still is one that has them.

@@ -48,6 +48,9 @@ pub(crate) struct Translation {
 impl PageTables {
     /// Walks the tables; at most `levels` reads, so tables that name themselves do no harm.
     pub(crate) fn translate(&self, memory: &dyn PhysicalMemory, gva: Gva) -> Result<Translation, Unmapped> {
+        if !gva.is_canonical() {
+            return Err(Unmapped);
+        }
         let mut table = self.root_gpa & ADDRESS;
         for level in (1..=u32::from(self.levels)).rev() {
             let shift = PAGE_BITS + INDEX_BITS * (level - 1);
@@ -193,6 +196,18 @@ mod tests {
         let within = gva.0 & 0x3fff_ffff;
         let expected = Translation { gpa: 0x8000_0000 + within, left_bytes: (1 << 30) - within };
         assert_eq!(five.translate(&ram_with(&large), gva), Ok(expected));
+    }
+
+    #[test]
+    fn addresses_between_the_halves_are_unmapped() {
+        let entries: Vec<_> = (0..512).map(|i| (0x1000 + i * 8, 0x1000 | PRESENT)).collect();
+        let tables = PageTables { root_gpa: 0x1000, levels: 5 };
+        for gva in [1 << 56, 1 << 62, 0x7fff_ffff_ffff_ffff, 0xfeff_ffff_ffff_ffff] {
+            assert_eq!(tables.translate(&ram_with(&entries), Gva(gva)), Err(Unmapped), "{gva:#x}");
+        }
+        for gva in [0, 0x00ff_ffff_ffff_fff0, 0xff00_0000_0000_0000, 0xffff_ffff_ffff_fff0] {
+            assert!(tables.translate(&ram_with(&entries), Gva(gva)).is_ok(), "{gva:#x}");
+        }
     }
 
     #[test]

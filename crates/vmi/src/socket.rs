@@ -8,7 +8,7 @@ use model::Protocol;
 
 use crate::error::Fault;
 use crate::guest::Core;
-use crate::memory::Gva;
+use crate::memory::{Gva, is_described};
 
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
@@ -183,15 +183,16 @@ impl Core {
         let [state] = copy.at(layout.state)?;
         let state = SocketState::from_kernel(state).ok_or(Fault::Inconsistent)?;
         let bits = self.layout.sock_ipv6only_bits;
-        let [v6_only_byte] = copy.at(bits / 8)?;
+        let [v6_only_byte] = if is_described(bits) { copy.at(bits / 8)? } else { [0] };
         Ok(Some(Common {
             state,
             local: SocketAddr::new(local, local_port),
             remote: SocketAddr::new(remote, remote_port),
-            net: Gva(u64::from_le_bytes(copy.at(layout.net)?)),
-            hash: u32::from_le_bytes(copy.at(layout.hash)?),
+            net: Gva(u64::from_le_bytes(copy.at_if_described(layout.net)?)),
+            hash: u32::from_le_bytes(copy.at_if_described(layout.hash)?),
             is_v6_only: v6_only_byte >> (bits % 8) & 1 == 1,
-            is_dead: state.is_whole() && u64::from_le_bytes(copy.at(layout.flags)?) & FLAG_DEAD != 0,
+            is_dead: state.is_whole()
+                && u64::from_le_bytes(copy.at_if_described(layout.flags)?) & FLAG_DEAD != 0,
         }))
     }
 
@@ -199,7 +200,7 @@ impl Core {
     pub(crate) fn socket(&self, sock: Gva, common: &Common, protocol: Protocol) -> Result<Socket, Fault> {
         let (mut uid, mut inode) = (None, None);
         if common.state.is_whole() {
-            uid = Some(self.reader.u32(sock.at(self.layout.sock.uid))?);
+            uid = self.sock_uid(sock)?;
             inode = self.inode_of(sock)?;
         }
         Ok(Socket {
@@ -209,13 +210,33 @@ impl Core {
             state: common.state,
             uid,
             inode,
-            netns_inode: self.reader.u32(common.net.at(self.layout.net.inode))?,
+            netns_inode: self.netns_inode(common.net)?,
             owners: Vec::new(),
         })
     }
 
+    /// User id of a whole socket's creator, as far as it is known.
+    pub(crate) fn sock_uid(&self, sock: Gva) -> Result<Option<u32>, Fault> {
+        let offset = self.layout.sock.uid;
+        if is_described(offset) { self.reader.u32(sock.at(offset)).map(Some) } else { Ok(None) }
+    }
+
+    /// Inode of a network namespace; zero if it is not known.
+    fn netns_inode(&self, net: Gva) -> Result<u32, Fault> {
+        let offset = self.layout.net.inode;
+        if is_described(offset) && is_described(self.layout.sock.net) {
+            self.reader.u32(net.at(offset))
+        } else {
+            Ok(0)
+        }
+    }
+
     /// Inode of the descriptor of a whole socket, if any refers to it.
     pub(crate) fn inode_of(&self, sock: Gva) -> Result<Option<u64>, Fault> {
+        let (alloc, inode) = (&self.layout.socket_alloc, &self.layout.inode);
+        if ![self.layout.sock.socket, alloc.socket, alloc.inode, inode.number].into_iter().all(is_described) {
+            return Ok(None);
+        }
         let socket = self.reader.pointer(sock.at(self.layout.sock.socket))?;
         if socket.is_null() {
             return Ok(None);
@@ -233,6 +254,13 @@ impl Copy {
     fn at<const N: usize>(&self, offset_bytes: u32) -> Result<[u8; N], Fault> {
         let rest = self.0.get(offset_bytes as usize..);
         rest.and_then(|rest| rest.first_chunk().copied()).ok_or(Fault::Inconsistent)
+    }
+}
+
+impl Copy {
+    /// As [`Self::at`]; zeros where the kernel does not describe the member.
+    fn at_if_described<const N: usize>(&self, offset_bytes: u32) -> Result<[u8; N], Fault> {
+        if is_described(offset_bytes) { self.at(offset_bytes) } else { Ok([0; N]) }
     }
 }
 

@@ -6,7 +6,7 @@
 
 use crate::error::Fault;
 use crate::guest::Core;
-use crate::memory::Gva;
+use crate::memory::{Gva, is_described};
 
 /// Most network namespaces walked.
 const NAMESPACES_MAX: usize = 4096;
@@ -49,6 +49,14 @@ impl Core {
     /// Tables of TCP connections. Usually all namespaces share one.
     pub(crate) fn connection_tables(&self, namespaces: &[Gva]) -> Result<Vec<SocketTable>, Fault> {
         let layout = &self.layout.hashinfo;
+        if !are_described(&[
+            layout.ehash,
+            layout.ehash_mask,
+            self.layout.ehash_bucket_bytes,
+            self.layout.sock.node,
+        ]) {
+            return Ok(Vec::new());
+        }
         self.tcp_tables(namespaces, |info| {
             Ok(SocketTable {
                 buckets: self.reader.pointer(info.at(layout.ehash))?,
@@ -64,6 +72,16 @@ impl Core {
     /// Tables of TCP listeners.
     pub(crate) fn listener_tables(&self, namespaces: &[Gva]) -> Result<Vec<SocketTable>, Fault> {
         let layout = &self.layout.hashinfo;
+        let bucket = (&self.layout.listen_bucket, self.layout.listen_bucket_bytes);
+        if !are_described(&[
+            layout.lhash2,
+            layout.lhash2_mask,
+            bucket.0.head,
+            bucket.1,
+            self.layout.listen_node,
+        ]) {
+            return Ok(Vec::new());
+        }
         self.tcp_tables(namespaces, |info| {
             Ok(SocketTable {
                 buckets: self.reader.pointer(info.at(layout.lhash2))?,
@@ -82,6 +100,9 @@ impl Core {
         table_of: impl Fn(Gva) -> Result<SocketTable, Fault>,
     ) -> Result<Vec<SocketTable>, Fault> {
         let mut tables = Vec::new();
+        if !is_described(self.layout.net.hashinfo) {
+            return Ok(tables);
+        }
         for net in namespaces {
             let info = self.reader.pointer(net.at(self.layout.net.hashinfo))?;
             // A namespace on its way in or out may have none.
@@ -100,6 +121,9 @@ impl Core {
     pub(crate) fn udp_tables(&self, namespaces: &[Gva]) -> Result<Vec<SocketTable>, Fault> {
         let layout = &self.layout.udp_table;
         let mut tables = Vec::new();
+        if !are_described(&[layout.hash, layout.mask, self.layout.udp_slot_bytes, self.layout.sock.node]) {
+            return Ok(tables);
+        }
         for net in namespaces {
             let table = match self.layout.net_udp_table {
                 Some(offset) => self.reader.pointer(net.at(offset))?,
@@ -195,6 +219,10 @@ impl Core {
         }
         Ok((sockets, entry))
     }
+}
+
+fn are_described(offsets: &[u32]) -> bool {
+    offsets.iter().copied().all(is_described)
 }
 
 /// Whether a link ends its list: null, or a marker with the lowest bit set.

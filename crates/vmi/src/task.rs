@@ -5,7 +5,7 @@ use model::Process;
 
 use crate::error::Fault;
 use crate::guest::Core;
-use crate::memory::Gva;
+use crate::memory::{Gva, is_described};
 
 /// Most thread groups walked.
 const PROCESSES_MAX: usize = 32_768;
@@ -53,6 +53,13 @@ impl Core {
 
     /// The threads of a process, leader included (which may have exited and hold nothing any more).
     pub(crate) fn threads(&self, task: Task) -> Result<Vec<Gva>, Fault> {
+        let (task_layout, signal_layout) = (&self.layout.task, &self.layout.signal);
+        if ![task_layout.signal, task_layout.thread_node, signal_layout.thread_head]
+            .into_iter()
+            .all(is_described)
+        {
+            return Ok(vec![task.0]);
+        }
         let signal = self.reader.pointer(task.0.at(self.layout.task.signal))?;
         let entries = self.list(signal.at(self.layout.signal.thread_head), THREADS_MAX)?;
         Ok(entries.into_iter().map(|entry| entry.container(self.layout.task.thread_node)).collect())
@@ -101,23 +108,33 @@ impl Core {
     }
 
     pub(crate) fn start_time_ns(&self, task: Task) -> Result<u64, Fault> {
-        self.reader.u64(task.0.at(self.layout.task.start_time))
+        let offset = self.layout.task.start_time;
+        if is_described(offset) { self.reader.u64(task.0.at(offset)) } else { Ok(0) }
     }
 
     /// Everything that is told of a process. What only decorates (path, user, control group) may be absent,
     /// for a process can be on its way out.
     pub(crate) fn process(&self, task: Task) -> Result<Process, Fault> {
         let layout = &self.layout.task;
-        let parent = self.reader.pointer(task.0.at(layout.real_parent))?;
         Ok(Process {
             pid: self.pid(task)?,
-            parent_pid: if parent.is_null() { 0 } else { self.pid(Task(parent))? },
+            parent_pid: self.parent_pid(task)?,
             start_time_ns: self.start_time_ns(task)?,
             name: self.reader.text(task.0.at(layout.comm), COMM_BYTES)?,
             exe: self.exe(task).ok().flatten(),
             uid: self.effective_uid(task).ok(),
             cgroup: self.task_cgroup(task).ok(),
         })
+    }
+
+    /// The parent's process id; zero if there is none, or it is not known.
+    fn parent_pid(&self, task: Task) -> Result<u32, Fault> {
+        let offset = self.layout.task.real_parent;
+        if !is_described(offset) {
+            return Ok(0);
+        }
+        let parent = self.reader.pointer(task.0.at(offset))?;
+        if parent.is_null() { Ok(0) } else { self.pid(Task(parent)) }
     }
 
     fn exe(&self, task: Task) -> Result<Option<String>, Fault> {

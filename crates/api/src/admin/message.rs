@@ -180,7 +180,7 @@ pub struct Introspection {
     /// The guest kernel's own version line, once attached.
     #[serde(default)]
     pub kernel: Option<String>,
-    /// Why it failed or still waits.
+    /// Why it failed or still waits, or what cannot be told of an attached guest and why.
     #[serde(default)]
     pub reason: Option<String>,
     /// How long attaching took, in milliseconds.

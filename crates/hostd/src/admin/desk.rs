@@ -127,7 +127,9 @@ impl Desk {
                 State::Attaching => (IntrospectionState::Attaching, None, None, None),
                 State::Attached { guest, took } => {
                     let kernel = guest.kernel().release.clone();
-                    (IntrospectionState::Attached, Some(kernel), None, Some(took.as_secs_f64() * 1e3))
+                    let gaps: Vec<String> = guest.gaps().iter().map(ToString::to_string).collect();
+                    let reason = (!gaps.is_empty()).then(|| gaps.join("; "));
+                    (IntrospectionState::Attached, Some(kernel), reason, Some(took.as_secs_f64() * 1e3))
                 }
                 State::Failed(reason) => (IntrospectionState::Failed, None, Some(reason.clone()), None),
             };

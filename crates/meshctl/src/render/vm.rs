@@ -48,7 +48,11 @@ fn introspection(introspection: &Introspection) -> ((String, Tone), (String, Ton
         IntrospectionState::Attached => (format!("attached{took}"), Tone::Good),
         IntrospectionState::Failed => ("failed".to_owned(), Tone::Bad),
     };
-    (state, maybe(introspection.kernel.as_ref().or(introspection.reason.as_ref())))
+    let told = match (&introspection.kernel, &introspection.reason) {
+        (Some(kernel), Some(reason)) => Some(format!("{kernel}, {reason}")),
+        (kernel, reason) => kernel.clone().or_else(|| reason.clone()),
+    };
+    (state, maybe(told.as_ref()))
 }
 
 /// A machine's processes.
@@ -131,6 +135,21 @@ acme/web  net0  running  10.0.0.11/24 fd00::11/64  02:6d:76:00:01:0b  attached i
         let looked_into = Vm { nics: Vec::new(), ..vm };
         let shown = vms(&[looked_into], Style::default());
         assert_eq!(shown.lines().count(), 2, "{shown}");
+    }
+
+    #[test]
+    fn what_cannot_be_told_of_a_machine_is_shown_with_its_kernel() {
+        let reason = "no users: structure `cred` has no member `euid.val`";
+        for (kernel, shown) in [(Some("5.4.0"), format!("5.4.0, {reason}")), (None, reason.to_owned())] {
+            let told = Introspection {
+                state: IntrospectionState::Attached,
+                kernel: kernel.map(str::to_owned),
+                reason: Some(reason.into()),
+                attach_ms: None,
+                resident_bytes: None,
+            };
+            assert_eq!(introspection(&told).1, maybe(Some(&shown)));
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use model::Protocol;
 
 use crate::error::Fault;
 use crate::guest::{Core, Guest};
-use crate::memory::Gva;
+use crate::memory::{Gva, is_described};
 use crate::socket::{Common, Owner, SocketState};
 
 use super::layout::IntegrityLayout;
@@ -32,6 +32,9 @@ const DEVICE_NAME_BYTES: usize = 16;
 impl Core {
     /// Sockets that hide or that nobody holds, and devices that take frames for others.
     pub(super) fn network_suspects(&self, layout: &IntegrityLayout) -> Result<Vec<Suspect>, Fault> {
+        if !self.can_tell_owners() || !is_described(self.layout.sock.node) {
+            return Ok(Vec::new());
+        }
         let owners = self.socket_owners()?;
         let mut suspects = self.capture_suspects(layout, &owners)?;
         suspects.extend(self.socket_suspects(layout, owners)?);
@@ -53,11 +56,17 @@ impl Core {
             }
         }
         let namespaces = self.namespaces()?;
-        let mut tables = self.connection_tables(&namespaces)?;
-        tables.extend(self.listener_tables(&namespaces)?);
-        tables.extend(self.udp_tables(&namespaces)?);
+        let tables = [
+            self.connection_tables(&namespaces)?,
+            self.listener_tables(&namespaces)?,
+            self.udp_tables(&namespaces)?,
+        ];
+        if tables.iter().any(Vec::is_empty) {
+            // What is in a table that is not known would seem to be in none.
+            return Ok(Vec::new());
+        }
         let mut entered = HashSet::new();
-        for table in &tables {
+        for table in tables.iter().flatten() {
             entered.extend(self.sockets_in(table)?);
         }
         let mut suspects = Vec::new();

@@ -3,6 +3,7 @@
 
 use crate::btf::Structures;
 use crate::error::TypesError;
+use crate::layout::Gaps;
 
 offsets! {
     /// A thread's time.
@@ -30,11 +31,11 @@ pub(crate) struct Cpu {
 }
 
 impl Cpu {
-    pub(crate) fn resolve(types: &Structures<'_>) -> Result<Self, TypesError> {
+    pub(crate) fn resolve(types: &Structures<'_>, gaps: &mut Gaps) -> Result<Self, TypesError> {
         Ok(Self {
             thread: ThreadCpu::resolve(types)?,
-            exited: ExitedCpu::resolve(types).ok(),
-            queue: RunQueue::resolve(types).ok(),
+            exited: gaps.whole("times of exited threads", ExitedCpu::resolve(types)),
+            queue: gaps.whole("run queues", RunQueue::resolve(types)),
         })
     }
 }

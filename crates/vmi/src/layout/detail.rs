@@ -3,6 +3,7 @@
 
 use crate::btf::Structures;
 use crate::error::TypesError;
+use crate::layout::Gaps;
 
 offsets! {
     /// A thread's state and what it belongs to.
@@ -80,13 +81,13 @@ pub(crate) struct Detail {
 }
 
 impl Detail {
-    pub(crate) fn resolve(types: &Structures<'_>) -> Self {
+    pub(crate) fn resolve(types: &Structures<'_>, gaps: &mut Gaps) -> Self {
         Self {
-            task: TaskDetail::resolve(types).ok(),
-            signal: SignalDetail::resolve(types).ok(),
-            arguments: Arguments::resolve(types).ok(),
-            namespaces: Namespaces::resolve(types).ok(),
-            resident: Resident::resolve(types).ok(),
+            task: gaps.whole("process states", TaskDetail::resolve(types)),
+            signal: gaps.whole("thread counts", SignalDetail::resolve(types)),
+            arguments: gaps.whole("command lines", Arguments::resolve(types)),
+            namespaces: gaps.whole("namespaces", Namespaces::resolve(types)),
+            resident: gaps.whole("resident memory", Resident::resolve(types)),
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use crate::btf::Structures;
 use crate::error::TypesError;
+use crate::layout::Gaps;
 
 offsets! {
     /// The first task: the idle task of the first processor.

@@ -3,6 +3,7 @@
 
 use crate::btf::Structures;
 use crate::error::TypesError;
+use crate::layout::Gaps;
 
 offsets! {
     /// Connections that wait to be accepted.
@@ -39,13 +40,13 @@ pub(crate) struct Transport {
 }
 
 impl Transport {
-    pub(crate) fn resolve(types: &Structures<'_>) -> Self {
+    pub(crate) fn resolve(types: &Structures<'_>, gaps: &mut Gaps) -> Self {
         Self {
-            backlog: Backlog::resolve(types).ok(),
-            tcp: TcpSock::resolve(types).ok(),
-            raw: RawHashinfo::resolve(types).ok(),
-            net_packet: NetPacket::resolve(types).ok(),
-            packet: PacketSock::resolve(types).ok(),
+            backlog: gaps.whole("accept queues", Backlog::resolve(types)),
+            tcp: gaps.whole("TCP counters", TcpSock::resolve(types)),
+            raw: gaps.whole("raw sockets", RawHashinfo::resolve(types)),
+            net_packet: gaps.whole("packet sockets", NetPacket::resolve(types)),
+            packet: gaps.whole("packet sockets", PacketSock::resolve(types)),
         }
     }
 }

@@ -3,6 +3,8 @@
 
 mod decoration;
 #[cfg(test)]
+mod gaps;
+#[cfg(test)]
 mod hostile;
 pub(crate) mod kernel;
 #[cfg(test)]

@@ -70,4 +70,29 @@ impl Kernel {
         }
         distance
     }
+
+    /// Every member of every structure that is described.
+    pub(crate) fn members() -> impl Iterator<Item = (&'static str, &'static str)> {
+        let plain = |member: &'static str| member.split([':', '/']).next().unwrap_or(member);
+        let all = STRUCTURES.iter().chain(RING_STRUCTURES);
+        all.flat_map(move |&(name, members)| members.iter().map(move |&member| (name, plain(member))))
+    }
+
+    /// Gives a member another name in the types, which are in RAM in the order in which they were declared.
+    pub(crate) fn forget(&mut self, structure: &str, member: &str) {
+        let types = usize::try_from(self.at.types_gpa).unwrap();
+        let word = |ram: &[u8], at: usize| u32::from_le_bytes(*ram[at..].first_chunk().unwrap()) as usize;
+        let mut at = types + 24 + word(&self.ram.0, types + 12) + 1 + "int".len() + 1;
+        for (name, members) in STRUCTURES.iter().chain(RING_STRUCTURES) {
+            // The name of a structure follows those of its members.
+            for known in members.iter().map(|member| member.split([':', '/']).next().unwrap()).chain([*name])
+            {
+                if (*name, known) == (structure, member) {
+                    assert_eq!(&self.ram.0[at..at + known.len()], known.as_bytes());
+                    self.ram.0[at] = b'X';
+                }
+                at += known.len() + 1;
+            }
+        }
+    }
 }
