@@ -84,6 +84,8 @@ pub(super) struct Pages {
     next: (usize, usize),
     rounds: u64,
     doubtful: VecDeque<Gva>,
+    /// The page that is looked at. It is read into one place, for copies from stack to stack cost more than reading.
+    read: Box<Bytes>,
 }
 
 /// What a look at a page needs besides the page.
@@ -126,7 +128,8 @@ impl Core {
             Area::new(&gates, FindingKind::InterruptEntry, Vec::new(), None),
         ];
         let (key, doubtful) = (RandomState::default(), VecDeque::new());
-        let pages = Pages { areas, key, next: (0, 0), rounds: 0, doubtful };
+        let read = Box::new([0; PAGE_BYTES as usize]);
+        let pages = Pages { areas, key, next: (0, 0), rounds: 0, doubtful, read };
         Ok((pages.count() > 0).then_some(pages))
     }
 
@@ -231,7 +234,8 @@ impl Pages {
         let area = &mut self.areas[area];
         let _ = area
             .check_mapping(look.core, page, mapped, suspects)
-            .and_then(|()| area.compare(look, &self.key, page, suspects));
+            .and_then(|()| look.core.reader.bytes(page, &mut *self.read))
+            .and_then(|()| area.compare(look, &self.key, page, &self.read, suspects));
         if suspects.len() > before && self.doubtful.len() < DOUBTFUL_MAX {
             self.doubtful.push_back(page);
         }
@@ -266,16 +270,16 @@ impl Area {
         look: Look<'_>,
         key: &RandomState,
         page: Gva,
+        original: &Bytes,
         suspects: &mut Vec<Suspect>,
     ) -> Result<(), Fault> {
         let Look { core, layout, known } = look;
         let Some(index) = self.index_of(page) else { return Ok(()) };
-        let original: Bytes = core.reader.array(page)?;
         let whole = key.hash_one(original);
         if self.pages[index].right == Some(whole) {
             return Ok(());
         }
-        let mut bytes = original;
+        let mut bytes = *original;
         let Some(targets) = self.clear_sites(core, page, &mut bytes)? else { return Ok(()) };
         let before = suspects.len();
         for (site, target) in targets.into_iter().filter(|(_, target)| known.is_unknown(*target)) {
@@ -285,14 +289,14 @@ impl Area {
         let lines = hashes(key, &bytes);
         let expected = *self.pages[index].lines.get_or_insert(lines);
         if lines != expected {
-            bytes = original;
+            bytes = *original;
             restore(&mut bytes, page, &core.replaced(layout, page)?);
             if self.clear_sites(core, page, &mut bytes)?.is_none() {
                 return Ok(());
             }
             let lines = hashes(key, &bytes);
             let differ = (0..LINES).filter(|&line| lines[line] != expected[line]);
-            suspects.extend(differ.map(|line| self.differs(page, line, &original)));
+            suspects.extend(differ.map(|line| self.differs(page, line, original)));
         }
         if suspects.len() == before {
             self.pages[index].right = Some(whole);
