@@ -80,7 +80,7 @@ fn stay(shop: &Shop) -> Result<()> {
 }
 
 /// On Ctrl-C and the like: ends and removes everything, whatever the rest of the program is doing.
-fn end_with_signals() -> Result<()> {
+pub fn end_with_signals() -> Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("listen for signals")?;
     thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {

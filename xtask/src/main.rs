@@ -97,8 +97,15 @@ enum Task {
 
 #[derive(Subcommand)]
 enum Bench {
-    /// Frames per second through the daemon, between two ports of dpdk-testpmd.
-    Switch,
+    /// The daemon between guests of dpdk-testpmd.
+    Switch {
+        /// Take turns with Open vSwitch, which is installed for it.
+        #[arg(long)]
+        peers: bool,
+        /// Only cases with this in their name.
+        #[arg(long)]
+        case: Option<String>,
+    },
     /// What looking into guests costs: attaching, first verdicts, views, memory; on real machines, in some minutes.
     Introspect,
 }
@@ -146,7 +153,9 @@ fn perform(task: Task) -> Result<()> {
         }
         Task::Test { quick, no_install } => test::run(test::Options { quick, no_install }),
         Task::Prepush => test::prepush(),
-        Task::Bench { what: Bench::Switch, json, no_install } => bench::switch(json, no_install),
+        Task::Bench { what: Bench::Switch { peers, case }, json, no_install } => {
+            bench::switch(&bench::Options { json, peers, case, may_install: !no_install })
+        }
         Task::Soak { what: Soak::Handover { kills, upgrades }, no_install } => {
             soak::handover::run(kills, upgrades, no_install)
         }

@@ -49,6 +49,20 @@ pub const DPDK: [Package; 3] = [
     },
 ];
 
+/// The switch that ours is measured beside, and the bare back end that shows how fast the machine is right now.
+pub const PEERS: [Package; 2] = [
+    Package {
+        name: "openvswitch-switch-dpdk",
+        program: "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk",
+        why: "is the peer",
+    },
+    Package {
+        name: "librte-net-vhost23",
+        program: "/usr/lib/x86_64-linux-gnu/librte_net_vhost.so.23",
+        why: "probes the machine between measurements",
+    },
+];
+
 /// Makes sure that each of `packages` is installed.
 ///
 /// # Errors

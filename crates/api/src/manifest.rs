@@ -33,7 +33,7 @@ use crate::Diagnostic;
 pub const API_VERSION: &str = "meshvisor.dev/v1alpha1";
 
 /// Most resources in one load.
-pub const RESOURCES_MAX: usize = 10_000;
+pub const RESOURCES_MAX: usize = 131_072;
 
 /// Everything that a load has read, free of contradictions and of names that lead nowhere.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -13,11 +13,11 @@ pub mod daemon;
 pub mod guests;
 mod migration;
 pub mod outside;
+pub mod process;
 pub mod scratch;
 pub mod serial;
 pub mod vm;
 
-mod process;
 mod remains;
 
 pub use remains::abandon;

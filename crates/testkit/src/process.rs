@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -22,7 +22,7 @@ const REPORTED_LINES: usize = 25;
 /// The kernel also kills it when the *thread* that started it ends: start long-lived ones from a thread that
 /// stays.
 #[derive(Debug)]
-pub(crate) struct Process {
+pub struct Process {
     child: Child,
     log: PathBuf,
 }
@@ -33,7 +33,7 @@ impl Process {
     ///
     /// # Errors
     /// When the log cannot be written or the program cannot be started.
-    pub(crate) fn start(program: &Path, log: PathBuf, prepare: impl FnOnce(&mut Command)) -> Result<Self> {
+    pub fn start(program: &Path, log: PathBuf, prepare: impl FnOnce(&mut Command)) -> Result<Self> {
         let file = File::options().create(true).append(true).open(&log);
         let file = file.with_context(|| format!("open {}", log.display()))?;
         // `setpriv` (util-linux, always there on Debian) becomes the program, so the process id is the program's.
@@ -51,12 +51,16 @@ impl Process {
     }
 
     /// The process id.
-    pub(crate) fn pid(&self) -> u32 {
+    #[must_use]
+    pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// How it ended, if it has.
-    pub(crate) fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
         let mut remains = remains();
         let ended = self.child.try_wait()?;
         if ended.is_some() {
@@ -72,7 +76,10 @@ impl Process {
     }
 
     /// Kills it at once and waits until it is gone. Nothing happens if it has ended before.
-    pub(crate) fn kill(&mut self) -> io::Result<ExitStatus> {
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn kill(&mut self) -> io::Result<ExitStatus> {
         let mut remains = remains();
         self.child.kill()?;
         let status = self.child.wait()?;
@@ -81,7 +88,10 @@ impl Process {
     }
 
     /// Asks it to end, waits for that, and kills it when it takes longer than `patience`.
-    pub(crate) fn stop(&mut self, patience: Duration) -> Result<ExitStatus> {
+    ///
+    /// # Errors
+    /// When it had to be killed.
+    pub fn stop(&mut self, patience: Duration) -> Result<ExitStatus> {
         if let Some(status) = self.ended()? {
             return Ok(status);
         }
@@ -98,8 +108,14 @@ impl Process {
         self.ended()?.context("a process that has ended has a status")
     }
 
+    /// Its standard input, once, if `prepare` made it a pipe.
+    pub fn take_stdin(&mut self) -> Option<ChildStdin> {
+        self.child.stdin.take()
+    }
+
     /// The end of its log.
-    pub(crate) fn log_tail(&self) -> String {
+    #[must_use]
+    pub fn log_tail(&self) -> String {
         tail(&self.log)
     }
 }

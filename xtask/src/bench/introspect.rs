@@ -108,7 +108,7 @@ impl World {
         let scratch = Scratch::new("bench")?;
         let mesh = scratch.join("mesh");
         fs::create_dir(&mesh)?;
-        fs::write(mesh.join("machines.yaml"), super::MACHINES)?;
+        fs::write(mesh.join("machines.yaml"), MACHINES)?;
         fs::write(mesh.join("rules.yaml"), RULES)?;
         let daemon = Daemon::start(&shipped("meshvisor-hostd"), &mesh, scratch.path())?;
         Ok(Self { vms: Vec::new(), daemon, scratch })
@@ -153,7 +153,7 @@ impl World {
     }
 
     fn status(&self) -> Result<Status> {
-        super::status(&self.daemon)
+        super::ours::status(&self.daemon)
     }
 
     /// Kills the daemon and starts it again: its figures begin anew.
@@ -280,6 +280,25 @@ fn fill(ram: &Path) -> Result<()> {
     }
     Ok(())
 }
+
+/// Two machines.
+const MACHINES: &str = "\
+apiVersion: meshvisor.dev/v1alpha1
+kind: Tenant
+metadata: {name: bench}
+---
+apiVersion: meshvisor.dev/v1alpha1
+kind: VirtualMachine
+metadata: {name: a, tenant: bench}
+spec:
+  nics: [{name: net0, socket: a.sock, mac: '02:00:00:00:00:01', addresses: [10.0.0.1/24]}]
+---
+apiVersion: meshvisor.dev/v1alpha1
+kind: VirtualMachine
+metadata: {name: b, tenant: bench}
+spec:
+  nics: [{name: net0, socket: b.sock, mac: '02:00:00:00:00:02', addresses: [10.0.0.2/24]}]
+";
 
 /// Connections are allowed to one program only, so that the first frame of each is attributed.
 const RULES: &str = "\
