@@ -24,7 +24,7 @@ pub use inside::{
 };
 pub use message::{
     Confidence, ExplainedRule, Explanation, Flow, Introspection, IntrospectionState, Latency, Mode, Nic,
-    NicState, Party, PolicyStatus, PollStats, PortStatus, Process, Refusal, Request, Response, Socket,
-    SocketOwner, Status, UnknownReason, Verdict, Vm,
+    NicState, Party, PolicyStatus, PollStats, PortStatus, Process, RecordStats, Refusal, Request, Response,
+    Socket, SocketOwner, Status, UnknownReason, Verdict, Vm,
 };
 pub use threats::{Certainty, Threat, Threats};

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the daemon is told: flags over a TOML file over defaults, validated once.
 
+mod export;
 mod flows;
 
 use std::path::{Path, PathBuf};
@@ -12,6 +13,8 @@ use telemetry::LogFormat;
 
 pub use flows::Flows;
 use flows::RawFlows;
+
+use crate::export::ExportConfig;
 
 /// The service mesh under the virtual machines of this host.
 ///
@@ -69,6 +72,7 @@ struct RawConfig {
     flows: RawFlows,
     #[serde(default)]
     poll: RawPoll,
+    export: Option<export::RawExport>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -150,6 +154,8 @@ pub struct Config {
     pub poll_cpu: Option<usize>,
     /// The flow table, limits and time-outs.
     pub flows: Flows,
+    /// Where records of flows go; none: nowhere.
+    pub export: Option<ExportConfig>,
 }
 
 /// Why the settings cannot be used.
@@ -204,6 +210,7 @@ impl Config {
         let wait_ms =
             within("attribution.wait_ms", raw.attribution.wait_ms.unwrap_or(50), 1, 1000, "1 to 1000")?;
         let flows = raw.flows.validated()?;
+        let export = raw.export.map(ExportConfig::try_from).transpose()?;
         let source = if args.inspect.is_empty() {
             let manifests = args.manifests.clone().or(raw.manifests);
             Source::Manifests(manifests.ok_or(ConfigError::NoManifests)?)
@@ -228,6 +235,7 @@ impl Config {
             profiles: raw.introspection.profiles.map(folder).transpose()?,
             poll_cpu: raw.poll.cpu,
             flows,
+            export,
         })
     }
 }
@@ -308,6 +316,12 @@ mod tests {
             ("[attribution]\nwait_ms = 0", "`attribution.wait_ms` is 0"),
             ("[flows]\nper_port_max = 1", "`flows.per_port_max` is 1"),
             ("[flows.timeouts]\nclosed_s = 0", "`flows.timeouts.closed_s` is 0"),
+            ("[export]\ncollector = 'x'", "invalid socket address"),
+            ("[export]\ncollector = '[::1]:4739'\ntransport = 'sctp'", "unknown variant `sctp`"),
+            (
+                "[export]\ncollector = '[::1]:4739'\ntemplate_refresh_s = 0",
+                "`export.template_refresh_s` is 0",
+            ),
             ("runtime_dir = '/r'", "no resources"),
             (
                 "manifests = '/a'\n[introspection]\nprofiles = '/none'",

@@ -6,14 +6,20 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, TrySendError};
-use vswitch::{FlowEvent, FlowRecord};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
+use vswitch::{FlowChange, FlowEvent, FlowRecord};
+
+use crate::funnel::Funnel;
 
 /// Events remembered.
 pub const RECENT_MAX: usize = 4096;
 /// Events that a watcher may be behind.
 pub const WATCHER_QUEUED_MAX: usize = 4096;
+
+/// Without an event for that long, what waits for the exporter is looked at again.
+const QUIET_MAX: Duration = Duration::from_millis(200);
 
 /// What happened to flows lately.
 #[derive(Debug, Default)]
@@ -28,16 +34,29 @@ struct Inner {
 }
 
 impl FlowLog {
-    /// Starts the thread that takes events from the poll thread.
+    /// Starts the thread that takes events from the poll thread. `export` is told of each flow that is over.
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub fn start(events: Receiver<FlowEvent>) -> std::io::Result<Arc<Self>> {
+    pub fn start(events: Receiver<FlowEvent>, mut export: Option<Funnel>) -> std::io::Result<Arc<Self>> {
         let log = Arc::new(Self::default());
         let keeper = Arc::clone(&log);
-        std::thread::Builder::new()
-            .name("flow-log".into())
-            .spawn(move || events.into_iter().for_each(|event| keeper.note(event)))?;
+        std::thread::Builder::new().name("flow-log".into()).spawn(move || {
+            loop {
+                match events.recv_timeout(QUIET_MAX) {
+                    Ok(event) => {
+                        if let Some(export) = &mut export
+                            && event.change != FlowChange::Opened
+                        {
+                            export.offer(event.clone());
+                        }
+                        keeper.note(event);
+                    }
+                    Err(RecvTimeoutError::Timeout) => export.iter_mut().for_each(Funnel::drain),
+                    Err(RecvTimeoutError::Disconnected) => return,
+                }
+            }
+        })?;
         Ok(log)
     }
 
@@ -72,21 +91,22 @@ impl FlowLog {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
     use model::{FiveTuple, Generation, Moment, Protocol};
-    use vswitch::{FlowChange, FlowEnd, FlowState, PortId};
+    use vswitch::{FlowEnd, FlowState, PortId};
 
     use super::*;
 
-    fn event(source_port: u16) -> FlowEvent {
+    pub fn event(source_port: u16) -> FlowEvent {
         let end = |port| FlowEnd {
             port: PortId(port),
             nic: None,
             attribution: None,
             sent_frames: 0,
             sent_bytes: 0,
+            sent_flags: packet::TcpFlags::default(),
         };
         let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let record = FlowRecord {
@@ -104,8 +124,9 @@ mod tests {
             generation: Generation(1),
             opened: Moment(0),
             last_seen: Moment(0),
+            rtt: None,
         };
-        FlowEvent { at: Moment(0), change: FlowChange::Opened, record }
+        FlowEvent { at: Moment(0), change: FlowChange::Opened, record, flows: 1 }
     }
 
     #[test]

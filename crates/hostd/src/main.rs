@@ -8,6 +8,7 @@
 //!   introspect  answers the poll thread's questions     attach   understands kernels
 //!   inspect   looks for threats in all guests
 //!   flow-log  remembers and streams flow events         admin*   one per client
+//!   export    sends flows that are over to a collector
 //!   port*     one per network card: talks vhost-user with its VMM
 //! ```
 //!
@@ -20,7 +21,9 @@
 
 mod admin;
 mod config;
+mod export;
 mod flowlog;
+mod funnel;
 mod handover;
 mod inspect;
 mod introspect;
@@ -42,7 +45,9 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use vswitch::Switch;
 
 use crate::config::{Args, Config, RamSource, Source};
+use crate::export::Records;
 use crate::flowlog::FlowLog;
+use crate::funnel::Funnel;
 use crate::handover::HandOver;
 use crate::introspect::{Introspection, Ram};
 use crate::mesh::Mesh;
@@ -93,7 +98,9 @@ fn serve(config: &Config, mesh: &Arc<Mesh>) -> anyhow::Result<()> {
         inspect_files(&introspection, guests)?;
     }
     let (events, logged) = bounded(poll::EVENTS_QUEUED_MAX);
-    let flow_log = FlowLog::start(logged)?;
+    let events = Funnel::new(events);
+    let mut records = Records::new(events.counts());
+    let flow_log = FlowLog::start(logged, records.export(config.export.clone())?)?;
     let (poll, commands) = poll::handle()?;
     let switch = Switch::new(config.flows.switch_config(hand_over.hash_seed()), flow_memory);
     let (inquiries, inquired) = bounded(handover::PORTS_MAX);
@@ -123,8 +130,14 @@ fn serve(config: &Config, mesh: &Arc<Mesh>) -> anyhow::Result<()> {
         Arc::new(Ports::new(config.runtime_dir.clone(), hand_over, Arc::clone(&introspection), poll.clone()));
     ports.apply(&mesh.published().snapshot);
     let inspected = config.introspection && config.threats;
-    let desk =
-        admin::Desk::new(inspected, Arc::clone(mesh), introspection, Arc::clone(&ports), poll, flow_log);
+    let desk = admin::Desk::new(
+        inspected,
+        Arc::clone(mesh),
+        introspection,
+        Arc::clone(&ports),
+        poll,
+        (flow_log, records),
+    );
     let socket = config.runtime_dir.join("admin.sock");
     let _admin = admin::listen(&socket, config.admin_group, Arc::new(desk))
         .with_context(|| format!("cannot listen on {socket:?}"))?;

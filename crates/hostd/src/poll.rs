@@ -20,13 +20,14 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, TrySendError};
+use crossbeam_channel::{Receiver, Sender};
 use hdrhistogram::Histogram;
 use model::{Moment, NicRef, Snapshot};
 use platform::{EventFd, Poller, Tap, Trigger};
 use vhost_port::{GuestMemory, Port, PortCounters, PortEvent};
-use vswitch::{Counters, Emission, FlowEvent, FlowRecord, PortId, Switch};
+use vswitch::{Counters, Emission, FlowRecord, PortId, Switch};
 
+use crate::funnel::Funnel;
 use crate::handover::FlowMemory;
 use crate::introspect::{Inquiry, Introspection, Reply};
 use finish::Workbench;
@@ -46,7 +47,7 @@ const UPKEEP_HASTY_FLOWS: usize = 64;
 const UPKEEP_IDLE_FLOWS: usize = 16_384;
 /// Longest wait that is told apart from longer ones.
 pub const WAIT_NS_MAX: u64 = 10_000_000_000;
-/// Flow events waiting for the flow log; more are counted as lost.
+/// Flow events waiting for the flow log; more are added up.
 pub const EVENTS_QUEUED_MAX: usize = 65_536;
 
 /// What the other threads want of the poll thread.
@@ -103,8 +104,6 @@ pub struct Numbers {
     pub not_ready: u64,
     /// Frames dropped because an answer was late.
     pub late: u64,
-    /// Flow events lost because the flow log was behind.
-    pub events_lost: u64,
     /// How long frames waited for an answer, in nanoseconds; to three digits up to [`WAIT_NS_MAX`].
     pub waits: Option<Histogram<u64>>,
     /// How long finding an answer took of that.
@@ -168,7 +167,7 @@ pub struct Wiring {
     /// From the introspection thread.
     pub replies: Receiver<Reply>,
     /// To the flow log.
-    pub events: Sender<FlowEvent>,
+    pub events: Funnel,
     /// Told about memory that comes and goes.
     pub introspection: Arc<Introspection>,
     /// Signalled by everyone who sends.
@@ -378,10 +377,9 @@ impl Poll {
             };
             self.numbers.undelivered += u64::from(sent.is_err());
         }
+        self.wiring.events.drain();
         for event in self.switch.events() {
-            if let Err(TrySendError::Full(_)) = self.wiring.events.try_send(event) {
-                self.numbers.events_lost += 1;
-            }
+            self.wiring.events.offer(event);
         }
     }
 

@@ -2,8 +2,10 @@
 //! What is known about a flow, and how it is told to others.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use model::{Attribution, FiveTuple, Generation, Judgement, Moment, NicRef};
+use packet::TcpFlags;
 
 use crate::{FlowState, PortId};
 
@@ -26,6 +28,8 @@ pub(crate) struct Flow {
     pub opened: Moment,
     /// Who gets copies of its frames.
     pub mirror: Option<PortId>,
+    /// Round-trip time of its handshake, once that is complete.
+    pub rtt: Option<Duration>,
 }
 
 /// One end of a flow.
@@ -41,6 +45,8 @@ pub struct FlowEnd {
     pub sent_frames: u64,
     /// Their bytes, Ethernet headers included.
     pub sent_bytes: u64,
+    /// All TCP flags among them.
+    pub sent_flags: TcpFlags,
 }
 
 /// A flow as others are told of it.
@@ -62,6 +68,9 @@ pub struct FlowRecord {
     pub opened: Moment,
     /// When its last frame passed, to the millisecond.
     pub last_seen: Moment,
+    /// From the initiator's SYN to its acknowledgment of the answer: both ends and the way between them. None
+    /// when a segment of the handshake was sent twice, for then nobody knows which was answered (Karn).
+    pub rtt: Option<Duration>,
 }
 
 /// What happened to a flow.
@@ -86,4 +95,6 @@ pub struct FlowEvent {
     pub change: FlowChange,
     /// The flow, as it was then.
     pub record: FlowRecord,
+    /// How many flows alike this tells of: more than one only when whoever takes the events had to add them up.
+    pub flows: u64,
 }

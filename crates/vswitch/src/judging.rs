@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use model::{Action, Attribution, FiveTuple, FlowQuery, Judgement, Needs, Party, Snapshot};
 use packet::emit::Unreachable;
-use packet::{Transport, emit};
+use packet::{TcpFlags, Transport, emit};
 
 use crate::flow::Flow;
 use crate::key::FlowKey;
@@ -221,6 +221,7 @@ impl<S: FlowSlots> Switch<S> {
             generation,
             opened,
             mirror: None,
+            rtt: None,
         });
         self.table.set_epoch(position, self.epoch);
         self.table.set_mirror(position, mirror);
@@ -300,6 +301,7 @@ impl<S: FlowSlots> Switch<S> {
             attribution: attribution.clone(),
             sent_frames: frames,
             sent_bytes: frames * arrival.frame.total_len_bytes as u64,
+            sent_flags: if frames > 0 { arrival.tcp_flags() } else { TcpFlags::default() },
         };
         FlowRecord {
             tuple: key.tuple(),
@@ -310,6 +312,7 @@ impl<S: FlowSlots> Switch<S> {
             generation: case.snapshot.generation,
             opened: self.now,
             last_seen: self.now,
+            rtt: None,
         }
     }
 

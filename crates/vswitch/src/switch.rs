@@ -56,6 +56,15 @@ impl Arrival<'_> {
     fn window_scale(&self) -> Result<Option<u8>, ParseError> {
         packet::tcp::window_scale(self.frame.parsable(), self.ip)
     }
+
+    /// The flags of a TCP segment; none for anything else.
+    #[inline]
+    pub(crate) fn tcp_flags(&self) -> TcpFlags {
+        match &self.ip.transport {
+            Transport::Tcp(tcp) => tcp.flags,
+            _ => TcpFlags::default(),
+        }
+    }
 }
 
 impl<S: FlowSlots> Switch<S> {
@@ -266,7 +275,7 @@ impl<S: FlowSlots> Switch<S> {
             self.table.extend(index, sequence_end);
         }
         self.table.slot_mut(index).last_seen_ms = millisecond(self.now);
-        self.table.count(index, arrival.frame.total_len_bytes);
+        self.table.count(index, arrival.frame.total_len_bytes, TcpFlags::default());
         Verdict::Forward(slot.output())
     }
 
@@ -326,7 +335,7 @@ impl<S: FlowSlots> Switch<S> {
             let slot = *slot;
             self.treat(arrival, &slot, index);
         }
-        self.table.count(index, arrival.frame.total_len_bytes);
+        self.table.count(index, arrival.frame.total_len_bytes, arrival.tcp_flags());
         if after != state {
             self.change_state(self.table.flow_at(index), after);
         }
@@ -391,9 +400,22 @@ impl<S: FlowSlots> Switch<S> {
     pub(crate) fn change_state(&mut self, position: usize, state: FlowState) {
         let was = self.table.state(position);
         self.table.set_state(position, state);
+        if (was, state) == (FlowState::SynReceived, FlowState::Established) {
+            self.time_handshake(position);
+        }
         if was.is_half_open() != state.is_half_open() || was.is_over() != state.is_over() {
             self.charge(position, was, u32::saturating_sub);
             self.charge(position, state, u32::saturating_add);
+        }
+    }
+
+    /// Notes how long a handshake took that is complete with this frame, unless a part of it was sent twice.
+    fn time_handshake(&mut self, position: usize) {
+        let flow = self.table.flow(position);
+        let frames = |slot: Option<u32>| slot.map_or(0, |slot| self.table.counted(slot).0);
+        if (frames(Some(flow.initiator)), frames(flow.responder)) == (2, 1) {
+            let rtt = self.now.since(flow.opened);
+            self.table.flow_mut(position).rtt = Some(rtt);
         }
     }
 
@@ -468,7 +490,7 @@ impl<S: FlowSlots> Switch<S> {
 
     /// Queues an event.
     pub(crate) fn report(&mut self, change: FlowChange, record: FlowRecord) {
-        if !self.outbox.report(FlowEvent { at: self.now, change, record }) {
+        if !self.outbox.report(FlowEvent { at: self.now, change, record, flows: 1 }) {
             self.counters.events_lost += 1;
         }
     }
@@ -478,9 +500,10 @@ impl<S: FlowSlots> Switch<S> {
         let flow = self.table.flow(position);
         let slot = self.table.slot(flow.initiator as usize);
         let end = |port: PortId, index: Option<u32>, attribution: &Option<_>| {
-            let (sent_frames, sent_bytes) = index.map_or((0, 0), |index| self.table.counted(index));
+            let (sent_frames, sent_bytes, sent_flags) =
+                index.map_or_else(Default::default, |index| self.table.counted(index));
             let nic = self.ports.port(port).and_then(|port| port.nic().cloned());
-            FlowEnd { port, nic, attribution: attribution.clone(), sent_frames, sent_bytes }
+            FlowEnd { port, nic, attribution: attribution.clone(), sent_frames, sent_bytes, sent_flags }
         };
         let idle_ns = u64::from(self.table.idle_ms(position, millisecond(self.now))) * 1_000_000;
         FlowRecord {
@@ -492,6 +515,7 @@ impl<S: FlowSlots> Switch<S> {
             generation: flow.generation,
             opened: flow.opened,
             last_seen: Moment(self.now.0.saturating_sub(idle_ns)),
+            rtt: flow.rtt,
         }
     }
 }

@@ -15,7 +15,7 @@ use std::hash::Hasher as _;
 use foldhash::SharedSeed;
 use foldhash::quality::FoldHasher;
 use model::{Moment, Protocol};
-use packet::Tcp;
+use packet::{Tcp, TcpFlags};
 
 use crate::flow::Flow;
 use crate::key::FlowKey;
@@ -33,7 +33,12 @@ const WINDOW_SLOTS: usize = 32;
 const EVICTABLE_IDLE_MS: u32 = 10_000;
 /// Changes whenever the meaning of a slot's bytes changes, so that a successor does not adopt old ones.
 const LAYOUT: u64 = 3;
-const NO_FLOW: u32 = u32::MAX;
+/// Where TCP flags begin in the first word of a tally; below is a flow's position.
+const FLAGS_BIT: u32 = 24;
+/// The bits of a position: fewer flows than that fit the largest table, but for one.
+const NO_FLOW: u32 = (1 << FLAGS_BIT) - 1;
+
+const _: () = assert!(SLOTS_MAX <= 1 << FLAGS_BIT, "positions of flows fit below the flags");
 
 /// The millisecond of a moment, low bits.
 pub(crate) fn millisecond(now: Moment) -> u32 {
@@ -44,8 +49,8 @@ pub(crate) fn millisecond(now: Moment) -> u32 {
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(32))]
 pub struct Tally {
-    /// Position in the list of flows.
-    flow: u32,
+    /// Position in the list of flows; in the high byte all TCP flags seen.
+    flow_and_flags: u32,
     /// What the peer allows a TCP sender.
     limits: Limits,
     frames: u64,
@@ -56,7 +61,16 @@ const _: () = assert!(size_of::<Tally>() == 32, "a tally is half a cache line");
 
 impl Tally {
     fn of_flow(position: u32) -> Self {
-        Self { flow: position, limits: Limits::default(), frames: 0, bytes: 0 }
+        Self { flow_and_flags: position, limits: Limits::default(), frames: 0, bytes: 0 }
+    }
+
+    #[inline]
+    fn flow(&self) -> u32 {
+        self.flow_and_flags & NO_FLOW
+    }
+
+    fn move_to(&mut self, position: u32) {
+        self.flow_and_flags = self.flow_and_flags & !NO_FLOW | position;
     }
 }
 
@@ -121,9 +135,10 @@ impl<S: FlowSlots> FlowTable<S> {
                     generation: model::Generation::default(),
                     opened: Moment::default(),
                     mirror: None,
+                    rtt: None,
                 };
                 for (member, peer) in [(index, partner), (partner, index)] {
-                    table.tallies[member].flow = table.flows.len() as u32;
+                    table.tallies[member].move_to(table.flows.len() as u32);
                     table.tallies[member].limits = Limits::adopted(table.slot(peer).progress());
                     table.slot_mut(member).set_state(state);
                     table.slot_mut(member).set_mirrored(false);
@@ -172,7 +187,7 @@ impl<S: FlowSlots> FlowTable<S> {
     fn discard_strays(&mut self) -> u64 {
         let mut discarded = 0;
         for index in 0..=self.mask {
-            if self.tallies[index].flow == NO_FLOW && self.slots.as_ref()[index] != FlowSlot::FREE {
+            if self.tallies[index].flow() == NO_FLOW && self.slots.as_ref()[index] != FlowSlot::FREE {
                 discarded += 1;
                 *self.slot_mut(index) = FlowSlot::FREE;
             }
@@ -317,7 +332,7 @@ impl<S: FlowSlots> FlowTable<S> {
         }
         if let Some(moved) = self.flows.get(position) {
             for index in members(moved) {
-                self.tallies[index].flow = position as u32;
+                self.tallies[index].move_to(position as u32);
             }
         }
     }
@@ -337,7 +352,7 @@ impl<S: FlowSlots> FlowTable<S> {
     /// Position of the flow that owns an occupied slot.
     #[inline]
     pub(crate) fn flow_at(&self, index: usize) -> usize {
-        self.tallies[index].flow as usize
+        self.tallies[index].flow() as usize
     }
 
     /// The keys of both directions, the initiator's first. A refused flow answers as if it were not translated.
@@ -439,16 +454,17 @@ impl<S: FlowSlots> FlowTable<S> {
 
     /// Counts a frame that came through a slot.
     #[inline]
-    pub(crate) fn count(&mut self, index: usize, len_bytes: usize) {
+    pub(crate) fn count(&mut self, index: usize, len_bytes: usize, flags: TcpFlags) {
         let tally = &mut self.tallies[index];
+        tally.flow_and_flags |= u32::from(flags.0) << FLAGS_BIT;
         tally.frames += 1;
         tally.bytes += len_bytes as u64;
     }
 
-    /// Frames and bytes that came through a slot.
-    pub(crate) fn counted(&self, index: u32) -> (u64, u64) {
+    /// Frames and bytes that came through a slot, with all their TCP flags.
+    pub(crate) fn counted(&self, index: u32) -> (u64, u64, TcpFlags) {
         let tally = &self.tallies[index as usize];
-        (tally.frames, tally.bytes)
+        (tally.frames, tally.bytes, TcpFlags((tally.flow_and_flags >> FLAGS_BIT) as u8))
     }
 }
 

@@ -14,7 +14,7 @@ use crate::repository;
 type Row = (&'static str, &'static [&'static str]);
 
 /// What each crate may use in production.
-const ALLOWED: [Row; 15] = [
+const ALLOWED: [Row; 16] = [
     ("model", &[]),
     ("platform", &[]),
     ("telemetry", &[]),
@@ -22,9 +22,24 @@ const ALLOWED: [Row; 15] = [
     ("vswitch", &["model", "packet"]),
     ("vmi", &["model"]),
     ("policy", &["model"]),
+    ("ipfix", &["model"]),
     ("vhost-port", &["model", "platform"]),
     ("api", &["model"]),
-    ("hostd", &["api", "model", "packet", "platform", "policy", "telemetry", "vhost-port", "vmi", "vswitch"]),
+    (
+        "hostd",
+        &[
+            "api",
+            "ipfix",
+            "model",
+            "packet",
+            "platform",
+            "policy",
+            "telemetry",
+            "vhost-port",
+            "vmi",
+            "vswitch",
+        ],
+    ),
     ("meshctl", &["api", "model", "policy"]),
     ("testkit", &["api", "model", "packet"]),
     ("e2e", &["api", "model", "testkit"]),

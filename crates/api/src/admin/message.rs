@@ -470,6 +470,18 @@ pub struct PollStats {
     pub frames: u64,
 }
 
+/// What became of the records of flows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RecordStats {
+    /// Records that the collector was sent.
+    pub exported: u64,
+    /// Flows told of together with others, because nobody could keep up.
+    pub merged: u64,
+    /// Flows that nobody was told of: denials beyond their port's rate, and what did not fit anywhere.
+    pub lost: u64,
+}
+
 /// The daemon's health.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -503,6 +515,9 @@ pub struct Status {
     /// How long it took to read each view of a guest, by the view's name.
     #[serde(default)]
     pub views: BTreeMap<String, Latency>,
+    /// Records of flows.
+    #[serde(default)]
+    pub records: RecordStats,
 }
 
 /// What policy is in force.

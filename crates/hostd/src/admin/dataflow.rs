@@ -260,7 +260,9 @@ mod tests {
                 _ => None,
             };
             let nic = vm.map(|vm| NicRef { vm: vm.parse().unwrap(), nic: "net0".parse().unwrap() });
-            FlowEnd { port: PortId(0), nic, attribution: None, sent_frames, sent_bytes: sent_frames * 100 }
+            let (attribution, sent_flags) = (None, packet::TcpFlags::default());
+            let sent_bytes = sent_frames * 100;
+            FlowEnd { port: PortId(0), nic, attribution, sent_frames, sent_bytes, sent_flags }
         };
         FlowRecord {
             tuple: FiveTuple {
@@ -277,6 +279,7 @@ mod tests {
             generation: Generation(1),
             opened: Moment(opened_s * SECOND),
             last_seen: Moment(last_seen_s * SECOND),
+            rtt: None,
         }
     }
 

@@ -19,6 +19,7 @@ use super::threats::{self, Connection};
 use super::times::ViewTimes;
 use super::view::{self, refusal};
 use super::why::WhyQuestion;
+use crate::export::Records;
 use crate::flowlog::FlowLog;
 use crate::introspect::{Introspection, State};
 use crate::mesh::Mesh;
@@ -32,6 +33,7 @@ pub struct Desk {
     ports: Arc<Ports>,
     poll: PollHandle,
     flow_log: Arc<FlowLog>,
+    records: Records,
     started: Instant,
     /// Whether guests are inspected for threats.
     inspected: bool,
@@ -48,7 +50,7 @@ impl Desk {
         introspection: Arc<Introspection>,
         ports: Arc<Ports>,
         poll: PollHandle,
-        flow_log: Arc<FlowLog>,
+        (flow_log, records): (Arc<FlowLog>, Records),
     ) -> Self {
         Self {
             mesh,
@@ -56,6 +58,7 @@ impl Desk {
             ports,
             poll,
             flow_log,
+            records,
             started: Instant::now(),
             inspected,
             views: ViewTimes::default(),
@@ -316,6 +319,7 @@ impl Desk {
             attribution: numbers.waits.as_ref().map_or_else(Latency::default, view::latency),
             lookup: numbers.lookups.as_ref().map_or_else(Latency::default, view::latency),
             views: self.views.shown(),
+            records: self.records.stats(numbers.switch.events_lost),
         })))
     }
 

@@ -130,6 +130,7 @@ mod tests {
             lookup: Latency::default(),
             views: BTreeMap::new(),
             policy_errors: vec![],
+            records: api::admin::RecordStats::default(),
         };
         assert_eq!(
             status(&healthy, Style::default()),

@@ -39,6 +39,31 @@ fn a_connection_is_followed_from_open_to_close() {
 }
 
 #[test]
+fn a_handshake_is_timed_unless_a_part_of_it_was_sent_twice() {
+    for (repeated, rtt) in [(None, Some(Duration::from_millis(30))), (Some(0), None), (Some(1), None)] {
+        let mut memory = memory(64);
+        let mut world = World::new(&mut memory, allow());
+        let dialogue = Dialogue::new(WEB, API, 40_000, 80);
+        let parts = [
+            (WEB, dialogue.out(SYN, 1000, 0, 0)),
+            (API, dialogue.back(SYN | ACK, 5000, 1001, 0)),
+            (WEB, dialogue.out(ACK, 1001, 5001, 0)),
+        ];
+        for (number, (port, frame)) in parts.iter().enumerate() {
+            for _ in 0..1 + usize::from(repeated == Some(number)) {
+                world.forwards(*port, frame, if *port == WEB { API } else { WEB });
+            }
+            world.pass_time(Duration::from_millis(15));
+        }
+        assert_eq!(world.flow().rtt, rtt);
+        assert_eq!(
+            (world.flow().initiator.sent_flags, world.flow().responder.sent_flags),
+            (SYN | ACK, SYN | ACK)
+        );
+    }
+}
+
+#[test]
 fn only_a_reset_that_its_receiver_accepts_closes() {
     let mut memory = memory(64);
     let mut world = World::new(&mut memory, allow());
