@@ -108,6 +108,12 @@ enum Bench {
     },
     /// What looking into guests costs: attaching, first verdicts, views, memory; on real machines, in some minutes.
     Introspect,
+    /// Instructions per frame, compared with the baseline in the tree.
+    Instructions {
+        /// Take these as the new baseline.
+        #[arg(long)]
+        update: bool,
+    },
 }
 
 #[derive(Subcommand)]
@@ -163,6 +169,10 @@ fn perform(task: Task) -> Result<()> {
             soak::threats(minutes, idle, no_install)
         }
         Task::Bench { what: Bench::Introspect, json, no_install } => bench::introspect(json, no_install),
+        Task::Bench { what: Bench::Instructions { update }, no_install, .. } => {
+            packages::require(&[packages::VALGRIND], !no_install)?;
+            bench::instructions::check(update).map(drop)
+        }
         Task::Matrix(options) => matrix::run(&options),
         Task::Fuzz { target, seconds } => test::fuzz(target.as_deref(), seconds),
     }

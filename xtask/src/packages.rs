@@ -34,6 +34,13 @@ pub const GUESTS: [Package; 4] = [
 pub const COMPILER: Package =
     Package { name: "g++", program: "g++", why: "builds libFuzzer for the fuzz targets" };
 
+/// Counts instructions.
+pub const VALGRIND: Package =
+    Package { name: "valgrind", program: "valgrind", why: "counts instructions per frame" };
+/// Reads IPFIX.
+pub const COLLECTOR: Package =
+    Package { name: "nfdump", program: "nfcapd", why: "collects the flow records that the daemon exports" };
+
 /// The frame generator and its drivers.
 pub const DPDK: [Package; 3] = [
     Package { name: "dpdk-dev", program: "dpdk-testpmd", why: "generates frames" },

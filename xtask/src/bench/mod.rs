@@ -8,6 +8,7 @@
 //! `introspect` boots machines and times what the daemon reads of them: see the module.
 
 mod cases;
+pub mod instructions;
 mod introspect;
 mod ours;
 mod ovs;

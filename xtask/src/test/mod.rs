@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{guests, packages, repository, shell};
+use crate::{bench, guests, packages, repository, shell};
 use tally::Tally;
 
 /// Crates outside the workspace, each with a lock file of its own.
@@ -39,11 +39,12 @@ const CHEAP: [Step; 6] = [
     ("crate graph", |_| edges::check()),
     ("hygiene", |_| hygiene::check()),
     ("lints", |_| lints()),
-    ("unit and property tests", |_| units()),
+    ("unit and property tests", units),
 ];
 /// What `--quick` leaves out.
-const THOROUGH: [Step; 4] = [
+const THOROUGH: [Step; 5] = [
     ("documentation", |_| documentation()),
+    ("instructions per frame", instructions),
     ("dependencies", |_| dependencies()),
     ("fuzzing", fuzz::run),
     ("real virtual machines", machines),
@@ -127,11 +128,25 @@ fn lints() -> Result<Tally> {
 }
 
 /// Every test that needs neither root nor a virtual machine.
-fn units() -> Result<Tally> {
+fn units(options: Options) -> Result<Tally> {
+    // Whoever only looks, as before a push, may go without.
+    let collector = packages::require(&[packages::COLLECTOR], !options.no_install);
     let mut cargo = shell::cargo(&repository());
     cargo.args(["test", "--locked", "--workspace", "--exclude", "e2e", "--no-fail-fast"]);
     cargo.args(["--lib", "--bins", "--tests", "--examples"]);
-    tally::of_tests(&mut cargo)
+    let mut tally = tally::of_tests(&mut cargo)?;
+    if collector.is_err() {
+        tally.skipped.push("a_real_collector_reads_the_flows: nfdump is not installed".to_owned());
+    }
+    Ok(tally)
+}
+
+/// Instructions per frame have not grown.
+fn instructions(options: Options) -> Result<Tally> {
+    if packages::require(&[packages::VALGRIND], !options.no_install).is_err() {
+        return Ok(Tally::skipped("instructions per frame: valgrind is not installed"));
+    }
+    Ok(Tally::passed(bench::instructions::check(false)?))
 }
 
 /// Examples in the documentation run, and its links lead somewhere.
