@@ -22,6 +22,7 @@
 //! forwarded for itself), router advertisements, and traffic between link-local addresses.
 #![forbid(unsafe_code)]
 
+mod balance;
 mod config;
 mod counters;
 mod course;
@@ -45,6 +46,7 @@ mod table;
 mod tcp;
 mod verdict;
 
+pub use balance::{Balancer, Candidate};
 pub use config::{SwitchConfig, Timeouts};
 pub use counters::Counters;
 pub use flow::{FlowChange, FlowEnd, FlowEvent, FlowRecord};

@@ -1,0 +1,330 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Which endpoint of a service a new flow goes to.
+//!
+//! A choice has two steps. First the group: shares are given by a smooth weighted round robin, so that after any
+//! number of flows each group is at most one flow away from its part; with affinity the client's hash chooses
+//! instead. Then the endpoint within the group, by Maglev's table or by the fewest open flows.
+//!
+//! An endpoint is *in* when it has a port on this host, somebody listens there as far as is known, and it is not
+//! *ejected*: left out for a while after failures in a row. When ejection alone would leave a group without
+//! anybody, it is ignored: a bad endpoint is better than none. An endpoint that has just come in gets its full
+//! part only after the slow start. Flows that are open stay where they are, whatever happens here.
+//!
+//! Limits: tables are filled anew when an endpoint comes in or goes out, which takes about 40 ns for each of at
+//! least 100 places for each endpoint.
+
+mod crowd;
+mod maglev;
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use model::{Balancing, Method, Moment};
+
+use crowd::Crowd;
+use maglev::Table;
+
+/// Ejection lasts at most this many times as long as the first one.
+const EJECTION_FACTOR_MAX: u32 = 16;
+
+/// How often a choice is made again because it fell on an endpoint in its slow start.
+const RETRIES_MAX: u32 = 8;
+
+/// An endpoint as the balancer is told of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// A stable hash of its name.
+    pub name: u64,
+    /// Which share it belongs to; `None`: it gets no flows.
+    pub group: Option<usize>,
+    /// Whether it is on the client's host.
+    pub local: bool,
+    /// Whether it can be reached at all.
+    pub reachable: bool,
+}
+
+/// What is known of an endpoint.
+#[derive(Clone, Copy, Debug)]
+struct Member {
+    candidate_name: u64,
+    group: Option<usize>,
+    local: bool,
+    reachable: bool,
+    listening: bool,
+    flows: u32,
+    failures: u32,
+    ejections: u32,
+    ejected_until: Option<Moment>,
+    /// When it last came in.
+    since: Moment,
+}
+
+impl Member {
+    fn new(candidate: &Candidate, since: Moment) -> Self {
+        Self {
+            candidate_name: candidate.name,
+            group: candidate.group,
+            local: candidate.local,
+            reachable: candidate.reachable,
+            listening: true,
+            flows: 0,
+            failures: 0,
+            ejections: 0,
+            ejected_until: None,
+            since,
+        }
+    }
+
+    fn is_present(&self) -> bool {
+        self.reachable && self.listening
+    }
+}
+
+/// A share of the flows, and who takes them now.
+#[derive(Clone, Debug, Default)]
+struct Group {
+    weight: u32,
+    /// What the group is owed, in flows times the sum of weights.
+    credit: i64,
+    size: usize,
+    table: Table,
+    crowd: Crowd,
+}
+
+/// Spreads the flows of one service.
+#[derive(Clone, Debug)]
+pub struct Balancer {
+    balancing: Balancing,
+    members: Vec<Member>,
+    groups: Vec<Group>,
+    /// Whether who is in has changed since the groups were filled.
+    stale: bool,
+    /// When the next ejection ends.
+    due: Option<Moment>,
+}
+
+impl Balancer {
+    /// A balancer for these endpoints, numbered by their positions. All count as listening, and none is in its
+    /// slow start.
+    #[must_use]
+    pub fn new(balancing: Balancing, candidates: &[Candidate]) -> Self {
+        let members = candidates.iter().map(|candidate| Member::new(candidate, Moment(0))).collect();
+        Self { balancing, members, groups: Vec::new(), stale: true, due: None }
+    }
+
+    /// Takes other endpoints and settings; what is known of an endpoint stays with its name.
+    pub fn update(&mut self, now: Moment, balancing: Balancing, candidates: &[Candidate]) {
+        let known: HashMap<u64, Member> =
+            self.members.iter().map(|member| (member.candidate_name, *member)).collect();
+        let member = |candidate: &Candidate| match known.get(&candidate.name) {
+            Some(known) => {
+                let Candidate { name: _, group, local, reachable } = *candidate;
+                let since = if known.is_present() { known.since } else { now };
+                Member { group, local, reachable, since, ..*known }
+            }
+            None => Member::new(candidate, now),
+        };
+        self.members = candidates.iter().map(member).collect();
+        let weights = |balancing: &Balancing| balancing.shares.iter().map(|s| s.weight).collect::<Vec<_>>();
+        if weights(&self.balancing) != weights(&balancing) {
+            self.groups.clear();
+        }
+        self.balancing = balancing;
+        self.stale = true;
+    }
+
+    /// Chooses an endpoint for a new flow and leaves no trace of it but the turn of its group.
+    pub fn pick(&mut self, now: Moment, flow: u64, client: u64) -> Option<usize> {
+        self.refill(now);
+        let hash = if self.balancing.affinity { client } else { flow };
+        let group = self.choose_group(mixed(hash))?;
+        for attempt in 0..RETRIES_MAX {
+            let hash = mixed(hash.wrapping_add(u64::from(attempt) << 32));
+            let group = &mut self.groups[group];
+            let chosen = match self.balancing.method {
+                Method::Maglev => group.table.at(hash),
+                Method::LeastOutstanding => group.crowd.least(hash),
+            }?;
+            if attempt + 1 == RETRIES_MAX || self.takes_full_part(now, chosen as usize, hash) {
+                return Some(chosen as usize);
+            }
+        }
+        None
+    }
+
+    /// A flow was opened to an endpoint.
+    pub fn opened(&mut self, endpoint: usize) {
+        self.count(endpoint, |flows| flows.saturating_add(1));
+    }
+
+    /// A flow to an endpoint is over.
+    pub fn closed(&mut self, endpoint: usize) {
+        self.count(endpoint, |flows| flows.saturating_sub(1));
+    }
+
+    /// Flows that an endpoint has.
+    #[must_use]
+    pub fn flows(&self, endpoint: usize) -> u32 {
+        self.members.get(endpoint).map_or(0, |member| member.flows)
+    }
+
+    /// Whether an endpoint is in.
+    #[must_use]
+    pub fn is_in(&self, now: Moment, endpoint: usize) -> bool {
+        self.members.get(endpoint).is_some_and(|member| {
+            member.is_present() && member.ejected_until.is_none_or(|until| until <= now)
+        })
+    }
+
+    /// Whether somebody listens at an endpoint, as was found in its memory.
+    pub fn listening(&mut self, now: Moment, endpoint: usize, listening: bool) {
+        let Some(member) = self.members.get_mut(endpoint) else { return };
+        if member.listening != listening {
+            member.listening = listening;
+            member.failures = 0;
+            member.since = now;
+            self.stale = true;
+        }
+    }
+
+    /// An endpoint has answered.
+    pub fn succeeded(&mut self, endpoint: usize) {
+        if let Some(member) = self.members.get_mut(endpoint) {
+            member.failures = 0;
+            member.ejections = 0;
+        }
+    }
+
+    /// An endpoint has refused a flow or let it time out.
+    pub fn failed(&mut self, now: Moment, endpoint: usize) {
+        let Some(member) = self.members.get_mut(endpoint) else { return };
+        member.failures += 1;
+        if self.balancing.ejection_failures == 0 || member.failures < self.balancing.ejection_failures {
+            return;
+        }
+        let factor = 2_u32.saturating_pow(member.ejections).min(EJECTION_FACTOR_MAX);
+        let until = now.after(self.balancing.ejection_time * factor);
+        member.failures = 0;
+        member.ejections += 1;
+        member.ejected_until = Some(until);
+        self.due = Some(self.due.map_or(until, |due| due.min(until)));
+        self.stale = true;
+    }
+
+    fn count(&mut self, endpoint: usize, change: impl FnOnce(u32) -> u32) {
+        let Some(member) = self.members.get_mut(endpoint) else { return };
+        member.flows = change(member.flows);
+        if let Some(group) = member.group.and_then(|group| self.groups.get_mut(group)) {
+            group.crowd.count(endpoint as u32, member.flows);
+        }
+    }
+
+    /// Whether an endpoint gets this flow, given how long it has been in.
+    fn takes_full_part(&self, now: Moment, endpoint: usize, hash: u64) -> bool {
+        let slow_start = self.balancing.slow_start;
+        let member = &self.members[endpoint];
+        let age = now.since(member.since);
+        if slow_start == Duration::ZERO || age >= slow_start {
+            return true;
+        }
+        let part = age.as_secs_f64() / slow_start.as_secs_f64();
+        (mixed(hash) >> 11) as f64 / ((1_u64 << 53) as f64) < part.max(0.01)
+    }
+
+    /// The group whose turn it is.
+    fn choose_group(&mut self, hash: u64) -> Option<usize> {
+        let weight = |group: &Group| if group.size == 0 { 0 } else { i64::from(group.weight) };
+        let total: i64 = self.groups.iter().map(weight).sum();
+        if total == 0 {
+            return None;
+        }
+        if self.balancing.affinity {
+            let mut place = (u128::from(hash) * total as u128 >> 64) as i64;
+            return self.groups.iter().position(|group| {
+                place -= weight(group);
+                place < 0
+            });
+        }
+        for group in &mut self.groups {
+            group.credit += weight(group);
+        }
+        let open = self.groups.iter().enumerate().filter(|(_, group)| weight(group) > 0);
+        let (chosen, _) = open.max_by_key(|(index, group)| (group.credit, std::cmp::Reverse(*index)))?;
+        self.groups[chosen].credit -= total;
+        Some(chosen)
+    }
+
+    /// Fills the groups anew if who is in has changed.
+    fn refill(&mut self, now: Moment) {
+        if self.due.is_some_and(|due| due <= now) {
+            self.due = None;
+            for member in &mut self.members {
+                match member.ejected_until {
+                    Some(until) if until <= now => {
+                        member.ejected_until = None;
+                        member.since = now;
+                    }
+                    Some(until) => self.due = Some(self.due.map_or(until, |due| due.min(until))),
+                    None => {}
+                }
+            }
+            self.stale = true;
+        }
+        if !std::mem::take(&mut self.stale) {
+            return;
+        }
+        let shares = &self.balancing.shares;
+        self.groups.resize_with(shares.len().max(1), Group::default);
+        for (number, group) in self.groups.iter_mut().enumerate() {
+            group.weight = shares.get(number).map_or(1, |share| share.weight);
+            let active = active(&self.members, number, self.balancing.local_first);
+            group.size = active.len();
+            (group.table, group.crowd) = (Table::default(), Crowd::default());
+            if group.size == 0 {
+                // What it was owed while nobody was there is not made up for.
+                group.credit = 0;
+            }
+            match self.balancing.method {
+                Method::Maglev => {
+                    let name = |member: &u32| (*member, self.members[*member as usize].candidate_name);
+                    group.table = Table::new(&active.iter().map(name).collect::<Vec<_>>());
+                }
+                Method::LeastOutstanding => {
+                    let flows = |member: &u32| (*member, self.members[*member as usize].flows);
+                    group.crowd = Crowd::new(active.iter().map(flows));
+                }
+            }
+        }
+    }
+}
+
+/// Who takes the flows of a group: those that are in, the local ones of them if they come first, and those that
+/// are ejected if there is nobody else.
+fn active(members: &[Member], group: usize, local_first: bool) -> Vec<u32> {
+    let of = |wanted: &dyn Fn(&Member) -> bool| -> Vec<u32> {
+        let members = members
+            .iter()
+            .zip(0..)
+            .filter(|(member, _)| member.group == Some(group) && member.is_present() && wanted(member));
+        members.map(|(_, number)| number).collect()
+    };
+    let is_sound = |member: &Member| member.ejected_until.is_none();
+    let mut found = Vec::new();
+    if local_first {
+        found = of(&|member| member.local && is_sound(member));
+    }
+    if found.is_empty() {
+        found = of(&is_sound);
+    }
+    if found.is_empty() {
+        found = of(&|_| true);
+    }
+    found
+}
+
+/// Spreads a number over all 64 bits (the finaliser of splitmix64).
+pub(crate) fn mixed(number: u64) -> u64 {
+    let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    number ^ (number >> 31)
+}

@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+//! How flows are spread over endpoints, and what changes that.
+
+use std::time::Duration;
+
+use model::{Balancing, Method, Moment, Share, VmSelector};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use vswitch::{Balancer, Candidate};
+
+const FLOWS: u64 = 10_000;
+
+fn candidates(groups: &[usize]) -> Vec<Candidate> {
+    let candidate = |(name, group): (u64, &usize)| Candidate {
+        name: name.wrapping_mul(0x9e37_79b9_7f4a_7c15),
+        group: Some(*group),
+        local: name % 2 == 0,
+        reachable: true,
+    };
+    (1..).zip(groups).map(candidate).collect()
+}
+
+fn shares(weights: &[u32]) -> Balancing {
+    let shares = weights.iter().map(|weight| Share { vm: VmSelector::default(), weight: *weight });
+    Balancing { shares: shares.collect(), ..Balancing::default() }
+}
+
+fn at(seconds: u64) -> Moment {
+    Moment(0).after(Duration::from_secs(seconds))
+}
+
+/// Where `FLOWS` flows go, by endpoint.
+fn spread(balancer: &mut Balancer, now: Moment, endpoints: usize) -> Vec<u64> {
+    let mut counts = vec![0; endpoints];
+    for flow in 0..FLOWS {
+        counts[balancer.pick(now, flow, flow % 500).expect("somebody is in")] += 1;
+    }
+    counts
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// A canary gets its part of 10,000 flows to the flow, however the parts are and however many endpoints
+    /// share each.
+    #[test]
+    fn shares_are_exact(weights in vec(0_u32..100, 2..5), each in 1_usize..4) {
+        prop_assume!(weights.iter().any(|weight| *weight > 0));
+        let groups: Vec<usize> = (0..weights.len()).flat_map(|group| vec![group; each]).collect();
+        let mut balancer = Balancer::new(shares(&weights), &candidates(&groups));
+        let counts = spread(&mut balancer, at(0), groups.len());
+        let total: u32 = weights.iter().sum();
+        for (group, weight) in weights.iter().enumerate() {
+            let got: u64 = groups.iter().zip(&counts).filter(|(of, _)| **of == group).map(|(_, count)| count).sum();
+            let due = FLOWS as f64 * f64::from(*weight) / f64::from(total);
+            prop_assert!((got as f64 - due).abs() <= 1.0, "{weights:?}: group {group} got {got}, not {due}");
+        }
+    }
+
+    /// Whatever happens, nobody who is out is picked while somebody is in.
+    #[test]
+    fn nobody_who_is_out_is_picked_while_somebody_is_in(
+        events in vec((0_usize..6, 0_u8..4, 0_u64..30), 1..80), least in any::<bool>(),
+    ) {
+        let method = if least { Method::LeastOutstanding } else { Method::Maglev };
+        let mut balancer = Balancer::new(Balancing { method, ..Balancing::default() }, &candidates(&[0; 6]));
+        let mut now = 0;
+        for (endpoint, event, seconds) in events {
+            now += seconds;
+            match event {
+                0 => balancer.listening(at(now), endpoint, false),
+                1 => balancer.listening(at(now), endpoint, true),
+                2 => balancer.failed(at(now), endpoint),
+                _ => balancer.opened(endpoint),
+            }
+            let somebody = (0..6).any(|endpoint| balancer.is_in(at(now), endpoint));
+            if let Some(picked) = balancer.pick(at(now), seconds, 0) {
+                prop_assert!(!somebody || balancer.is_in(at(now), picked));
+            } else {
+                prop_assert!(!somebody);
+            }
+        }
+    }
+}
+
+#[test]
+fn maglev_spreads_evenly_and_sends_the_same_flow_to_the_same_endpoint() {
+    let mut balancer = Balancer::new(Balancing::default(), &candidates(&[0; 10]));
+    let counts = spread(&mut balancer, at(0), 10);
+    assert!(counts.iter().all(|count| (900..1100).contains(count)), "{counts:?}");
+    let picks: Vec<_> = (0..100).map(|flow| balancer.pick(at(0), flow, 0)).collect();
+    assert_eq!(picks, (0..100).map(|flow| balancer.pick(at(0), flow, 0)).collect::<Vec<_>>());
+}
+
+#[test]
+fn least_outstanding_goes_to_the_least_busy() {
+    let balancing = Balancing { method: Method::LeastOutstanding, ..Balancing::default() };
+    let mut balancer = Balancer::new(balancing, &candidates(&[0; 3]));
+    for flow in 0..300 {
+        let picked = balancer.pick(at(0), flow, 0).unwrap();
+        balancer.opened(picked);
+    }
+    assert_eq!([0, 1, 2].map(|endpoint| balancer.flows(endpoint)), [100; 3]);
+    (0..40).for_each(|_| balancer.closed(1));
+    for flow in 0..40 {
+        assert_eq!(balancer.pick(at(0), flow, 0), Some(1));
+        balancer.opened(1);
+    }
+}
+
+#[test]
+fn affinity_keeps_a_client_at_one_endpoint_while_it_is_in() {
+    let mut balancer =
+        Balancer::new(Balancing { affinity: true, ..Balancing::default() }, &candidates(&[0; 8]));
+    let first = balancer.pick(at(0), 1, 77).unwrap();
+    assert!((0..1000).all(|flow| balancer.pick(at(0), flow, 77) == Some(first)));
+    balancer.listening(at(1), first, false);
+    assert_ne!(balancer.pick(at(1), 1, 77), Some(first));
+    balancer.listening(at(2), first, true);
+    assert_eq!(balancer.pick(at(2), 1, 77), Some(first));
+}
+
+#[test]
+fn local_endpoints_come_first_while_one_is_in() {
+    let balancing = Balancing { local_first: true, ..Balancing::default() };
+    let mut balancer = Balancer::new(balancing, &candidates(&[0; 4]));
+    let counts = spread(&mut balancer, at(0), 4);
+    assert_eq!((counts[0], counts[2]), (0, 0), "names 1 and 3 are remote");
+    balancer.listening(at(1), 1, false);
+    balancer.listening(at(1), 3, false);
+    let counts = spread(&mut balancer, at(1), 4);
+    assert_eq!((counts[1], counts[3]), (0, 0));
+}
+
+#[test]
+fn failures_in_a_row_eject_for_longer_each_time_and_an_answer_forgives() {
+    let mut balancer = Balancer::new(Balancing::default(), &candidates(&[0; 2]));
+    let fail = |balancer: &mut Balancer, seconds, times| {
+        (0..times).for_each(|_| balancer.failed(at(seconds), 0));
+    };
+    fail(&mut balancer, 0, 2);
+    balancer.succeeded(0);
+    fail(&mut balancer, 0, 2);
+    assert!(balancer.is_in(at(0), 0), "two in a row are not three");
+    fail(&mut balancer, 0, 1);
+    assert!(!balancer.is_in(at(9), 0) && balancer.is_in(at(10), 0));
+    assert_eq!(spread(&mut balancer, at(9), 2)[0], 0);
+    assert!(spread(&mut balancer, at(10), 2)[0] > 0);
+    fail(&mut balancer, 10, 3);
+    assert!(!balancer.is_in(at(29), 0) && balancer.is_in(at(30), 0));
+    (0..3).for_each(|_| balancer.failed(at(29), 1));
+    assert!(balancer.pick(at(29), 0, 0).is_some(), "a bad endpoint is better than none");
+}
+
+#[test]
+fn drained_endpoints_get_nothing_new_and_keep_what_is_open() {
+    let mut balancer = Balancer::new(shares(&[1, 1]), &candidates(&[0, 1]));
+    balancer.opened(1);
+    balancer.update(at(1), shares(&[1, 0]), &candidates(&[0, 1]));
+    assert_eq!(spread(&mut balancer, at(1), 2), [FLOWS, 0]);
+    assert_eq!(balancer.flows(1), 1);
+}
+
+#[test]
+fn who_comes_in_starts_slowly() {
+    let balancing = Balancing { slow_start: Duration::from_secs(10), ..Balancing::default() };
+    let mut balancer = Balancer::new(balancing.clone(), &candidates(&[0]));
+    balancer.update(at(100), balancing, &candidates(&[0; 2]));
+    let part = |balancer: &mut Balancer, seconds| spread(balancer, at(seconds), 2)[1];
+    let (early, middle, late) =
+        (part(&mut balancer, 101), part(&mut balancer, 105), part(&mut balancer, 110));
+    assert!(early < middle && middle < late, "{early} {middle} {late}");
+    assert!((4_500..5_500).contains(&late), "{late}");
+}
+
+#[test]
+fn without_anybody_there_is_nobody_to_pick() {
+    let mut balancer = Balancer::new(Balancing::default(), &[]);
+    assert_eq!(balancer.pick(at(0), 1, 1), None);
+    let mut unreachable = candidates(&[0; 2]);
+    unreachable.iter_mut().for_each(|candidate| candidate.reachable = false);
+    assert_eq!(Balancer::new(Balancing::default(), &unreachable).pick(at(0), 1, 1), None);
+}
