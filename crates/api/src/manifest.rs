@@ -14,6 +14,7 @@ mod networks;
 mod registry;
 mod resources;
 mod selectors;
+mod services;
 mod source;
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,7 @@ mod flows;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use model::VmRef;
+use model::{Cidr, CidrError, Level, Ranges, RangesError, VmRef};
 use serde::Deserialize;
 use telemetry::LogFormat;
 
@@ -73,6 +73,19 @@ struct RawConfig {
     #[serde(default)]
     poll: RawPoll,
     export: Option<export::RawExport>,
+    #[serde(default)]
+    services: RawServices,
+}
+
+/// Ranges of virtual addresses, an IPv4 and an IPv6 one each.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawServices {
+    infrastructure: Option<[String; 2]>,
+    tenant: Option<[String; 2]>,
+    application: Option<[String; 2]>,
+    instance: Option<[String; 2]>,
+    callers: Option<[String; 2]>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -156,6 +169,10 @@ pub struct Config {
     pub flows: Flows,
     /// Where records of flows go; none: nowhere.
     pub export: Option<ExportConfig>,
+    /// Where virtual addresses of services come from: for each level, and for callers from other tenants, an
+    /// IPv4 and an IPv6 range of 256 addresses or more. Default: 100.96.0.0/16 to 100.100.0.0/16 and
+    /// fd6d:6573:6800::/64 to fd6d:6573:6800:4::/64.
+    pub ranges: Ranges,
 }
 
 /// Why the settings cannot be used.
@@ -188,6 +205,12 @@ pub enum ConfigError {
     /// A folder that is not there.
     #[error("`introspection.profiles` is {0:?}: no such folder")]
     NoProfiles(PathBuf),
+    /// Not a range of addresses.
+    #[error("`services` holds something that is not a range")]
+    Cidr(#[from] CidrError),
+    /// Ranges that cannot be used together.
+    #[error("the ranges in `services` cannot be used")]
+    Ranges(#[from] RangesError),
     /// A value outside its range.
     #[error("`{key}` is {value}: must be {range}")]
     Range {
@@ -236,6 +259,7 @@ impl Config {
             poll_cpu: raw.poll.cpu,
             flows,
             export,
+            ranges: ranges(&raw.services)?,
         })
     }
 }
@@ -249,6 +273,22 @@ fn read(path: &Path) -> Result<RawConfig, ConfigError> {
 
 fn folder(path: PathBuf) -> Result<PathBuf, ConfigError> {
     if path.is_dir() { Ok(path) } else { Err(ConfigError::NoProfiles(path)) }
+}
+
+fn ranges(raw: &RawServices) -> Result<Ranges, ConfigError> {
+    let usual = Ranges::default();
+    let pair = |raw: &Option<[String; 2]>, usual: (Cidr, Cidr)| match raw {
+        Some([v4, v6]) => Ok((v4.parse()?, v6.parse()?)),
+        None => Ok::<_, CidrError>(usual),
+    };
+    let level = |raw, level| pair(raw, usual.level(level));
+    let levels = [
+        level(&raw.infrastructure, Level::Infrastructure)?,
+        level(&raw.tenant, Level::Tenant)?,
+        level(&raw.application, Level::Application)?,
+        level(&raw.instance, Level::Instance)?,
+    ];
+    Ok(Ranges::new(levels, pair(&raw.callers, usual.callers())?)?)
 }
 
 fn within(
@@ -327,6 +367,8 @@ mod tests {
                 "manifests = '/a'\n[introspection]\nprofiles = '/none'",
                 "`introspection.profiles` is \"/none\": no such folder",
             ),
+            ("manifests = '/a'\n[services]\ntenant = ['10.0.0.0/8', 'x']", "`x` is not an address"),
+            ("manifests = '/a'\n[services]\ntenant = ['100.99.0.0/24', 'fd01::/64']", "in common"),
         ] {
             let error = config(toml, &[]).unwrap_err();
             let text = telemetry::Chain(&error).to_string();

@@ -70,7 +70,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let config = Config::load(args)?;
     telemetry::start_logging(&config.log_filter, config.log_format)?;
     let mesh = Arc::new(match &config.source {
-        Source::Manifests(dir) => Mesh::load(dir.clone())?,
+        Source::Manifests(dir) => Mesh::load(dir.clone(), config.ranges.clone())?,
         Source::RamFiles(guests) => Mesh::of_guests(guests.iter().map(|guest| guest.vm.clone()))?,
     });
     if args.check {

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use api::Diagnostic;
 use crossbeam_channel::{Receiver, Sender};
-use model::{Action, Generation, Inventory, Name, PolicySet, Snapshot, Tenant, Vm, VmRef};
+use model::{
+    Action, Directory, Generation, Inventory, Name, NoServices, PolicySet, Ranges, Snapshot, Tenant, Vm, VmRef,
+};
 use notify::{RecursiveMode, Watcher};
 use policy::CompiledPolicy;
 
@@ -40,6 +42,7 @@ pub struct Published {
 pub struct Mesh {
     /// Directory of the resources; without one there is nothing to load again.
     source: Option<PathBuf>,
+    ranges: Ranges,
     published: RwLock<Published>,
 }
 
@@ -56,9 +59,9 @@ impl Mesh {
     ///
     /// # Errors
     /// When there is any mistake: a daemon has no last good state to start from.
-    pub fn load(source: PathBuf) -> Result<Self, LoadError> {
-        match load(&source, Generation::default().next()) {
-            Ok(published) => Ok(Self { source: Some(source), published: RwLock::new(published) }),
+    pub fn load(source: PathBuf, ranges: Ranges) -> Result<Self, LoadError> {
+        match load(&source, &ranges, Generation::default().next()) {
+            Ok(published) => Ok(Self { source: Some(source), ranges, published: RwLock::new(published) }),
             Err(diagnostics) => Err(LoadError { source_dir: source, diagnostics }),
         }
     }
@@ -74,8 +77,14 @@ impl Mesh {
             tenants.into_iter().map(|name| Tenant { name: name.clone(), default_action: Action::Deny });
         let resources = BTreeMap::from([("VirtualMachine", vms.len())]);
         let inventory = Inventory::new(tenants.collect(), vms)?;
-        let published = publish(Generation::default().next(), inventory, &PolicySet::default(), resources)?;
-        Ok(Self { source: None, published: RwLock::new(published) })
+        let published = publish(
+            Generation::default().next(),
+            inventory,
+            &PolicySet::default(),
+            Arc::new(NoServices),
+            resources,
+        )?;
+        Ok(Self { source: None, ranges: Ranges::default(), published: RwLock::new(published) })
     }
 
     /// Directory of the resources, if they are from one.
@@ -97,7 +106,7 @@ impl Mesh {
     pub fn reload(&self) -> bool {
         let Some(source) = self.source() else { return false };
         let current = self.published();
-        let loaded = load(source, current.snapshot.generation.next());
+        let loaded = load(source, &self.ranges, current.snapshot.generation.next());
         let mut published = self.published.write().unwrap_or_else(PoisonError::into_inner);
         match loaded {
             Ok(fresh) => {
@@ -126,17 +135,21 @@ pub enum GuestsError {
     Policy(#[from] policy::CompileError),
 }
 
-fn load(source: &Path, generation: Generation) -> Result<Published, Vec<Diagnostic>> {
+fn load(source: &Path, ranges: &Ranges, generation: Generation) -> Result<Published, Vec<Diagnostic>> {
     let manifests = api::manifest::load(&[source.to_owned()])?;
     let resources = manifests.resources();
     let (inventory, policies) = manifests.into_parts();
-    publish(generation, inventory, &policies, resources).map_err(|error| vec![contradiction(source, &error)])
+    let services = policy::catalogue(&inventory, &policies, ranges)
+        .map_err(|error| vec![contradiction(source, &error)])?;
+    publish(generation, inventory, &policies, Arc::new(services), resources)
+        .map_err(|error| vec![contradiction(source, &error)])
 }
 
 fn publish(
     generation: Generation,
     inventory: Inventory,
     policies: &PolicySet,
+    services: Arc<dyn Directory>,
     resources: BTreeMap<&'static str, usize>,
 ) -> Result<Published, policy::CompileError> {
     let policy = Arc::new(policy::compile(&inventory, policies)?);
@@ -144,12 +157,12 @@ fn publish(
         tracing::warn!(%warning, "policy looks wrong");
     }
     let judge = Arc::clone(&policy) as Arc<dyn model::Judge>;
-    let snapshot = Arc::new(Snapshot { generation, inventory, judge });
+    let snapshot = Arc::new(Snapshot { generation, inventory, judge, services });
     Ok(Published { snapshot, policy, since: Instant::now(), resources, refused: Vec::new() })
 }
 
 /// A mistake that is not of one place in one file.
-fn contradiction(source: &Path, error: &policy::CompileError) -> Diagnostic {
+fn contradiction(source: &Path, error: &dyn std::fmt::Display) -> Diagnostic {
     let (field, help) = (String::new(), String::new());
     Diagnostic { file: source.to_owned(), line: 0, column: 0, field, reason: error.to_string(), help }
 }
@@ -213,7 +226,7 @@ spec:
     fn mesh(yaml: &str) -> (Scratch, Result<Mesh, LoadError>) {
         let dir = Scratch::new("mesh").unwrap();
         std::fs::write(dir.join("mesh.yaml"), yaml).unwrap();
-        let mesh = Mesh::load(dir.path().to_owned());
+        let mesh = Mesh::load(dir.path().to_owned(), Ranges::default());
         (dir, mesh)
     }
 

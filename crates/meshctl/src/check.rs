@@ -32,12 +32,14 @@ pub(crate) fn run(paths: &[PathBuf], output: &Output) -> anyhow::Result<bool> {
     Ok(checked.ok)
 }
 
-fn check(paths: &[PathBuf]) -> Result<Checked, policy::CompileError> {
+fn check(paths: &[PathBuf]) -> anyhow::Result<Checked> {
     let manifests = match manifest::load(paths) {
         Ok(manifests) => manifests,
         Err(errors) => return Ok(Checked { errors, ..Checked::default() }),
     };
     let compiled = policy::compile(manifests.inventory(), manifests.policies())?;
+    // The ranges are the daemon's settings; contradictions do not depend on them.
+    policy::catalogue(manifests.inventory(), manifests.policies(), &model::Ranges::default())?;
     Ok(Checked {
         ok: true,
         resources: manifests.resources(),

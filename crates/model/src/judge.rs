@@ -4,7 +4,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::{Attribution, FiveTuple, Generation, Inventory, VmIndex};
+use crate::{Attribution, Directory, FiveTuple, Generation, Inventory, Name, OfferIndex, Sight, VmIndex};
 
 /// What a rule, or the default, does with a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -115,4 +115,51 @@ pub struct Snapshot {
     pub inventory: Inventory,
     /// Who may talk to whom.
     pub judge: Arc<dyn Judge>,
+    /// What is offered, and to whom.
+    pub services: Arc<dyn Directory>,
+}
+
+impl Snapshot {
+    /// Whether what a flow is for exists for its source. `via` is the service whose virtual address the source
+    /// called, if it did.
+    #[must_use]
+    pub fn sight(&self, query: &FlowQuery<'_>, via: Option<OfferIndex>) -> Sight {
+        match via {
+            Some(offer) => self.services.sees(offer, query.source),
+            None => self.services.reaches(query),
+        }
+    }
+
+    /// Which ends must be attributed before [`Snapshot::judge`] can answer.
+    #[must_use]
+    pub fn needs(&self, query: &FlowQuery<'_>, via: Option<OfferIndex>) -> Needs {
+        let unattributed = Party { attribution: None, ..query.source };
+        let unsure = self.sight(&FlowQuery { source: unattributed, ..*query }, via) == Sight::Unsure;
+        let needs = self.judge.needs(query);
+        Needs { source: needs.source || unsure, ..needs }
+    }
+
+    /// Decides: what does not exist for the source is refused, an infrastructure service is for everyone, and
+    /// policy decides about the rest.
+    #[must_use]
+    pub fn judge(&self, query: &FlowQuery<'_>, via: Option<OfferIndex>) -> Judgement {
+        let tenant = |party: Party<'_>| party.vm.map(|vm| &self.inventory.vm(vm).id.tenant);
+        let (source, destination) = (tenant(query.source), tenant(query.destination));
+        let decide = |action, decided_by| Judgement {
+            action,
+            decided_by: RuleId(decided_by),
+            matched: Vec::new(),
+            audited: Vec::new(),
+        };
+        match via {
+            _ if self.sight(query, via) != Sight::Seen => {
+                let tenant = source.or(destination).map_or("", Name::as_str);
+                decide(Action::Deny, format!("{tenant}/(visibility)").into())
+            }
+            Some(offer) if source != destination => {
+                decide(Action::Allow, format!("{}/(service)", self.services.offer(offer).id).into())
+            }
+            _ => self.judge.judge(query),
+        }
+    }
 }

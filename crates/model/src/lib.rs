@@ -17,6 +17,8 @@ mod name;
 mod net;
 mod network;
 mod policy;
+mod ranges;
+mod service;
 
 pub use identity::{Attribution, Confidence, Process, UnknownReason};
 pub use inventory::{Inventory, InventoryError, Nic, SocketMode, Tenant, Vm, VmIndex};
@@ -26,7 +28,12 @@ pub use net::{Cidr, CidrError, FiveTuple, MacAddr, MacError, Moment, Protocol};
 pub use network::{ExternalNetwork, Published};
 pub use policy::{
     AccessPolicy, Application, FlowPolicy, Glob, GlobError, Mode, Origin, PolicySet, PortMatch, PortRange,
-    ProcessSelector, Redirect, Service, Target, VmSelector, Workload,
+    ProcessSelector, Redirect, Target, VmSelector, Workload,
+};
+pub use ranges::{Ranges, RangesError, nth_address};
+pub use service::{
+    Audience, Balancing, Directory, Endpoint, Level, Method, NoServices, Offer, OfferIndex, Service, Share,
+    Sight,
 };
 
 /// Number of a published snapshot. Greater is newer; zero is "before the first".

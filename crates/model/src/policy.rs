@@ -9,7 +9,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::{Action, Cidr, Name, Protocol};
+use crate::{Action, Cidr, Name, Protocol, Service};
 
 /// A pattern over paths and unit names: `*` stands for any run of characters, `/` included, `?` for
 /// any one character, every other character for itself.
@@ -194,19 +194,6 @@ pub struct Application {
     pub name: Name,
     /// What belongs to it.
     pub selector: Workload,
-}
-
-/// Something offered on a port.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Service {
-    /// The tenant that owns it.
-    pub tenant: Name,
-    /// Its name within the tenant.
-    pub name: Name,
-    /// Who offers it. A process here is the one that must be listening.
-    pub selector: Workload,
-    /// Where it is offered; never empty.
-    pub ports: Vec<PortMatch>,
 }
 
 /// Whether a policy decides or only reports.

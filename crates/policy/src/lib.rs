@@ -31,6 +31,7 @@
 
 mod analysis;
 mod bits;
+mod catalogue;
 mod classifier;
 mod clause;
 mod compile;
@@ -40,6 +41,7 @@ mod prefixes;
 mod rule_set;
 
 pub use analysis::Warning;
+pub use catalogue::{Catalogue, CatalogueError, catalogue};
 pub use compile::{CompileError, compile};
 pub use explain::RuleTrace;
 pub use judge::{CompiledPolicy, CompiledService};

@@ -143,12 +143,9 @@ fn needs_only_what_could_change_the_answer() {
 
 #[test]
 fn service_with_a_process_needs_to_know_who_listens() {
-    let service = Service {
-        tenant: "acme".parse().unwrap(),
-        name: "orders".parse().unwrap(),
-        selector: Workload { vm: vm("api"), process: exe("/usr/bin/orders") },
-        ports: vec![tcp(80)],
-    };
+    let selector = Workload { vm: vm("api"), process: exe("/usr/bin/orders") };
+    let (tenant, name) = ("acme".parse().unwrap(), "orders".parse().unwrap());
+    let service = Service::new(tenant, name, selector, vec![tcp(80)]);
     let policies = vec![rule("p", Action::Allow, vec![], vec![Target::Service(service.name.clone())])];
     let set = PolicySet { services: vec![service], policies, ..PolicySet::default() };
     let policy = compile(&inventory(Action::Deny), &set).unwrap();

@@ -239,12 +239,7 @@ fn policies() -> impl Strategy<Value = PolicySet> {
         services: TENANTS
             .iter()
             .zip(services)
-            .map(|(tenant, (selector, ports))| Service {
-                tenant: name(tenant),
-                name: name("s"),
-                selector,
-                ports,
-            })
+            .map(|(tenant, (selector, ports))| Service::new(name(tenant), name("s"), selector, ports))
             .collect(),
         policies: policies
             .into_iter()

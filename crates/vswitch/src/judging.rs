@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use model::{Action, Attribution, FiveTuple, FlowQuery, Judgement, Needs, Party, Snapshot};
+use model::{Action, Attribution, FiveTuple, FlowQuery, Judgement, Needs, Party, Sight, Snapshot};
 use packet::emit::Unreachable;
 use packet::{TcpFlags, Transport, emit};
 
@@ -42,15 +42,20 @@ impl Case {
 
     /// Which ends policy must know and nobody has been asked about.
     pub(crate) fn missing(&self) -> Needs {
-        let needs = self.snapshot.judge.needs(&self.query());
+        let needs = self.snapshot.needs(&self.query(), None);
         Needs {
             source: needs.source && self.source_is.is_none(),
             destination: needs.destination && self.destination_is.is_none(),
         }
     }
 
+    /// Whether what the flow is for exists for whoever opens it.
+    fn sight(&self) -> Sight {
+        self.snapshot.sight(&self.query(), None)
+    }
+
     pub(crate) fn judge(&self) -> Judgement {
-        self.snapshot.judge.judge(&self.query())
+        self.snapshot.judge(&self.query(), None)
     }
 
     /// Takes in what the caller found out.
@@ -109,6 +114,9 @@ impl<S: FlowSlots> Switch<S> {
                     return Verdict::Ask(question);
                 }
             }
+        }
+        if case.sight() != Sight::Seen {
+            return self.refuse_unknown(arrival);
         }
         let judgement = Arc::new(case.judge());
         match judgement.action {

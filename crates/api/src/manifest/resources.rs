@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use model::{
     AccessPolicy, Action, Application, Cidr, ExternalNetwork, Inventory, MacAddr, Mode, Name, Nic, NicRef,
-    Origin, PolicySet, Service, SocketMode, Target, Tenant, Vm, VmRef,
+    Origin, PolicySet, SocketMode, Target, Tenant, Vm, VmRef,
 };
 
 use super::API_VERSION;
@@ -143,7 +143,7 @@ impl<'a> Resources<'a> {
                 self.policies.applications.extend(application);
             }
             Kind::Service => {
-                let service = service(metadata, &mut fields);
+                let service = self.service(metadata, &mut fields);
                 self.policies.services.extend(service);
             }
             Kind::AccessPolicy => {
@@ -374,12 +374,6 @@ fn tenant(metadata: Metadata, spec: &mut Fields<'_>) -> Option<Tenant> {
 fn application(metadata: Metadata, spec: &mut Fields<'_>) -> Option<Application> {
     let selector = spec.required("selector").and_then(|selector| selectors::workload(&selector))?;
     Some(Application { tenant: metadata.tenant, name: metadata.name, selector })
-}
-
-fn service(metadata: Metadata, spec: &mut Fields<'_>) -> Option<Service> {
-    let selector = spec.required("selector").and_then(|selector| selectors::workload(&selector));
-    let ports = spec.required("ports").and_then(|ports| selectors::ports(&ports, PortList::Offered));
-    Some(Service { tenant: metadata.tenant, name: metadata.name, selector: selector?, ports: ports? })
 }
 
 fn socket(field: &Field<'_>) -> Option<PathBuf> {

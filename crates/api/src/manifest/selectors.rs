@@ -54,7 +54,8 @@ pub(super) fn workload_in(fields: &mut Fields<'_>) -> Option<Workload> {
     Some(Workload { vm: vm?.unwrap_or_default(), process: process? })
 }
 
-fn vm(field: &Field<'_>) -> Option<VmSelector> {
+/// Reads a map that selects machines.
+pub(super) fn vm(field: &Field<'_>) -> Option<VmSelector> {
     let mut fields = field.fields()?;
     let name = maybe(fields.optional("name"), Field::parse);
     let labels = maybe(fields.optional("labels"), labels);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What loads, and where exactly the rest is refused.
 
-use model::{Action, Mode, Origin, PortRange, Protocol, SocketMode, Target};
+use model::{Action, Audience, Method, Mode, Origin, PortRange, Protocol, SocketMode, Target};
 
 use super::*;
 
@@ -544,5 +544,75 @@ mod files {
         fs::create_dir(directory.0.join("folder.yaml")).unwrap();
         let diagnostics = load(std::slice::from_ref(&directory.0)).unwrap_err();
         assert!(diagnostics.iter().any(|d| d.reason.contains("not a regular file")), "{diagnostics:?}");
+    }
+}
+
+#[test]
+fn services_load_with_their_level_and_balancing() {
+    let text = format!(
+        "{BASE}kind: Application
+metadata: {{name: shop, tenant: acme}}
+spec: {{selector: {{vm: {{}}}}}}
+---
+{HEADER}kind: Service
+metadata: {{name: db-v2, tenant: acme}}
+spec:
+  level: instance
+  application: shop
+  visibleTo: {{vm: {{labels: {{tier: web}}}}, process: {{exe: /usr/bin/canary}}}}
+  hostname: db
+  version: v2.1
+  selector: {{vm: {{}}}}
+  ports: [{{port: 6379}}]
+  addresses: [100.97.0.5, 'fd00::5']
+  balancing:
+    method: LeastOutstanding
+    affinity: Client
+    locality: Local
+    slowStartMs: 5000
+    ejection: {{failures: 5, timeMs: 1000}}
+    shares: [{{vm: {{labels: {{track: canary}}}}, weight: 5}}, {{vm: {{}}, weight: 95}}]
+"
+    );
+    let (_, policies) = load_text(&text).unwrap().into_parts();
+    let [service] = policies.services.as_slice() else { panic!("one service") };
+    assert!(matches!(&service.audience, Audience::Subset(app, _) if app.as_str() == "shop"));
+    assert_eq!((service.hostname.as_str(), service.version.as_deref()), ("db", Some("v2.1")));
+    assert_eq!(service.addresses.len(), 2);
+    let balancing = &service.balancing;
+    assert_eq!(balancing.method, Method::LeastOutstanding);
+    assert!(balancing.affinity && balancing.local_first);
+    assert_eq!((balancing.slow_start.as_secs(), balancing.ejection_failures), (5, 5));
+    assert_eq!(balancing.shares.iter().map(|share| share.weight).collect::<Vec<_>>(), [5, 95]);
+}
+
+#[test]
+fn services_name_what_their_level_needs_and_nothing_else() {
+    let service = |spec: &str| {
+        format!(
+            "kind: Service\nmetadata: {{name: s, tenant: acme}}\nspec: {{selector: {{vm: {{}}}}, ports: [{{port: 80}}], {spec}}}\n"
+        )
+    };
+    let at_spec = |spec: &str| check_after_base(&service(spec), &[(3, 7, "spec", "do not fit level")]);
+    at_spec("level: application");
+    at_spec("level: instance");
+    at_spec("level: infrastructure, visibleTo: {vm: {}}");
+    at_spec("visibleTo: {vm: {}}");
+    for (spec, field, piece) in [
+        ("level: host", "spec.level", "use infrastructure or"),
+        ("level: application, application: x", "spec.application", "no application is defined"),
+        ("addresses: [127.0.0.1]", "spec.addresses[0]", "cannot be a virtual address"),
+        ("addresses: [10.0.0.1, 10.0.0.2]", "spec.addresses", "two addresses of one family"),
+        ("version: 'a b'", "spec.version", "not a version"),
+        ("balancing: {method: Random}", "spec.balancing.method", "use Maglev or"),
+        ("balancing: {shares: [{vm: {}, weight: 0}]}", "spec.balancing.shares", "all shares are zero"),
+        ("balancing: {slowStart: 3}", "spec.balancing.slowStart", "unknown field"),
+    ] {
+        let text = format!("{BASE}{}", service(spec));
+        let found = load_text(&text).expect_err(spec);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!((found[0].line, found[0].field.as_str()), (15, field), "{spec}");
+        let said = format!("{} ({})", found[0].reason, found[0].help);
+        assert!(said.contains(piece), "{said}");
     }
 }

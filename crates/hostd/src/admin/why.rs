@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use api::admin::{ExplainedRule, Explanation, Mode, Refusal};
 use model::{
-    Attribution, Confidence, FiveTuple, FlowQuery, Inventory, Judge, NicRef, Party, Process, Protocol,
-    VmIndex, VmRef,
+    Attribution, Confidence, FiveTuple, FlowQuery, Inventory, NicRef, Party, Process, Protocol, VmIndex,
+    VmRef,
 };
 use vswitch::FlowRecord;
 
@@ -90,7 +90,7 @@ impl WhyQuestion {
             source: Party { vm: Some(self.from), attribution: source.as_deref() },
             destination: Party { vm: Some(self.to), attribution: destination.as_deref() },
         };
-        let judgement = published.policy.judge(&query);
+        let judgement = published.snapshot.judge(&query, None);
         let rules = published.policy.explain(&query).into_iter().map(|trace| ExplainedRule {
             rule: trace.rule.to_string(),
             action: trace.action.into(),

@@ -76,6 +76,7 @@ fn flows_of_cards_that_are_gone_are_not_taken_over() {
         generation: model::Generation(1),
         inventory: inventory(&[("acme/web", &["10.0.0.11/24"])]),
         judge: std::sync::Arc::new(allow()),
+        services: std::sync::Arc::new(model::NoServices),
     };
     switch.install(model::Moment(1), std::sync::Arc::new(snapshot), &[(WEB, nic(WEB))], &[]);
     assert_eq!(switch.flows().count(), 0);

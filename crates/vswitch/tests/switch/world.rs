@@ -199,7 +199,12 @@ impl<'a> World<'a> {
     pub fn install_machines(&mut self, rules: Rules, machines: &[(&str, &[&str])]) {
         self.generation = self.generation.next();
         let inventory = inventory(machines).with_networks(self.networks.clone()).unwrap();
-        let snapshot = Snapshot { generation: self.generation, inventory, judge: Arc::new(rules) };
+        let snapshot = Snapshot {
+            generation: self.generation,
+            inventory,
+            judge: Arc::new(rules),
+            services: Arc::new(model::NoServices),
+        };
         let ports: Vec<_> = (0..5).map(|index| (PortId(index), nic(PortId(index)))).collect();
         let uplink = Uplink { id: UPLINK, interface: "tap0".to_owned(), mac: mac(UPLINK) };
         self.switch.install(self.now, Arc::new(snapshot), &ports, &[uplink]);
