@@ -9,7 +9,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use crate::{
-    Attribution, FlowQuery, Name, Party, PortMatch, Protocol, RuleId, VmIndex, VmSelector, Workload,
+    Attribution, Cidr, FlowQuery, Name, Party, PortMatch, Protocol, Ranges, RuleId, VmIndex, VmSelector,
+    Workload,
 };
 
 /// How far a service reaches, from the outermost level inwards.
@@ -257,6 +258,9 @@ pub trait Directory: fmt::Debug + Send + Sync {
     /// All services.
     fn offers(&self) -> &[Offer];
 
+    /// The IPv4 and the IPv6 range under which endpoints see callers from other tenants.
+    fn callers(&self) -> (Cidr, Cidr);
+
     /// The service with this virtual address. Virtual addresses are unique in the whole mesh.
     fn at(&self, address: IpAddr) -> Option<OfferIndex>;
 
@@ -295,6 +299,10 @@ pub struct NoServices;
 impl Directory for NoServices {
     fn offers(&self) -> &[Offer] {
         &[]
+    }
+
+    fn callers(&self) -> (Cidr, Cidr) {
+        Ranges::default().callers()
     }
 
     fn at(&self, _: IpAddr) -> Option<OfferIndex> {

@@ -12,8 +12,9 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use model::{
-    Application, Attribution, Audience, Balancing, Directory, Endpoint, FlowQuery, Inventory, Level, Name,
-    Offer, OfferIndex, Party, PolicySet, Ranges, RuleId, Service, Sight, Vm, VmIndex, Workload, nth_address,
+    Application, Attribution, Audience, Balancing, Cidr, Directory, Endpoint, FlowQuery, Inventory, Level,
+    Name, Offer, OfferIndex, Party, PolicySet, Ranges, RuleId, Service, Sight, Vm, VmIndex, Workload,
+    nth_address,
 };
 
 use crate::bits::BitSet;
@@ -62,6 +63,7 @@ pub enum CatalogueError {
 #[derive(Clone, Debug)]
 pub struct Catalogue {
     offers: Vec<Offer>,
+    callers: (Cidr, Cidr),
     /// Beside each offer, whom it exists for and who must be listening.
     reaches: Vec<Reach>,
     listeners: Vec<Option<ProcessMatch>>,
@@ -104,6 +106,7 @@ pub fn catalogue(
     let mut addresses = Addresses::new(inventory, ranges, &services)?;
     let mut catalogue = Catalogue {
         offers: Vec::with_capacity(services.len()),
+        callers: ranges.callers(),
         reaches: Vec::new(),
         listeners: Vec::new(),
         by_address: HashMap::new(),
@@ -143,6 +146,10 @@ impl Catalogue {
 impl Directory for Catalogue {
     fn offers(&self) -> &[Offer] {
         &self.offers
+    }
+
+    fn callers(&self) -> (Cidr, Cidr) {
+        self.callers
     }
 
     fn at(&self, address: IpAddr) -> Option<OfferIndex> {

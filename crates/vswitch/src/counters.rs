@@ -38,14 +38,24 @@ pub struct Counters {
     pub emissions_lost: u64,
     /// Events that did not fit the queue or exceeded a port's rate.
     pub events_lost: u64,
-    drops: [u64; DropReason::ALL.len()],
+    drops: Drops,
+}
+
+/// Frames dropped, by position of the reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Drops([u64; DropReason::ALL.len()]);
+
+impl Default for Drops {
+    fn default() -> Self {
+        Self([0; DropReason::ALL.len()])
+    }
 }
 
 impl Counters {
     /// Frames dropped for one reason.
     #[must_use]
     pub fn drops(&self, reason: DropReason) -> u64 {
-        self.drops[reason as usize]
+        self.drops.0[reason as usize]
     }
 
     /// Frames dropped, by reason; reasons that never occurred included.
@@ -61,7 +71,7 @@ impl Counters {
                 self.forwarded_bytes += len_bytes as u64;
             }
             Verdict::Answered => self.answered_frames += 1,
-            Verdict::Drop(reason) => self.drops[*reason as usize] += 1,
+            Verdict::Drop(reason) => self.drops.0[*reason as usize] += 1,
             Verdict::NeedMore => self.need_more += 1,
             Verdict::Ask(_) => self.asked += 1,
         }

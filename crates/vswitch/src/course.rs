@@ -100,6 +100,9 @@ impl<S: FlowSlots> Switch<S> {
                 behind == *answers
             })
         };
+        if key.mirrored(answers.ingress()) != *answers && self.service_stands(key, answers) {
+            return source.holds(key.source());
+        }
         let held = source.holds(key.source()) && destination.holds(answers.source());
         held && match (source.tenant(), destination.tenant()) {
             (Some(tenant), Some(other)) => {

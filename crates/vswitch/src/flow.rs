@@ -7,6 +7,7 @@ use std::time::Duration;
 use model::{Attribution, FiveTuple, Generation, Judgement, Moment, NicRef};
 use packet::TcpFlags;
 
+use crate::services::Served;
 use crate::{FlowState, PortId};
 
 /// What this process knows about a flow beside its slots.
@@ -24,6 +25,8 @@ pub(crate) struct Flow {
     pub judgement: Option<Arc<Judgement>>,
     /// The generation of that judgement.
     pub generation: Generation,
+    /// Which endpoint of a service it was redirected to, while it is live; not known when adopted.
+    pub served: Option<Served>,
     /// When it was opened, or adopted.
     pub opened: Moment,
     /// Who gets copies of its frames.

@@ -3,13 +3,16 @@
 
 use std::sync::Arc;
 
-use model::{Action, Attribution, FiveTuple, FlowQuery, Judgement, Needs, Party, Sight, Snapshot};
+use model::{
+    Action, Attribution, FiveTuple, FlowQuery, Judgement, Needs, OfferIndex, Party, Sight, Snapshot,
+};
 use packet::emit::Unreachable;
 use packet::{TcpFlags, Transport, emit};
 
 use crate::flow::Flow;
 use crate::key::FlowKey;
 use crate::ports::Port;
+use crate::services::Served;
 use crate::sweep::Conclusion;
 use crate::switch::Arrival;
 use crate::table::{Room, millisecond};
@@ -25,6 +28,8 @@ const EVICTIONS_MAX: usize = 2;
 pub(crate) struct Case {
     snapshot: Arc<Snapshot>,
     tuple: FiveTuple,
+    /// The service whose virtual address was called.
+    via: Option<OfferIndex>,
     source: Arc<Port>,
     destination: Arc<Port>,
     pub source_is: Option<Arc<Attribution>>,
@@ -42,20 +47,32 @@ impl Case {
 
     /// Which ends policy must know and nobody has been asked about.
     pub(crate) fn missing(&self) -> Needs {
-        let needs = self.snapshot.needs(&self.query(), None);
+        let needs = self.snapshot.needs(&self.query(), self.via);
+        let names_listener = |offer| self.snapshot.services.offer(offer).names_listener;
+        let listener = needs.destination || self.via.is_some_and(names_listener);
         Needs {
             source: needs.source && self.source_is.is_none(),
-            destination: needs.destination && self.destination_is.is_none(),
+            destination: listener && self.destination_is.is_none(),
         }
     }
 
     /// Whether what the flow is for exists for whoever opens it.
     fn sight(&self) -> Sight {
-        self.snapshot.sight(&self.query(), None)
+        self.snapshot.sight(&self.query(), self.via)
+    }
+
+    /// Whether whoever listens is the one that offers the service.
+    fn is_offered(&self) -> bool {
+        let nobody = || Attribution::unknown(model::UnknownReason::NoSocket);
+        let listens = |offer| match &self.destination_is {
+            Some(listener) => self.snapshot.services.listens(offer, listener),
+            None => self.snapshot.services.listens(offer, &nobody()),
+        };
+        self.via.is_none_or(listens)
     }
 
     pub(crate) fn judge(&self) -> Judgement {
-        self.snapshot.judge(&self.query(), None)
+        self.snapshot.judge(&self.query(), self.via)
     }
 
     /// Takes in what the caller found out.
@@ -93,14 +110,14 @@ impl<S: FlowSlots> Switch<S> {
         if key.is_echo_reply() {
             return Verdict::Drop(DropReason::NoConnection);
         }
-        let answers = match self.course(&key, &port) {
-            Ok(answers) => answers,
-            Err(DropReason::NoEndpoint) => return self.refuse_unknown(arrival),
+        let (answers, served) = match self.route(arrival, &port, &key) {
+            Ok(route) => route,
+            Err(reason @ (DropReason::NoEndpoint | DropReason::NoBackend)) => {
+                let _ = self.refuse_unknown(arrival);
+                return Verdict::Drop(reason);
+            }
             Err(reason) => return Verdict::Drop(reason),
         };
-        if answers.ingress() == arrival.ingress {
-            return Verdict::Drop(DropReason::ToSelf);
-        }
         let keys = (key, answers);
         let Some(mut case) = self.case(&keys) else { return Verdict::Drop(DropReason::NoEndpoint) };
         if let Some(reason) = self.over_quota(arrival, answers.ingress(), replaced) {
@@ -118,10 +135,16 @@ impl<S: FlowSlots> Switch<S> {
         if case.sight() != Sight::Seen {
             return self.refuse_unknown(arrival);
         }
+        if let Some(served) = served.as_ref().filter(|_| !case.is_offered()) {
+            // Each time there is one endpoint less to choose from.
+            self.nobody_listens(served);
+            arrival.answers = None;
+            return self.open_flow(arrival, key, replaced);
+        }
         let judgement = Arc::new(case.judge());
         match judgement.action {
             Action::Deny => self.deny(arrival, keys, case, judgement),
-            Action::Allow => self.admit(arrival, keys, case, judgement, replaced),
+            Action::Allow => self.admit(arrival, (keys, served), case, judgement, replaced),
         }
     }
 
@@ -137,8 +160,9 @@ impl<S: FlowSlots> Switch<S> {
             self.table.slot(self.table.flow(*position).initiator as usize).key.ingress() == opener
         });
         let freed = freed.map(|position| self.table.state(position));
-        let without =
-            |count: u32, counted: fn(FlowState) -> bool| count - u32::from(freed.is_some_and(counted));
+        let without = |count: u32, counted: fn(FlowState) -> bool| {
+            count.saturating_sub(freed.is_some_and(counted).into())
+        };
         let (opener, target) = (&self.states[usize::from(opener.0)], &self.states[usize::from(output.0)]);
         let half_open = |count| without(count, FlowState::is_half_open);
         if without(opener.flows, |state| !state.is_over()) >= self.config.flows_per_port_max {
@@ -170,9 +194,11 @@ impl<S: FlowSlots> Switch<S> {
         let destination = self.ports.port(answers.ingress())?;
         let (own, far) = (key.tuple(), answers.tuple());
         let tuple = FiveTuple { destination: far.source, destination_port: far.source_port, ..own };
+        let snapshot = self.snapshot.as_ref()?;
         Some(Case {
-            snapshot: Arc::clone(self.snapshot.as_ref()?),
+            snapshot: Arc::clone(snapshot),
             tuple,
+            via: snapshot.services.at(own.destination),
             source: Arc::clone(source),
             destination: Arc::clone(destination),
             source_is: None,
@@ -183,7 +209,7 @@ impl<S: FlowSlots> Switch<S> {
     fn admit(
         &mut self,
         arrival: &mut Arrival<'_>,
-        keys: (FlowKey, FlowKey),
+        (keys, served): ((FlowKey, FlowKey), Option<Served>),
         case: Case,
         judgement: Arc<Judgement>,
         replaced: Option<usize>,
@@ -201,6 +227,9 @@ impl<S: FlowSlots> Switch<S> {
             _ => FlowState::OneWay,
         };
         let position = self.enter(keys, (at.0, Some(at.1)), state, (case, judgement));
+        if let Some(served) = served {
+            self.serve(position, served);
+        }
         self.charge(position, state, u32::saturating_add);
         self.counters.flows_opened += 1;
         let verdict = self.pass(arrival, at.0 as usize, state, millisecond(self.now));
@@ -228,6 +257,7 @@ impl<S: FlowSlots> Switch<S> {
             judgement: Some(judgement),
             generation,
             opened,
+            served: None,
             mirror: None,
             rtt: None,
         });
@@ -325,7 +355,7 @@ impl<S: FlowSlots> Switch<S> {
     }
 
     /// A packet to an address that nobody of the tenant has.
-    fn refuse_unknown(&mut self, arrival: &mut Arrival<'_>) -> Verdict {
+    pub(crate) fn refuse_unknown(&mut self, arrival: &mut Arrival<'_>) -> Verdict {
         match arrival.ip.transport {
             // Whoever scans from outside learns nothing.
             _ if self.leads_outside(arrival.ingress) => {}

@@ -38,6 +38,7 @@ mod outside;
 mod ports;
 mod preview;
 mod rate;
+mod services;
 mod slot;
 mod state;
 mod sweep;

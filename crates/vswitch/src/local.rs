@@ -47,7 +47,7 @@ impl<S: FlowSlots> Switch<S> {
             }
             Behind::Card { tenant, .. } => *tenant,
         };
-        if port.is_gateway(address) {
+        if port.is_gateway(address) || port.is_on_link(address) && self.shows(port, address) {
             return Some(self.config.gateway_mac);
         }
         if !port.is_on_link(address) {
@@ -67,7 +67,7 @@ impl<S: FlowSlots> Switch<S> {
             return Some(Verdict::Drop(reason));
         }
         match arrival.ip.transport {
-            Transport::Icmp(icmp) if port.is_gateway(destination) => {
+            Transport::Icmp(icmp) if port.is_gateway(destination) || self.shows(port, destination) => {
                 Some(self.answer_echo(arrival, port, &icmp))
             }
             _ => None,

@@ -12,6 +12,7 @@ use crate::fragment;
 use crate::key::FlowKey;
 use crate::outbox::Outbox;
 use crate::ports::{Port, PortState, Ports};
+use crate::services::Balancers;
 use crate::table::{FlowTable, millisecond};
 use crate::{
     Answers, Counters, DropReason, Emission, FRAME_LEN_BYTES_MAX, FlowChange, FlowEnd, FlowEvent, FlowRecord,
@@ -30,6 +31,7 @@ pub struct Switch<S = Vec<FlowSlot>> {
     pub(crate) snapshot: Option<Arc<Snapshot>>,
     /// Names the snapshot within this process; see [`FlowSlot::epoch`].
     pub(crate) epoch: u8,
+    pub(crate) balancers: Balancers,
     pub(crate) outbox: Outbox,
     pub(crate) counters: Counters,
     pub(crate) now: Moment,
@@ -85,6 +87,7 @@ impl<S: FlowSlots> Switch<S> {
             states: Vec::new(),
             snapshot: None,
             epoch: 0,
+            balancers: Balancers::default(),
             outbox: Outbox::default(),
             counters,
             now: Moment::default(),
@@ -108,6 +111,7 @@ impl<S: FlowSlots> Switch<S> {
         self.end_flows_without_card(&ports, first);
         self.states.resize(ports.len().max(self.states.len()), PortState::default());
         self.ports = ports;
+        self.balancers.update(now, &snapshot, &self.ports);
         self.snapshot = Some(snapshot);
         if first {
             self.welcome_adopted();
@@ -294,6 +298,9 @@ impl<S: FlowSlots> Switch<S> {
         {
             return self.open_flow(arrival, key, Some(index));
         }
+        if slot.is_translated() && self.is_unanswered(index, state, now_ms) {
+            return self.open_flow(arrival, key, Some(index));
+        }
         if slot.epoch != self.epoch
             && let Some(verdict) = self.judge_again(arrival, key, index)
         {
@@ -337,7 +344,13 @@ impl<S: FlowSlots> Switch<S> {
         }
         self.table.count(index, arrival.frame.total_len_bytes, arrival.tcp_flags());
         if after != state {
-            self.change_state(self.table.flow_at(index), after);
+            let position = self.table.flow_at(index);
+            let answers = state == FlowState::SynSent && !self.table.slot(index).is_initiator();
+            if answers && self.answered(position, after) {
+                self.end_flow(position, FlowChange::Closed);
+                return Verdict::Drop(DropReason::Redirected);
+            }
+            self.change_state(position, after);
         }
         Verdict::Forward(output)
     }
@@ -407,6 +420,9 @@ impl<S: FlowSlots> Switch<S> {
             self.charge(position, was, u32::saturating_sub);
             self.charge(position, state, u32::saturating_add);
         }
+        if state.is_over() {
+            self.release(position);
+        }
     }
 
     /// Notes how long a handshake took that is complete with this frame, unless a part of it was sent twice.
@@ -438,6 +454,7 @@ impl<S: FlowSlots> Switch<S> {
     pub(crate) fn end_flow(&mut self, position: usize, change: FlowChange) {
         let state = self.table.state(position);
         self.charge(position, state, u32::saturating_sub);
+        self.release(position);
         if !matches!(state, FlowState::Reset | FlowState::Refused) {
             self.counters.flows_closed += u64::from(change == FlowChange::Closed);
             let record = self.record(position);

@@ -134,6 +134,7 @@ impl<S: FlowSlots> FlowTable<S> {
                     judgement: None,
                     generation: model::Generation::default(),
                     opened: Moment::default(),
+                    served: None,
                     mirror: None,
                     rtt: None,
                 };

@@ -123,6 +123,10 @@ drop_reasons! {
     IcmpKind = "icmp-kind",
     /// Nobody of the tenant has the destination address.
     NoEndpoint = "no-endpoint",
+    /// No endpoint of the service is in.
+    NoBackend = "no-backend",
+    /// An endpoint refused the connection, which another will get.
+    Redirected = "redirected",
     /// The destination is the sender's own card.
     ToSelf = "to-self",
     /// The middle of a conversation of which no start was seen.

@@ -46,7 +46,7 @@ pub struct Candidate {
 /// What is known of an endpoint.
 #[derive(Clone, Copy, Debug)]
 struct Member {
-    candidate_name: u64,
+    name: u64,
     group: Option<usize>,
     local: bool,
     reachable: bool,
@@ -62,7 +62,7 @@ struct Member {
 impl Member {
     fn new(candidate: &Candidate, since: Moment) -> Self {
         Self {
-            candidate_name: candidate.name,
+            name: candidate.name,
             group: candidate.group,
             local: candidate.local,
             reachable: candidate.reachable,
@@ -96,6 +96,8 @@ struct Group {
 pub struct Balancer {
     balancing: Balancing,
     members: Vec<Member>,
+    /// Positions of members by name.
+    positions: HashMap<u64, usize>,
     groups: Vec<Group>,
     /// Whether who is in has changed since the groups were filled.
     stale: bool,
@@ -108,23 +110,31 @@ impl Balancer {
     /// slow start.
     #[must_use]
     pub fn new(balancing: Balancing, candidates: &[Candidate]) -> Self {
-        let members = candidates.iter().map(|candidate| Member::new(candidate, Moment(0))).collect();
-        Self { balancing, members, groups: Vec::new(), stale: true, due: None }
+        let mut balancer = Self {
+            balancing: balancing.clone(),
+            members: Vec::new(),
+            positions: HashMap::new(),
+            groups: Vec::new(),
+            stale: true,
+            due: None,
+        };
+        balancer.update(Moment(0), balancing, candidates);
+        balancer
     }
 
     /// Takes other endpoints and settings; what is known of an endpoint stays with its name.
     pub fn update(&mut self, now: Moment, balancing: Balancing, candidates: &[Candidate]) {
-        let known: HashMap<u64, Member> =
-            self.members.iter().map(|member| (member.candidate_name, *member)).collect();
-        let member = |candidate: &Candidate| match known.get(&candidate.name) {
-            Some(known) => {
-                let Candidate { name: _, group, local, reachable } = *candidate;
+        let member = |candidate: &Candidate| match self.positions.get(&candidate.name) {
+            Some(position) => {
+                let known = &self.members[*position];
+                let Candidate { group, local, reachable, .. } = *candidate;
                 let since = if known.is_present() { known.since } else { now };
                 Member { group, local, reachable, since, ..*known }
             }
             None => Member::new(candidate, now),
         };
         self.members = candidates.iter().map(member).collect();
+        self.positions = (0..).zip(candidates).map(|(position, one)| (one.name, position)).collect();
         let weights = |balancing: &Balancing| balancing.shares.iter().map(|s| s.weight).collect::<Vec<_>>();
         if weights(&self.balancing) != weights(&balancing) {
             self.groups.clear();
@@ -168,6 +178,31 @@ impl Balancer {
         self.members.get(endpoint).map_or(0, |member| member.flows)
     }
 
+    /// Position of the endpoint of that name.
+    #[must_use]
+    pub fn position(&self, name: u64) -> Option<usize> {
+        self.positions.get(&name).copied()
+    }
+
+    /// Name of the endpoint at a position.
+    #[must_use]
+    pub fn name(&self, endpoint: usize) -> Option<u64> {
+        Some(self.members.get(endpoint)?.name)
+    }
+
+    /// Whether any endpoint is in that takes flows.
+    #[must_use]
+    pub fn is_any_in(&self, now: Moment) -> bool {
+        (0..self.members.len()).any(|endpoint| {
+            self.members[endpoint].group.is_some_and(|group| self.weight(group) > 0)
+                && self.is_in(now, endpoint)
+        })
+    }
+
+    fn weight(&self, group: usize) -> u32 {
+        self.balancing.shares.get(group).map_or(1, |share| share.weight)
+    }
+
     /// Whether an endpoint is in.
     #[must_use]
     pub fn is_in(&self, now: Moment, endpoint: usize) -> bool {
@@ -195,10 +230,19 @@ impl Balancer {
         }
     }
 
-    /// An endpoint has refused a flow or let it time out.
+    /// An endpoint has let a flow time out.
     pub fn failed(&mut self, now: Moment, endpoint: usize) {
+        self.fail(now, endpoint, 1);
+    }
+
+    /// An endpoint has refused a flow: nobody listens there, so that more tries would only fail, too.
+    pub fn refused(&mut self, now: Moment, endpoint: usize) {
+        self.fail(now, endpoint, self.balancing.ejection_failures);
+    }
+
+    fn fail(&mut self, now: Moment, endpoint: usize, failures: u32) {
         let Some(member) = self.members.get_mut(endpoint) else { return };
-        member.failures += 1;
+        member.failures = member.failures.saturating_add(failures);
         if self.balancing.ejection_failures == 0 || member.failures < self.balancing.ejection_failures {
             return;
         }
@@ -239,7 +283,7 @@ impl Balancer {
             return None;
         }
         if self.balancing.affinity {
-            let mut place = (u128::from(hash) * total as u128 >> 64) as i64;
+            let mut place = ((u128::from(hash) * total as u128) >> 64) as i64;
             return self.groups.iter().position(|group| {
                 place -= weight(group);
                 place < 0
@@ -286,7 +330,7 @@ impl Balancer {
             }
             match self.balancing.method {
                 Method::Maglev => {
-                    let name = |member: &u32| (*member, self.members[*member as usize].candidate_name);
+                    let name = |member: &u32| (*member, self.members[*member as usize].name);
                     group.table = Table::new(&active.iter().map(name).collect::<Vec<_>>());
                 }
                 Method::LeastOutstanding => {

@@ -9,6 +9,7 @@ mod judging;
 mod local;
 mod model_based;
 mod restart;
+mod services;
 mod table;
 mod tcp;
 mod treatment;

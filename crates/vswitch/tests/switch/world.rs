@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use model::{
-    Action, Attribution, Confidence, Detour, ExternalNetwork, FlowQuery, Generation, Inventory, Judge,
-    Judgement, MacAddr, Moment, Needs, Nic, NicRef, Process, Protocol, RuleId, Snapshot, SocketMode, Tenant,
-    Vm, VmIndex,
+    Action, Attribution, Confidence, Detour, Directory, ExternalNetwork, FlowQuery, Generation, Inventory,
+    Judge, Judgement, MacAddr, Moment, Needs, Nic, NicRef, NoServices, Process, Protocol, RuleId, Snapshot,
+    SocketMode, Tenant, Vm, VmIndex,
 };
 use packet::emit::Link;
 use packet::{Addresses, Head, Network, Packet, Tcp, TcpFlags, Transport, emit};
@@ -31,7 +31,7 @@ pub const OTHER_API: PortId = PortId(4);
 /// The port that leads outside.
 pub const UPLINK: PortId = PortId(5);
 
-const MACHINES: [(&str, &[&str]); 5] = [
+pub const MACHINES: [(&str, &[&str]); 5] = [
     ("acme/web", &["10.0.0.11/24", "fd00::11/64"]),
     ("acme/api", &["10.0.0.12/24", "fd00::12/64"]),
     ("acme/db", &["10.0.1.13/24"]),
@@ -195,16 +195,31 @@ impl<'a> World<'a> {
         self.install_machines(rules, &MACHINES);
     }
 
+    /// As [`World::new`], with services.
+    pub fn with_services(
+        memory: &'a mut [FlowSlot],
+        rules: Rules,
+        services: impl Directory + 'static,
+    ) -> Self {
+        let mut world = Self::new(memory, rules.clone());
+        world.install_services(rules, services);
+        world
+    }
+
+    /// Puts a policy and services in force.
+    pub fn install_services(&mut self, rules: Rules, services: impl Directory + 'static) {
+        self.install_all(rules, &MACHINES, Arc::new(services));
+    }
+
     /// Puts a policy and other machines in force; the ports keep their meaning.
     pub fn install_machines(&mut self, rules: Rules, machines: &[(&str, &[&str])]) {
+        self.install_all(rules, machines, Arc::new(NoServices));
+    }
+
+    fn install_all(&mut self, rules: Rules, machines: &[(&str, &[&str])], services: Arc<dyn Directory>) {
         self.generation = self.generation.next();
         let inventory = inventory(machines).with_networks(self.networks.clone()).unwrap();
-        let snapshot = Snapshot {
-            generation: self.generation,
-            inventory,
-            judge: Arc::new(rules),
-            services: Arc::new(model::NoServices),
-        };
+        let snapshot = Snapshot { generation: self.generation, inventory, judge: Arc::new(rules), services };
         let ports: Vec<_> = (0..5).map(|index| (PortId(index), nic(PortId(index)))).collect();
         let uplink = Uplink { id: UPLINK, interface: "tap0".to_owned(), mac: mac(UPLINK) };
         self.switch.install(self.now, Arc::new(snapshot), &ports, &[uplink]);
