@@ -6,7 +6,7 @@
 //!   watch     files settle -> main loads, compiles, publishes the next generation
 //!   poll      all guests' frames through the switch
 //!   introspect  answers the poll thread's questions     attach   understands kernels
-//!   inspect   looks for threats in all guests
+//!   inspect   looks for threats in all guests           presence   watches who listens at services' endpoints
 //!   flow-log  remembers and streams flow events         admin*   one per client
 //!   export    sends flows that are over to a collector
 //!   port*     one per network card: talks vhost-user with its VMM
@@ -30,6 +30,7 @@ mod introspect;
 mod mesh;
 mod poll;
 mod ports;
+mod presence;
 mod profiles;
 mod ramfile;
 
@@ -129,6 +130,7 @@ fn serve(config: &Config, mesh: &Arc<Mesh>) -> anyhow::Result<()> {
     let ports =
         Arc::new(Ports::new(config.runtime_dir.clone(), hand_over, Arc::clone(&introspection), poll.clone()));
     ports.apply(&mesh.published().snapshot);
+    presence::start(mesh, &introspection, &poll)?;
     let inspected = config.introspection && config.threats;
     let desk = admin::Desk::new(
         inspected,

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use api::Diagnostic;
 use crossbeam_channel::{Receiver, Sender};
 use model::{
-    Action, Directory, Generation, Inventory, Name, NoServices, PolicySet, Ranges, Snapshot, Tenant, Vm, VmRef,
+    Action, Directory, Generation, Inventory, Name, NoServices, PolicySet, Ranges, Snapshot, Tenant, Vm,
+    VmRef,
 };
 use notify::{RecursiveMode, Watcher};
 use policy::CompiledPolicy;

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 use hdrhistogram::Histogram;
-use model::{Moment, NicRef, Snapshot};
+use model::{Moment, NicRef, RuleId, Snapshot, VmRef};
 use platform::{EventFd, Poller, Tap, Trigger};
 use vhost_port::{GuestMemory, Port, PortCounters, PortEvent};
 use vswitch::{Counters, Emission, FlowRecord, PortId, Switch};
@@ -74,6 +74,15 @@ pub enum Command {
         ports: Vec<(PortId, NicRef)>,
         /// Which port is which interface of the host.
         uplinks: Vec<vswitch::Uplink>,
+    },
+    /// Whether a service is offered at an endpoint now.
+    Listening {
+        /// The service.
+        service: RuleId,
+        /// The endpoint.
+        vm: VmRef,
+        /// Whether it is.
+        listening: bool,
     },
     /// Send copies of all flows.
     Flows(Sender<Vec<FlowRecord>>),
@@ -254,8 +263,7 @@ impl Poll {
         self.take_replies();
         let mut busy = false;
         for index in 0..self.lanes.len() {
-            // The lane is taken out while it is served, so that it can deliver to the others; a frame to
-            // itself was dropped by the switch.
+            // The lane is taken out while it is served, so that it can deliver to the others.
             let Some(mut lane) = self.lanes[index].take() else { continue };
             self.service(&mut lane);
             busy |= self.serve(&mut lane, now);
@@ -302,6 +310,9 @@ impl Poll {
                 Command::Install { snapshot, ports, uplinks } => {
                     self.switch.install(now, snapshot, &ports, &uplinks);
                     self.unsettled_flows = self.switch.flow_count();
+                }
+                Command::Listening { service, vm, listening } => {
+                    self.switch.set_listening(now, &service, &vm, listening);
                 }
                 // Whoever asked may have gone.
                 Command::Flows(reply) => drop(reply.try_send(self.switch.flows().collect())),

@@ -11,7 +11,7 @@ use crate::PortId;
 use crate::fragment::Fragments;
 use crate::outside::{Outside, Uplink};
 use crate::rate::Rate;
-use crate::services::Choice;
+use crate::services::Choices;
 
 /// Longest prefixes that leave room for a gateway beside a host.
 const GATEWAY_PREFIX_BITS_MAX: (u8, u8) = (30, 126);
@@ -158,8 +158,8 @@ pub(crate) struct PortState {
     pub errors: Rate,
     /// Denials of it that were reported.
     pub denials: Rate,
-    /// Which endpoint was chosen for a frame of it that waits for answers.
-    pub choice: Option<Choice>,
+    /// Which endpoints were chosen for frames of it that wait for answers.
+    pub choices: Choices,
 }
 
 /// All ports of a snapshot.

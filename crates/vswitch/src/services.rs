@@ -10,7 +10,7 @@
 //! out, and another is chosen if nobody or somebody else listens there. Where it does not, a refused or unanswered
 //! SYN moves to another endpoint with its next retransmission; the caller never sees the refusal.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 
 use model::{Moment, Offer, OfferIndex, Party, RuleId, Sight, Snapshot, VmIndex, VmRef, nth_address};
@@ -169,13 +169,14 @@ impl<S: FlowSlots> Switch<S> {
     }
 
     /// The name of the endpoint that the flow goes to: the one that was asked about, if there are answers.
-    fn choose(&mut self, arrival: &Arrival<'_>, key: &FlowKey, offer: &Offer) -> Option<u64> {
+    fn choose(&mut self, arrival: &mut Arrival<'_>, key: &FlowKey, offer: &Offer) -> Option<u64> {
         let state = &mut self.states[usize::from(arrival.ingress.0)];
-        if arrival.answers.is_some()
-            && let Some((asked, name)) = state.choice.take()
-            && asked == *key
-        {
-            return Some(name);
+        if arrival.answers.is_some() {
+            if let Some(name) = state.choices.take(key) {
+                return Some(name);
+            }
+            // They are about somebody else.
+            arrival.answers = None;
         }
         let hash = |words: &[u64]| words.iter().fold(self.config.hash_seed, |hash, word| mixed(hash ^ word));
         let [a, b, c, d, rest] = key.words();
@@ -183,7 +184,7 @@ impl<S: FlowSlots> Switch<S> {
         let balancer = self.balancers.0.get_mut(&offer.id)?;
         let position = balancer.pick(self.now, flow, client)?;
         let name = balancer.name(position)?;
-        state.choice = Some((*key, name));
+        state.choices.keep(*key, name);
         Some(name)
     }
 
@@ -246,5 +247,24 @@ impl<S: FlowSlots> Switch<S> {
     }
 }
 
-/// A choice that was made for a frame that waits for answers.
-pub(crate) type Choice = (FlowKey, u64);
+/// Most frames of one port whose choice is remembered: each queue holds at most one.
+const CHOICES_MAX: usize = 16;
+
+/// Endpoints that were chosen for frames that wait for answers, by flow; the oldest is forgotten first.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Choices(VecDeque<(FlowKey, u64)>);
+
+impl Choices {
+    fn take(&mut self, key: &FlowKey) -> Option<u64> {
+        let position = self.0.iter().position(|(flow, _)| flow == key)?;
+        self.0.remove(position).map(|(_, name)| name)
+    }
+
+    fn keep(&mut self, key: FlowKey, name: u64) {
+        self.take(&key);
+        if self.0.len() == CHOICES_MAX {
+            self.0.pop_front();
+        }
+        self.0.push_back((key, name));
+    }
+}

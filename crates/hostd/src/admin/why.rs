@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use api::admin::{ExplainedRule, Explanation, Mode, Refusal};
 use model::{
-    Attribution, Confidence, FiveTuple, FlowQuery, Inventory, NicRef, Party, Process, Protocol, VmIndex,
-    VmRef,
+    Attribution, Confidence, FiveTuple, FlowQuery, Inventory, NicRef, OfferIndex, Party, Process, Protocol,
+    VmIndex, VmRef,
 };
 use vswitch::FlowRecord;
 
@@ -25,7 +25,10 @@ pub struct WhyQuestion {
     from_id: VmRef,
     source: IpAddr,
     to: VmIndex,
+    /// As the sender names it: perhaps a virtual address.
     address: SocketAddr,
+    /// The service with that virtual address.
+    via: Option<OfferIndex>,
     protocol: Protocol,
     exe: Option<String>,
 }
@@ -45,7 +48,7 @@ impl WhyQuestion {
         let inventory = &published.snapshot.inventory;
         let from = inventory.find(&from_id).expect("the caller has looked it up");
         let protocol = parse_protocol(protocol)?;
-        let (to, address) = destination(published, &from_id, to, protocol)?;
+        let (to, address, via) = destination(published, &from_id, to, protocol)?;
         let same_family = |own: &IpAddr| own.is_ipv4() == address.is_ipv4();
         let source = addresses(inventory, from).find(same_family).ok_or_else(|| {
             refusal(
@@ -53,7 +56,7 @@ impl WhyQuestion {
                 "name the destination by another address",
             )
         })?;
-        Ok(Self { from, from_id, source, to, address, protocol, exe: exe.map(str::to_owned) })
+        Ok(Self { from, from_id, source, to, address, via, protocol, exe: exe.map(str::to_owned) })
     }
 
     /// Whether a flow is one that the question is about.
@@ -67,6 +70,16 @@ impl WhyQuestion {
             && self.exe.as_deref().is_none_or(|wanted| exe() == Some(wanted))
     }
 
+    /// Where packets to the address go.
+    fn delivered(&self, inventory: &Inventory, to: VmIndex) -> IpAddr {
+        let own = self.address.ip();
+        let alike = |address: &IpAddr| address.is_ipv4() == own.is_ipv4();
+        match self.via {
+            Some(_) => addresses(inventory, to).find(alike).unwrap_or(own),
+            None => own,
+        }
+    }
+
     /// Answers by the flows in the table, those remembered, and the policy in force.
     pub fn answer(&self, published: &Published, live: Vec<FlowRecord>, log: &FlowLog) -> Explanation {
         let live = live.into_iter().filter(|record| self.fits(record)).max_by_key(|record| record.opened);
@@ -78,9 +91,16 @@ impl WhyQuestion {
             Some(record) => (record.initiator.attribution.clone(), record.responder.attribution.clone()),
             None => (supposed.map(Arc::new), None),
         };
+        let inventory = &published.snapshot.inventory;
+        let redirected = seen
+            .as_ref()
+            .filter(|_| self.via.is_some())
+            .and_then(|record| inventory.find(&record.responder.nic.as_ref()?.vm));
+        let to = redirected.unwrap_or(self.to);
+        let delivered = self.delivered(inventory, to);
         let tuple = FiveTuple {
             source: self.source,
-            destination: self.address.ip(),
+            destination: delivered,
             source_port: seen.as_ref().map_or(0, |record| record.tuple.source_port),
             destination_port: self.address.port(),
             protocol: self.protocol,
@@ -88,9 +108,9 @@ impl WhyQuestion {
         let query = FlowQuery {
             tuple,
             source: Party { vm: Some(self.from), attribution: source.as_deref() },
-            destination: Party { vm: Some(self.to), attribution: destination.as_deref() },
+            destination: Party { vm: Some(to), attribution: destination.as_deref() },
         };
-        let judgement = published.snapshot.judge(&query, None);
+        let judgement = published.snapshot.judge(&query, self.via);
         let rules = published.policy.explain(&query).into_iter().map(|trace| ExplainedRule {
             rule: trace.rule.to_string(),
             action: trace.action.into(),
@@ -148,16 +168,21 @@ fn destination(
     from: &VmRef,
     to: &str,
     protocol: Protocol,
-) -> Result<(VmIndex, SocketAddr), Refusal> {
+) -> Result<(VmIndex, SocketAddr, Option<OfferIndex>), Refusal> {
     let inventory = &published.snapshot.inventory;
     let nowhere = || {
         let reason = format!("`{}` leads nowhere from `{from}`", to.escape_debug());
         refusal(&reason, "name an address:port, vm:port or service of the same tenant")
     };
     if let Ok(address) = to.parse::<SocketAddr>() {
+        let services = &published.snapshot.services;
+        if let Some(via) = services.at(address.ip()) {
+            let endpoint = services.offer(via).endpoints.first().ok_or_else(nowhere)?;
+            return Ok((endpoint.vm, address, Some(via)));
+        }
         let holds = |vm: &VmIndex| addresses(inventory, *vm).any(|own| own == address.ip());
         let of_tenant = inventory.vms().filter(|(_, vm)| vm.id.tenant == from.tenant).map(|(index, _)| index);
-        return of_tenant.into_iter().find(holds).map(|vm| (vm, address)).ok_or_else(nowhere);
+        return of_tenant.into_iter().find(holds).map(|vm| (vm, address, None)).ok_or_else(nowhere);
     }
     let (vm, port) = if let Some((vm, port)) = to.rsplit_once(':') {
         let name = vm.rsplit('/').next().unwrap_or(vm).parse().map_err(|_| nowhere())?;
@@ -170,5 +195,5 @@ fn destination(
         (*service.vms.first().ok_or_else(nowhere)?, port.ports.map_or(0, model::PortRange::first))
     };
     let address = addresses(inventory, vm).next().ok_or_else(nowhere)?;
-    Ok((vm, SocketAddr::new(address, port)))
+    Ok((vm, SocketAddr::new(address, port), None))
 }

@@ -179,7 +179,7 @@ impl Poll {
         let batch = std::mem::take(&mut queue.batch);
         self.read(id, queue, &batch);
         self.decide(id, queue, &batch, now);
-        self.deliver(first..queue.next, &batch);
+        self.deliver((id, port), first..queue.next, &batch);
         queue.last_output = self.desk.outputs[first..queue.next].last().copied().flatten();
         queue.batch = batch;
         let done = queue.next - first;
@@ -325,27 +325,38 @@ impl Poll {
     }
 
     /// Delivers frames that were decided on: rewritten head from private memory, the rest from guest to guest.
-    fn deliver(&mut self, positions: Range<usize>, batch: &Batch) {
+    fn deliver(&mut self, (own, own_port): (PortId, &mut Port), positions: Range<usize>, batch: &Batch) {
         for position in positions {
             let Some((to, spread)) = self.desk.outputs[position] else { continue };
-            self.deliver_to(to, spread, position, batch);
+            self.deliver_to(to, (own, &mut *own_port), spread, position, batch);
             if let Some(collector) = self.desk.frames[position].mirror {
-                self.deliver_to(collector, spread, position, batch);
+                self.deliver_to(collector, (own, &mut *own_port), spread, position, batch);
             }
         }
     }
 
-    fn deliver_to(&mut self, to: PortId, spread: u32, position: usize, batch: &Batch) {
+    fn deliver_to(
+        &mut self,
+        to: PortId,
+        (own, own_port): (PortId, &mut Port),
+        spread: u32,
+        position: usize,
+        batch: &Batch,
+    ) {
         let frame = &self.desk.frames[position];
         let rest = (batch.chain(position), VNET_HEADER_BYTES + frame.head_len_bytes);
-        let sent = match self.lanes.get_mut(usize::from(to.0)) {
-            Some(Some(Lane { port, .. })) => {
-                match port.send_parts(spread, frame.vnet.to_bytes(), frame.bytes(), Some(rest)) {
-                    Err(SendError::Offload) => self.workbench.deliver(port, spread, frame, rest),
-                    sent => sent,
-                }
-            }
-            _ => match self.uplinks.iter_mut().find(|uplink| uplink.id() == to) {
+        // A machine may call a service that it offers itself; its own lane is taken out.
+        let receiver = match self.lanes.get_mut(usize::from(to.0)) {
+            _ if to == own => Some(own_port),
+            Some(Some(Lane { port, .. })) => Some(port),
+            _ => None,
+        };
+        let sent = match receiver {
+            Some(port) => match port.send_parts(spread, frame.vnet.to_bytes(), frame.bytes(), Some(rest)) {
+                Err(SendError::Offload) => self.workbench.deliver(port, spread, frame, rest),
+                sent => sent,
+            },
+            None => match self.uplinks.iter_mut().find(|uplink| uplink.id() == to) {
                 Some(uplink) => uplink.send_frame(frame, rest),
                 None => Err(SendError::Stopped),
             },

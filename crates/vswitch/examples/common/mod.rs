@@ -80,7 +80,12 @@ pub fn switch() -> (Switch<Vec<FlowSlot>>, Moment) {
     let nics: Vec<_> =
         machines.iter().map(|vm| NicRef { vm: vm.id.clone(), nic: vm.nics[0].name.clone() }).collect();
     let inventory = Inventory::new(vec![tenant], machines).expect("a literal");
-    let snapshot = Snapshot { generation: Generation(1), inventory, judge: Arc::new(Open) };
+    let snapshot = Snapshot {
+        generation: Generation(1),
+        inventory,
+        judge: Arc::new(Open),
+        services: Arc::new(model::NoServices),
+    };
     let mut switch = Switch::new(SwitchConfig::new(0x5eed), vec![FlowSlot::FREE; 1 << 16]);
     let now = Moment(1_000_000_000);
     let ports = [(PortId(0), nics[0].clone()), (PortId(1), nics[1].clone())];
