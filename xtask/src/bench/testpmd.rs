@@ -210,5 +210,10 @@ pub fn mac(guest: usize) -> String {
 pub fn memory() -> &'static [&'static str] {
     let free = fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
     let free = free.ok().and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(0);
-    if free >= HUGE_PAGES_MIN { &["--in-memory", "--single-file-segments"] } else { &["--no-huge"] }
+    if free >= HUGE_PAGES_MIN {
+        &["--in-memory", "--single-file-segments"]
+    } else {
+        // Said twice, or Open vSwitch adds `--in-memory`, which does not go with the former.
+        &["--no-huge", "--legacy-mem"]
+    }
 }
