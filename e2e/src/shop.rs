@@ -129,9 +129,7 @@ impl Shop {
         let (manifests, runtime) = (scratch.join("manifests"), scratch.join("run"));
         copy_example(&manifests)?;
         fs::create_dir(&runtime).context("make the runtime folder")?;
-        let settings = scratch.join("settings.toml");
-        fs::write(&settings, "[introspection]\nthreats = true\n").context("write the settings")?;
-        let daemon = Daemon::start_with(&shipped("meshvisor-hostd"), &manifests, &runtime, Some(&settings))?;
+        let daemon = Daemon::start(&shipped("meshvisor-hostd"), &manifests, &runtime)?;
         Ok(Self { vms: BTreeMap::new(), daemon, accel, scratch })
     }
 
