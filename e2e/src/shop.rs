@@ -99,7 +99,7 @@ impl Shop {
     /// # Errors
     /// As [`Shop::open`].
     pub fn open_with(accel: Accel, machines: &[&str]) -> Result<Self> {
-        let mut shop = Self::bare(accel)?;
+        let mut shop = Self::bare(accel, "")?;
         // All start at once; they are waited for one after the other.
         for id in machines {
             shop.start(id)?;
@@ -120,16 +120,18 @@ impl Shop {
         Ok(shop)
     }
 
-    /// Starts the daemon on a copy of `examples/shop`, and no machine.
+    /// Starts the daemon on a copy of `examples/shop` with `settings` in TOML, and no machine.
     ///
     /// # Errors
     /// When it does not come up.
-    pub fn bare(accel: Accel) -> Result<Self> {
+    pub fn bare(accel: Accel, settings: &str) -> Result<Self> {
         let scratch = Scratch::new("shop")?;
         let (manifests, runtime) = (scratch.join("manifests"), scratch.join("run"));
         copy_example(&manifests)?;
         fs::create_dir(&runtime).context("make the runtime folder")?;
-        let daemon = Daemon::start(&shipped("meshvisor-hostd"), &manifests, &runtime)?;
+        let file = scratch.join("settings.toml");
+        fs::write(&file, settings).context("write the settings")?;
+        let daemon = Daemon::start_with(&shipped("meshvisor-hostd"), &manifests, &runtime, Some(&file))?;
         Ok(Self { vms: BTreeMap::new(), daemon, accel, scratch })
     }
 

@@ -119,6 +119,9 @@ pub struct Outcome {
     pub twists: Score,
 }
 
+/// Closed connections of a storm are looked for when all of it is over, however long a busy host takes for that.
+const REMEMBERING: &str = "[flows.timeouts]\nclosed_s = 600\n";
+
 /// A daemon and its server.
 #[derive(Debug)]
 pub struct Matrix {
@@ -131,7 +134,7 @@ impl Matrix {
     /// # Errors
     /// When they do not come up.
     pub fn open(accel: Accel) -> Result<Self> {
-        let mut shop = Shop::bare(accel)?;
+        let mut shop = Shop::bare(accel, REMEMBERING)?;
         shop.start(SERVER)?;
         shop.await_machine(SERVER)?;
         shop.serve_api()?;
