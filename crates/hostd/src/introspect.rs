@@ -257,16 +257,16 @@ fn look_up(guest: &mut vmi::Guest, ask: &Ask, (ring, head): (u64, u16)) -> Attri
     match ask.how {
         How::Frame => {
             let found = guest.frame_owner(ring, head);
-            // Frames that the guest's driver detached from their socket (routed, or `napi_tx=0`)
-            // are found through the guest's own connection table.
-            if found.unknown == Some(UnknownReason::NoSocket) {
+            // Frames that the guest's driver detached from their socket (`napi_tx=0`), or that it routes
+            // without an account of their connection, are found through its own tables.
+            if found.unknown == Some(UnknownReason::NoSocket) && found.inner.is_none() {
                 guest.connection_owner(local, remote, ask.tuple.protocol)
             } else {
                 found
             }
         }
         How::Connection => guest.connection_owner(local, remote, ask.tuple.protocol),
-        How::Listener => guest.listener_owner(local, ask.tuple.protocol),
+        How::Listener => guest.listener_owner(local, Some(remote), ask.tuple.protocol),
     }
 }
 

@@ -108,8 +108,9 @@ impl Watch {
     }
 
     fn listener(&self, vm: &VmRef, local: SocketAddr, protocol: Protocol) -> Attribution {
-        let found =
-            self.introspection.with(vm, |state, _| state.look(|guest| guest.listener_owner(local, protocol)));
+        let found = self
+            .introspection
+            .with(vm, |state, _| state.look(|guest| guest.listener_owner(local, None, protocol)));
         found.flatten().unwrap_or_else(|| Attribution::unknown(UnknownReason::NotAttached))
     }
 

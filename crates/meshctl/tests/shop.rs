@@ -63,6 +63,7 @@ fn process(exe: &str, uid: u32) -> Attribution {
         process: Some(process),
         socket_uid: Some(uid),
         socket_cgroup: None,
+        inner: None,
         confidence: Confidence::Descriptor,
         unknown: None,
     }

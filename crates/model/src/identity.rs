@@ -2,6 +2,7 @@
 //! Who is behind a flow, and how sure we are.
 
 use std::fmt;
+use std::net::SocketAddr;
 
 /// A process as seen in the guest's memory.
 ///
@@ -134,6 +135,9 @@ pub struct Attribution {
     pub socket_uid: Option<u32>,
     /// The socket's control group path.
     pub socket_cgroup: Option<String>,
+    /// This end inside the guest, where the guest translates its address, as it does for containers. Known even
+    /// when the socket is not.
+    pub inner: Option<SocketAddr>,
     /// How sure the above is.
     pub confidence: Confidence,
     /// Why there is no process, when there is none.
@@ -148,6 +152,7 @@ impl Attribution {
             process: None,
             socket_uid: None,
             socket_cgroup: None,
+            inner: None,
             confidence: Confidence::Unknown,
             unknown: Some(reason),
         }

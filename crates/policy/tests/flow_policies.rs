@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use model::{
     Action, Attribution, Confidence, Detour, FiveTuple, FlowPolicy, FlowQuery, Inventory, Judge, Needs,
-    Origin, Party, PolicySet, PortMatch, Process, ProcessSelector, Protocol, Redirect, Target, Tenant, Vm,
-    VmIndex, VmSelector, Workload,
+    Origin, Party, PolicySet, PortMatch, Process, ProcessSelector, Protocol, Redirect, Target, Tenant,
+    UnknownReason, Vm, VmIndex, VmSelector, Workload,
 };
 use policy::{CompileError, CompiledPolicy, compile};
 
@@ -79,10 +79,9 @@ fn mirroring_may_depend_on_who_calls_and_then_asks_for_it() {
     for (exe, mirror) in [("/bin/a", Some(VmIndex(2))), ("/bin/b", None)] {
         let caller = Attribution {
             process: Some(Process { exe: Some(exe.into()), ..Process::default() }),
-            socket_uid: None,
-            socket_cgroup: None,
             confidence: Confidence::Table,
             unknown: None,
+            ..Attribution::unknown(UnknownReason::NoSocket)
         };
         assert_eq!(policy.mirror(&query(80, Some(&caller))), mirror, "{exe}");
     }

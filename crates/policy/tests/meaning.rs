@@ -58,6 +58,7 @@ fn process(exe: &str) -> Attribution {
         }),
         socket_uid: None,
         socket_cgroup: None,
+        inner: None,
         confidence: Confidence::Table,
         unknown: None,
     }
@@ -108,6 +109,7 @@ fn socket_alone_matches_by_user_and_unit_but_not_by_name() {
         process: None,
         socket_uid: Some(33),
         socket_cgroup: Some("/system.slice/shop.service".into()),
+        inner: None,
         confidence: Confidence::Socket,
         unknown: Some(UnknownReason::NoOwner),
     };

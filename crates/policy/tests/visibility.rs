@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use model::{
     Action, Application, Attribution, Audience, Confidence, Directory, FiveTuple, FlowQuery, Inventory,
     Level, MacAddr, Name, Nic, OfferIndex, Party, PolicySet, PortMatch, Process, ProcessSelector, Protocol,
-    Ranges, Service, Sight, SocketMode, Tenant, Vm, VmIndex, VmSelector, Workload,
+    Ranges, Service, Sight, SocketMode, Tenant, UnknownReason, Vm, VmIndex, VmSelector, Workload,
 };
 use policy::{Catalogue, CatalogueError, catalogue};
 use proptest::collection::vec;
@@ -34,10 +34,9 @@ fn runs(exe: &str) -> ProcessSelector {
 fn process(exe: &str) -> Attribution {
     Attribution {
         process: Some(Process { exe: Some(exe.to_owned()), ..Process::default() }),
-        socket_uid: None,
-        socket_cgroup: None,
         confidence: Confidence::Descriptor,
         unknown: None,
+        ..Attribution::unknown(UnknownReason::NoSocket)
     }
 }
 

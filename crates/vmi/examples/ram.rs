@@ -179,8 +179,8 @@ fn look(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
         ["connection", protocol, local, remote] => {
             println!("{:#?}", guest.connection_owner(local.parse()?, remote.parse()?, l4(protocol)?));
         }
-        ["listener", protocol, local] => {
-            println!("{:#?}", guest.listener_owner(local.parse()?, l4(protocol)?));
+        ["listener", protocol, local, remote] => {
+            println!("{:#?}", guest.listener_owner(local.parse()?, Some(remote.parse()?), l4(protocol)?));
         }
         _ => return Err(format!("no view `{}`", words.join(" ")).into()),
     }

@@ -27,7 +27,8 @@ static SUBJECTS: LazyLock<Vec<Subject>> = LazyLock::new(|| {
     forms.map(|((order, levels), virtio)| subject(Kernel::with_virtio(levels, order, virtio))).collect()
 });
 
-fn subject(kernel: Kernel) -> Subject {
+fn subject(mut kernel: Kernel) -> Subject {
+    kernel.contain();
     let (ring_gpa, ram) = (kernel.at.ring_gpa, kernel.ram.0);
     let filled = (0..ram.len()).step_by(8).filter(|at| ram[*at..at + 8] != [0; 8]);
     Subject { words: filled.collect(), ram, ring_gpa }

@@ -12,13 +12,13 @@ use crate::btf::{Btf, Structures};
 use crate::error::{AttachError, Fault, ViewError};
 use crate::integrity::{Integrity, IntegrityLayout};
 use crate::layout::{Gap, Layout, Vring};
-use crate::lookup::Hashing;
 use crate::memory::{Gva, PhysicalMemory};
 use crate::owner::Memo;
 use crate::paging::Linear;
 use crate::reader::{OWNER_READS_MAX, Reader, VIEW_READS_MAX};
+use crate::search::{Ends, Lookups};
 use crate::socket::{Owner, Socket};
-use crate::vring::Rings;
+use crate::vring::{RING_MODULE, Rings};
 
 /// Times a question is asked when the guest changes under the reader.
 const TRIES: usize = 3;
@@ -53,7 +53,7 @@ pub struct Guest {
     kernel: Kernel,
     virtqueues: Virtqueues,
     memo: Memo,
-    hashing: Hashing,
+    lookups: Lookups,
     rings: Rings,
     pub(crate) integrity: Integrity,
 }
@@ -69,7 +69,8 @@ impl Virtqueues {
     /// How virtqueues look, asking the modules if the kernel itself does not tell.
     fn learn(&mut self, core: &Core) -> Result<Option<&Vring>, Fault> {
         if let Self::Unknown(btf) = self
-            && let Some(vring) = core.vring_of_module(btf)?
+            && let Some(whole) = core.with_module_types(btf, RING_MODULE)?
+            && let Ok(vring) = Vring::resolve(&Structures::of(&whole))
         {
             *self = Self::Known(vring);
         }
@@ -141,7 +142,7 @@ impl Guest {
             kernel: found.kernel,
             virtqueues,
             memo: Memo::default(),
-            hashing: Hashing::default(),
+            lookups: Lookups::default(),
             rings: Rings::default(),
             integrity,
         })
@@ -192,50 +193,60 @@ impl Guest {
 
     /// Who sent a frame that the guest has put into a transmit ring and that has not been returned to it.
     ///
-    /// `tx_desc_ring` is the guest-physical address of the ring's descriptor table, `head` the first descriptor
-    /// of the frame's chain. [`Confidence::Descriptor`] when a process holds the socket; one that is already
-    /// closed still tells its user and control group ([`Confidence::Socket`]). A frame without a socket
-    /// (routed, or by a driver that lets go of it early) gives [`UnknownReason::NoSocket`]: then ask
-    /// [`Guest::connection_owner`]. That the frame is what its socket would send is not checked.
+    /// `tx_desc_ring` is the guest-physical address of the ring's descriptors, `head` the number under which the
+    /// frame's chain is returned: its first descriptor in a split ring, its buffer id in a packed one.
+    /// [`Confidence::Descriptor`] when a process holds the socket; one that is already closed still tells its user
+    /// and control group ([`Confidence::Socket`]). A frame that the guest routed, as it does for containers, leads
+    /// through the guest's own account of the connection to the socket inside; when that is gone,
+    /// [`Attribution::inner`] is what is left. A frame without either (sent past the socket layer, or by a driver
+    /// that lets go of both early) gives [`UnknownReason::NoSocket`]: then ask [`Guest::connection_owner`]. That
+    /// the frame is what its socket would send is not checked.
     pub fn frame_owner(&mut self, tx_desc_ring: u64, head: u16) -> Attribution {
-        let Self { core, virtqueues, memo, rings, .. } = self;
+        let Self { core, virtqueues, memo, lookups, rings, .. } = self;
         core.attribute(|core| {
             let Some(vring) = virtqueues.learn(core)? else { return Ok(None) };
-            let sock = core.sock_of_descriptor(vring, rings, tx_desc_ring, head)?;
-            sock.map(|sock| core.owner(memo, sock, Confidence::Descriptor)).transpose()
+            let Some(frame) = core.frame_of_descriptor(vring, rings, tx_desc_ring, head)? else {
+                return Ok(None);
+            };
+            if let Some(sock) = core.sock_of_frame(frame)? {
+                return core.owner(memo, sock, Confidence::Descriptor).map(Some);
+            }
+            let Some(ends) = core.tracked_ends(frame)? else { return Ok(None) };
+            let found = core.find_tracked(lookups, ends)?;
+            found.owner(core, memo, Confidence::Descriptor)
         })
     }
 
-    /// Who is behind the connection between these ends, `local` being the guest's.
+    /// Who is behind the connection between these ends, `local` being the guest's as seen on the wire.
     ///
-    /// TCP, and UDP sockets that send from or listen on `local`; other protocols have no table.
+    /// TCP, and UDP sockets that send from or listen on `local`; other protocols have no table. Where the guest
+    /// translates addresses, the socket inside is meant.
     pub fn connection_owner(
         &mut self,
         local: SocketAddr,
         remote: SocketAddr,
         protocol: Protocol,
     ) -> Attribution {
-        let Self { core, memo, hashing, .. } = self;
+        let Self { core, memo, lookups, .. } = self;
         core.attribute(|core| {
-            let sock = match protocol {
-                Protocol::Tcp => core.find_connection(hashing, local, remote)?,
-                Protocol::Udp => core.find_udp(local, Some(remote))?,
-                _ => None,
-            };
-            sock.map(|sock| core.owner(memo, sock, Confidence::Table)).transpose()
+            let found = core.find_connected(lookups, Ends { local, remote, protocol })?;
+            found.owner(core, memo, Confidence::Table)
         })
     }
 
-    /// Who listens on `local`, by address or wildcard: a TCP listener, or a UDP socket that is not connected.
-    pub fn listener_owner(&mut self, local: SocketAddr, protocol: Protocol) -> Attribution {
-        let Self { core, memo, .. } = self;
+    /// Who listens on `local`, by address or wildcard, for what `remote` sends or, without it, anybody: a TCP
+    /// listener, or a UDP socket that is not connected. Where the guest translates what `remote` sends and has begun
+    /// to (the entry exists), the listener inside is meant.
+    pub fn listener_owner(
+        &mut self,
+        local: SocketAddr,
+        remote: Option<SocketAddr>,
+        protocol: Protocol,
+    ) -> Attribution {
+        let Self { core, memo, lookups, .. } = self;
         core.attribute(|core| {
-            let sock = match protocol {
-                Protocol::Tcp => core.find_listener(local, None)?,
-                Protocol::Udp => core.find_udp(local, None)?,
-                _ => None,
-            };
-            sock.map(|sock| core.owner(memo, sock, Confidence::Table)).transpose()
+            let found = core.find_listening(lookups, local, remote, protocol)?;
+            found.owner(core, memo, Confidence::Table)
         })
     }
 }
@@ -289,7 +300,7 @@ impl Core {
         tables.extend(self.udp_tables(namespaces)?.into_iter().map(|table| (table, Protocol::Udp)));
         let mut sockets = Vec::new();
         for (table, protocol) in tables {
-            for sock in self.sockets_in(&table)? {
+            for sock in self.entries(&table)? {
                 if let Some(common) = self.common(sock)? {
                     let owners = owners.remove(&sock).unwrap_or_default();
                     sockets.push((sock, Socket { owners, ..self.socket(sock, &common, protocol)? }));

@@ -11,6 +11,7 @@ use crate::error::TypesError;
 use crate::memory::NOWHERE;
 use cpu::Cpu;
 use detail::Detail;
+use network::Network;
 use transport::Transport;
 
 /// What cannot be told of a guest because its kernel does not describe it.
@@ -71,6 +72,7 @@ macro_rules! offsets {
 
 pub(crate) mod cpu;
 pub(crate) mod detail;
+pub(crate) mod network;
 pub(crate) mod origin;
 pub(crate) mod transport;
 
@@ -202,12 +204,24 @@ offsets! {
     }
 }
 offsets! {
-    /// A split virtqueue as its driver sees it.
-    VringVirtqueue of "vring_virtqueue" { vq: "vq", desc: "split.vring.desc", count: "split.vring.num", desc_state: "split.desc_state" }
+    /// A virtqueue as its driver sees it; the lowest bit of `form` says whether it is packed.
+    VringVirtqueue of "vring_virtqueue" { vq: "vq", form: "packed_ring" | "layout" }
 }
 offsets! {
-    /// The driver's note for one descriptor chain.
-    DescState of "vring_desc_state_split" { data: "data" }
+    /// A split ring.
+    SplitRing of "vring_virtqueue" { desc: "split.vring.desc", count: "split.vring.num", notes: "split.desc_state" }
+}
+offsets! {
+    /// A packed ring.
+    PackedRing of "vring_virtqueue" { desc: "packed.vring.desc", count: "packed.vring.num", notes: "packed.desc_state" }
+}
+offsets! {
+    /// The driver's note for one descriptor chain of a split ring.
+    SplitNote of "vring_desc_state_split" { data: "data" }
+}
+offsets! {
+    /// The driver's note for one buffer of a packed ring.
+    PackedNote of "vring_desc_state_packed" { data: "data" }
 }
 offsets! {
     /// Where kernels from 6.9 keep the secrets of the socket hashes.
@@ -255,6 +269,7 @@ pub(crate) struct Layout {
     pub(crate) modules: Option<Modules>,
     pub(crate) detail: Detail,
     pub(crate) cpu: Option<Cpu>,
+    pub(crate) network: Network,
     pub(crate) transport: Transport,
     pub(crate) gaps: Vec<Gap>,
 }
@@ -273,14 +288,25 @@ pub(crate) struct Modules {
     pub(crate) btf: KernelBtf,
 }
 
-/// A split virtqueue; described by the kernel or, where virtio is a module, by that module.
+/// A virtqueue; described by the kernel or, where virtio is a module, by that module.
 #[derive(Clone, Debug)]
 pub(crate) struct Vring {
     pub(crate) device: VirtioDevice,
     pub(crate) virtqueue: Virtqueue,
     pub(crate) vring: VringVirtqueue,
-    pub(crate) state: DescState,
-    pub(crate) state_bytes: u32,
+    pub(crate) split: Ring,
+    pub(crate) packed: Ring,
+}
+
+/// A ring of either form, and the driver's notes beside it: one for each chain of descriptors, by the number under
+/// which the device returns it.
+#[derive(Clone, Debug)]
+pub(crate) struct Ring {
+    pub(crate) desc: u32,
+    pub(crate) count: u32,
+    pub(crate) notes: u32,
+    pub(crate) note_data: u32,
+    pub(crate) note_bytes: u32,
 }
 
 impl Layout {
@@ -340,6 +366,7 @@ impl Layout {
             modules: Modules::resolve(types).ok(),
             detail: Detail::resolve(types, gaps),
             cpu: gaps.whole("processor times", cpu),
+            network: Network::resolve(types, gaps),
             transport: Transport::resolve(types, gaps),
             sock,
             gaps: found.0,
@@ -370,12 +397,26 @@ impl Vring {
     /// # Errors
     /// When they do not describe it.
     pub(crate) fn resolve(types: &Structures<'_>) -> Result<Self, TypesError> {
+        let (split, split_note) = (SplitRing::resolve(types)?, SplitNote::resolve(types)?);
+        let (packed, packed_note) = (PackedRing::resolve(types)?, PackedNote::resolve(types)?);
         Ok(Self {
             device: VirtioDevice::resolve(types)?,
             virtqueue: Virtqueue::resolve(types)?,
             vring: VringVirtqueue::resolve(types)?,
-            state: DescState::resolve(types)?,
-            state_bytes: types.size("vring_desc_state_split")?,
+            split: Ring {
+                desc: split.desc,
+                count: split.count,
+                notes: split.notes,
+                note_data: split_note.data,
+                note_bytes: types.size("vring_desc_state_split")?,
+            },
+            packed: Ring {
+                desc: packed.desc,
+                count: packed.count,
+                notes: packed.notes,
+                note_data: packed_note.data,
+                note_bytes: types.size("vring_desc_state_packed")?,
+            },
         })
     }
 
@@ -385,12 +426,13 @@ impl Vring {
     /// # Errors
     /// When they do not even describe a virtio device.
     pub(crate) fn without_module_types(types: &Structures<'_>) -> Result<Self, TypesError> {
+        let ring = |note_bytes| Ring { count: 80, desc: 88, notes: 120, note_data: 0, note_bytes };
         Ok(Self {
             device: VirtioDevice::resolve(types)?,
             virtqueue: Virtqueue::resolve(types)?,
-            vring: VringVirtqueue { vq: 0, count: 80, desc: 88, desc_state: 120 },
-            state: DescState { data: 0 },
-            state_bytes: 16,
+            vring: VringVirtqueue { vq: 0, form: 56 },
+            split: ring(16),
+            packed: ring(24),
         })
     }
 }

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Finding the socket of a connection, of a listener, or of a UDP port.
+//! Finding the socket of a connection, of a listener, or of a UDP port, in given network namespaces.
 //!
 //! A TCP connection is looked for where the guest's own hash puts it; when it is not there, or the hash is not
 //! understood, in the whole table, which is the truth. UDP sockets and listeners are few.
 
+use std::cmp::Reverse;
 use std::net::SocketAddr;
 
 use crate::error::Fault;
@@ -11,7 +12,6 @@ use crate::guest::Core;
 use crate::hash::{Form, Secrets};
 use crate::memory::{Gva, is_described};
 use crate::socket::{SocketState, canonical};
-use crate::table::SocketTable;
 
 /// Live connections that must confirm a form of the hash, if there are as many.
 const SAMPLES_MAX: usize = 8;
@@ -30,22 +30,23 @@ impl Hashing {
 }
 
 impl Core {
-    /// The socket of the TCP connection between these ends, in any namespace.
+    /// The socket of the TCP connection between these ends, in the first of the namespaces `nets` that has one.
     pub(crate) fn find_connection(
         &self,
         hashing: &mut Hashing,
         local: SocketAddr,
         remote: SocketAddr,
+        nets: &[Gva],
     ) -> Result<Option<Gva>, Fault> {
         let (local, remote) = (canonical(local), canonical(remote));
-        let namespaces = self.namespaces()?;
-        let tables = self.connection_tables(&namespaces)?;
+        let tables = self.connection_tables(nets)?;
         if let Some((form, secrets)) = *hashing.of_family(local) {
-            for &net in &namespaces {
+            for net in nets {
                 let mix = self.reader.u32(net.at(self.layout.net.hash_mix))?;
                 let Some(hash) = form.hash(local, remote, secrets, mix) else { return Ok(None) };
                 for table in &tables {
-                    if let Some(sock) = self.pick(&self.bucket(table, hash)?, local, remote)? {
+                    let sockets = self.bucket(table, hash)?;
+                    if let Some(sock) = self.pick(&sockets, local, remote, std::slice::from_ref(net))? {
                         return Ok(Some(sock));
                     }
                 }
@@ -53,28 +54,34 @@ impl Core {
         }
         let mut sockets = Vec::new();
         for table in &tables {
-            sockets.extend(self.sockets_in(table)?);
+            sockets.extend(self.entries(table)?);
         }
-        let found = self.pick(&sockets, local, remote)?;
+        let found = self.pick(&sockets, local, remote, nets)?;
         if found.is_some() || hashing.of_family(local).is_none() {
             *hashing.of_family(local) = self.learn_hash(&sockets, local)?;
         }
         Ok(found)
     }
 
-    /// The one of `sockets` with these ends; one in TIME_WAIT only if there is no other.
-    fn pick(&self, sockets: &[Gva], local: SocketAddr, remote: SocketAddr) -> Result<Option<Gva>, Fault> {
-        let mut waiting = None;
+    /// The one of `sockets` with these ends in the first of `nets` that has one; one in TIME_WAIT only if that
+    /// has no other.
+    fn pick(
+        &self,
+        sockets: &[Gva],
+        local: SocketAddr,
+        remote: SocketAddr,
+        nets: &[Gva],
+    ) -> Result<Option<Gva>, Fault> {
+        let mut best: Option<((usize, bool), Gva)> = None;
         for &sock in sockets {
             let Some(common) = self.common(sock)? else { continue };
-            if common.ends() == (local, remote) {
-                if common.state != SocketState::TimeWait {
-                    return Ok(Some(sock));
-                }
-                waiting = Some(sock);
+            let Some(place) = nets.iter().position(|net| *net == common.net) else { continue };
+            let rank = (place, common.state == SocketState::TimeWait);
+            if common.ends() == (local, remote) && best.is_none_or(|(other, _)| rank < other) {
+                best = Some((rank, sock));
             }
         }
-        Ok(waiting)
+        Ok(best.map(|(_, sock)| sock))
     }
 
     /// The form of hash that explains what live sockets of the family of `like` store.
@@ -121,77 +128,62 @@ impl Core {
         })
     }
 
-    /// The TCP socket that listens for connections to `local`, in one namespace or any: the closest fit.
-    pub(crate) fn find_listener(&self, local: SocketAddr, net: Option<Gva>) -> Result<Option<Gva>, Fault> {
-        let tables = self.listener_tables(&self.namespaces()?)?;
-        self.closest(&tables, local, None, net)
+    /// The TCP socket that listens for connections to `local`, in the first of the namespaces `nets` that has
+    /// one: the closest fit there.
+    pub(crate) fn find_listener(&self, local: SocketAddr, nets: &[Gva]) -> Result<Option<Gva>, Fault> {
+        let mut sockets = Vec::new();
+        for table in self.listener_tables(nets)? {
+            sockets.extend(self.entries(&table)?);
+        }
+        self.closest(&sockets, local, None, nets)
     }
 
-    /// The UDP socket that takes what `remote` sends to `local`, in any namespace; without `remote`, what
-    /// anybody sends.
+    /// The UDP socket that takes what `remote` sends to `local`, in the first of the namespaces `nets` that has
+    /// one; without `remote`, what anybody sends.
     pub(crate) fn find_udp(
         &self,
         local: SocketAddr,
         remote: Option<SocketAddr>,
+        nets: &[Gva],
     ) -> Result<Option<Gva>, Fault> {
-        let namespaces = self.namespaces()?;
-        let tables = self.udp_tables(&namespaces)?;
-        let local = canonical(local);
-        let (mut sockets, mut best) = (Vec::new(), None);
-        for &net in &namespaces {
+        let tables = self.udp_tables(nets)?;
+        let mut sockets = Vec::new();
+        for net in nets {
             // The slot of a port in a namespace needs no secret.
             let mix = self.reader.u32(net.at(self.layout.net.hash_mix))?;
             for table in &tables {
                 sockets.extend(self.bucket(table, u32::from(local.port()).wrapping_add(mix))?);
             }
         }
-        for sock in sockets {
-            self.consider(sock, local, remote.map(canonical), None, &mut best)?;
-        }
-        Ok(best.map(|(_, sock)| sock))
+        self.closest(&sockets, local, remote, nets)
     }
 
+    /// The one of `sockets` that takes what is sent to `local` in the first of `nets` that has one, and fits
+    /// closest there.
     fn closest(
         &self,
-        tables: &[SocketTable],
+        sockets: &[Gva],
         local: SocketAddr,
         remote: Option<SocketAddr>,
-        net: Option<Gva>,
+        nets: &[Gva],
     ) -> Result<Option<Gva>, Fault> {
-        let (local, mut best) = (canonical(local), None);
-        for table in tables {
-            for sock in self.sockets_in(table)? {
-                self.consider(sock, local, remote, net, &mut best)?;
+        let (local, remote) = (canonical(local), remote.map(canonical));
+        let mut best: Option<((Reverse<usize>, u8), Gva)> = None;
+        for &sock in sockets {
+            let Some(common) = self.common(sock)? else { continue };
+            let Some(place) = nets.iter().position(|net| *net == common.net) else { continue };
+            let (_, own_remote) = common.ends();
+            let is_connected = own_remote.port() != 0;
+            if is_connected && remote != Some(own_remote) {
+                continue;
+            }
+            let Some(fit) = common.accepts(local) else { continue };
+            let rank = (Reverse(place), fit + if is_connected { CONNECTED_FIT } else { 0 });
+            if best.is_none_or(|(other, _)| rank > other) {
+                best = Some((rank, sock));
             }
         }
         Ok(best.map(|(_, sock)| sock))
-    }
-
-    /// Makes `sock` the `best` if it takes what is sent to `local` and fits closer than what was best.
-    fn consider(
-        &self,
-        sock: Gva,
-        local: SocketAddr,
-        remote: Option<SocketAddr>,
-        net: Option<Gva>,
-        best: &mut Option<(u8, Gva)>,
-    ) -> Result<(), Fault> {
-        let Some(common) = self.common(sock)? else { return Ok(()) };
-        if net.is_some_and(|net| net != common.net) {
-            return Ok(());
-        }
-        let (_, own_remote) = common.ends();
-        let is_connected = own_remote.port() != 0;
-        if is_connected && remote != Some(own_remote) {
-            return Ok(());
-        }
-        if let Some(fit) = common.accepts(local) {
-            let fit = fit + if is_connected { CONNECTED_FIT } else { 0 };
-            if best.is_none_or(|(other, _)| fit > other) {
-                *best = Some((fit, sock));
-            }
-        }
-        Ok(())
     }
 }
 

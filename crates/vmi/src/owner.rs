@@ -79,6 +79,7 @@ impl Core {
             process: None,
             socket_uid: self.sock_uid(sock)?,
             socket_cgroup: self.sock_cgroup(sock).ok(),
+            inner: None,
             confidence: Confidence::Socket,
             unknown: Some(UnknownReason::NoOwner),
         };
@@ -126,7 +127,7 @@ impl Core {
     /// The file of the socket that listens for a connection with this local end.
     fn listener_file(&self, connection: &Common) -> Result<Option<Gva>, Fault> {
         let (local, _) = connection.ends();
-        let listener = self.find_listener(local, Some(connection.net))?;
+        let listener = self.find_listener(local, &[connection.net])?;
         listener.map_or(Ok(None), |listener| self.file_of(listener))
     }
 

@@ -22,21 +22,22 @@ const BLOCK_BUCKETS: u32 = 256;
 const CHAIN_MAX: usize = 4096;
 /// Times a list is walked when sockets move meanwhile.
 const CHAIN_TRIES: usize = 3;
-/// Most sockets of one table told.
+/// Most entries of one table told.
 const SOCKETS_MAX: usize = 1 << 18;
 
-/// A hash table of sockets.
+/// A hash table of sockets, or of other things that have their place in one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct SocketTable {
-    buckets: Gva,
-    mask: u32,
-    bucket_bytes: u32,
+pub(crate) struct HashTable {
+    pub(crate) buckets: Gva,
+    /// Number of buckets less one.
+    pub(crate) mask: u32,
+    pub(crate) bucket_bytes: u32,
     /// Where in a bucket its list begins.
-    head: u32,
+    pub(crate) head: u32,
     /// Where in a socket its link lies.
-    node: u32,
+    pub(crate) node: u32,
     /// Lists end with the number of their bucket.
-    has_markers: bool,
+    pub(crate) has_markers: bool,
 }
 
 impl Core {
@@ -47,7 +48,7 @@ impl Core {
     }
 
     /// Tables of TCP connections. Usually all namespaces share one.
-    pub(crate) fn connection_tables(&self, namespaces: &[Gva]) -> Result<Vec<SocketTable>, Fault> {
+    pub(crate) fn connection_tables(&self, namespaces: &[Gva]) -> Result<Vec<HashTable>, Fault> {
         let layout = &self.layout.hashinfo;
         if !are_described(&[
             layout.ehash,
@@ -58,7 +59,7 @@ impl Core {
             return Ok(Vec::new());
         }
         self.tcp_tables(namespaces, |info| {
-            Ok(SocketTable {
+            Ok(HashTable {
                 buckets: self.reader.pointer(info.at(layout.ehash))?,
                 mask: self.reader.u32(info.at(layout.ehash_mask))?,
                 bucket_bytes: self.layout.ehash_bucket_bytes,
@@ -70,7 +71,7 @@ impl Core {
     }
 
     /// Tables of TCP listeners.
-    pub(crate) fn listener_tables(&self, namespaces: &[Gva]) -> Result<Vec<SocketTable>, Fault> {
+    pub(crate) fn listener_tables(&self, namespaces: &[Gva]) -> Result<Vec<HashTable>, Fault> {
         let layout = &self.layout.hashinfo;
         let bucket = (&self.layout.listen_bucket, self.layout.listen_bucket_bytes);
         if !are_described(&[
@@ -83,7 +84,7 @@ impl Core {
             return Ok(Vec::new());
         }
         self.tcp_tables(namespaces, |info| {
-            Ok(SocketTable {
+            Ok(HashTable {
                 buckets: self.reader.pointer(info.at(layout.lhash2))?,
                 mask: self.reader.u32(info.at(layout.lhash2_mask))?,
                 bucket_bytes: self.layout.listen_bucket_bytes,
@@ -97,8 +98,8 @@ impl Core {
     fn tcp_tables(
         &self,
         namespaces: &[Gva],
-        table_of: impl Fn(Gva) -> Result<SocketTable, Fault>,
-    ) -> Result<Vec<SocketTable>, Fault> {
+        table_of: impl Fn(Gva) -> Result<HashTable, Fault>,
+    ) -> Result<Vec<HashTable>, Fault> {
         let mut tables = Vec::new();
         if !is_described(self.layout.net.hashinfo) {
             return Ok(tables);
@@ -118,7 +119,7 @@ impl Core {
     }
 
     /// Tables of UDP sockets: the namespaces' own, or the one of older kernels.
-    pub(crate) fn udp_tables(&self, namespaces: &[Gva]) -> Result<Vec<SocketTable>, Fault> {
+    pub(crate) fn udp_tables(&self, namespaces: &[Gva]) -> Result<Vec<HashTable>, Fault> {
         let layout = &self.layout.udp_table;
         let mut tables = Vec::new();
         if !are_described(&[layout.hash, layout.mask, self.layout.udp_slot_bytes, self.layout.sock.node]) {
@@ -132,7 +133,7 @@ impl Core {
             if table.is_null() {
                 continue;
             }
-            let table = SocketTable {
+            let table = HashTable {
                 buckets: self.reader.pointer(table.at(layout.hash))?,
                 mask: self.reader.u32(table.at(layout.mask))?,
                 bucket_bytes: self.layout.udp_slot_bytes,
@@ -148,10 +149,10 @@ impl Core {
     }
 
     /// Tables of raw sockets, one for each address family; all namespaces share them.
-    pub(crate) fn raw_tables(&self) -> Vec<SocketTable> {
+    pub(crate) fn raw_tables(&self) -> Vec<HashTable> {
         let Some(layout) = &self.layout.transport.raw else { return Vec::new() };
         let tables = ["raw_v4_hashinfo", "raw_v6_hashinfo"].map(|name| self.anchors.symbols.find(name));
-        let tables = tables.into_iter().flatten().map(|info| SocketTable {
+        let tables = tables.into_iter().flatten().map(|info| HashTable {
             buckets: info.at(layout.buckets),
             mask: RAW_BUCKETS - 1,
             bucket_bytes: 8,
@@ -167,8 +168,8 @@ impl Core {
         Ok(self.chain(head, self.layout.sock.node)?.0)
     }
 
-    /// Every socket of a table.
-    pub(crate) fn sockets_in(&self, table: &SocketTable) -> Result<Vec<Gva>, Fault> {
+    /// Every entry of a table.
+    pub(crate) fn entries(&self, table: &HashTable) -> Result<Vec<Gva>, Fault> {
         let size = table.bucket_bytes;
         if table.mask >= BUCKETS_MAX || size > BUCKET_BYTES_MAX || table.head.saturating_add(8) > size {
             return Err(Fault::Inconsistent);
@@ -182,7 +183,7 @@ impl Core {
             for (bucket, bytes) in (start..).zip(bytes.chunks_exact(size as usize)) {
                 let first = bytes[table.head as usize..].first_chunk().copied().map_or(0, u64::from_le_bytes);
                 if !is_end(Gva(first)) {
-                    sockets.extend(self.bucket(table, bucket)?);
+                    sockets.extend(self.entries_at(table, bucket)?);
                 }
             }
             if sockets.len() > SOCKETS_MAX {
@@ -193,8 +194,12 @@ impl Core {
     }
 
     /// The sockets in the bucket for `hash`.
-    pub(crate) fn bucket(&self, table: &SocketTable, hash: u32) -> Result<Vec<Gva>, Fault> {
-        let bucket = hash & table.mask;
+    pub(crate) fn bucket(&self, table: &HashTable, hash: u32) -> Result<Vec<Gva>, Fault> {
+        self.entries_at(table, hash & table.mask)
+    }
+
+    /// The entries of a bucket by its number.
+    pub(crate) fn entries_at(&self, table: &HashTable, bucket: u32) -> Result<Vec<Gva>, Fault> {
         let head = table.buckets.element(u64::from(bucket), table.bucket_bytes).at(table.head);
         for _ in 0..CHAIN_TRIES {
             let (sockets, end) = self.chain(head, table.node)?;

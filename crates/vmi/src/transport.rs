@@ -113,7 +113,7 @@ impl Core {
     fn raw_sockets(&self, owners: &mut Owners) -> Result<Vec<SocketDetail>, Fault> {
         let mut sockets = Vec::new();
         for table in self.raw_tables() {
-            for sock in self.sockets_in(&table)? {
+            for sock in self.entries(&table)? {
                 if let Some(common) = self.common(sock)? {
                     let socket = self.raw_socket(sock, &common, owners)?;
                     sockets.push(SocketDetail { socket, is_raw: true, accept_queue: None, tcp: None });

@@ -1,27 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-//! From a descriptor of a transmit ring to the socket that sent the frame.
+//! From a descriptor of a transmit ring to the frame as the guest's kernel has it, which names its socket.
 //!
-//! The guest's driver notes for every descriptor chain what it stands for: the frame's `sk_buff`, which names
-//! its socket and keeps it until the descriptor is returned. The ring is found through the network devices of
-//! all namespaces: device, virtio parent, virtqueues, the one whose descriptor table lies where the caller
-//! says.
+//! The guest's driver notes for every descriptor chain what it stands for: the frame's `sk_buff`, which it keeps,
+//! with its socket, until the chain is returned. Of a split ring the number of a note is that of the chain's first
+//! descriptor, of a packed ring the buffer id in the chain's last one. The ring is found through the network devices
+//! of all namespaces: device, virtio parent, virtqueues, the one whose descriptors lie where the caller says; so it
+//! does not matter how many devices there are, and how many rings each has.
 
-use crate::btf::{Btf, LEN_BYTES_MAX, Structures};
 use crate::error::Fault;
 use crate::guest::Core;
-use crate::layout::{Devices, Vring};
+use crate::layout::{self, Devices, Vring};
 use crate::memory::Gva;
 
-/// Most network devices of a namespace looked at.
-const DEVICES_MAX: usize = 4096;
 /// Most virtqueues of a device looked at.
 const QUEUES_MAX: usize = 2048;
-/// Most modules with types looked at.
-const MODULES_MAX: usize = 4096;
 /// Module that describes virtqueues where the kernel itself does not.
-const RING_MODULE: &str = "virtio_ring";
-/// Longest module name (`MODULE_NAME_LEN`).
-const MODULE_NAME_BYTES: usize = 56;
+pub(crate) const RING_MODULE: &str = "virtio_ring";
+/// Of the byte that tells a ring's form.
+const FORM_IS_PACKED: u8 = 1;
 /// Rings remembered at most.
 const RINGS_MAX: usize = 64;
 /// The driver keeps flags in these bits of a note.
@@ -40,9 +36,9 @@ struct Ring {
 pub(crate) struct Rings(Vec<Ring>);
 
 impl Core {
-    /// The socket that sent the frame whose chain begins at descriptor `head` of the ring with its descriptor
-    /// table at `desc_gpa`; `None` if the ring is not found or the frame has no socket.
-    pub(crate) fn sock_of_descriptor(
+    /// The frame whose chain has the number `head` in the ring with its descriptors at `desc_gpa`; `None` if the
+    /// ring is not found, or has no such frame.
+    pub(crate) fn frame_of_descriptor(
         &self,
         vring: &Vring,
         rings: &mut Rings,
@@ -61,23 +57,27 @@ impl Core {
         };
         rings.0.truncate(RINGS_MAX - 1);
         rings.0.push(ring);
-        if u32::from(head) >= self.reader.u32(ring.queue.at(vring.vring.count))? {
+        let form = self.ring_form(vring, ring.queue)?;
+        if u32::from(head) >= self.reader.u32(ring.queue.at(form.count))? {
             return Ok(None);
         }
-        let notes = self.reader.pointer(ring.queue.at(vring.vring.desc_state))?;
-        let note = notes.element(u64::from(head), vring.state_bytes).at(vring.state.data);
+        let notes = self.reader.pointer(ring.queue.at(form.notes))?;
+        let note = notes.element(u64::from(head), form.note_bytes).at(form.note_data);
         let skb = Gva(self.reader.u64(note)? & !NOTE_FLAGS);
-        if skb.is_null() || self.reader.pointer(skb.at(devices.skb.dev))? != ring.device {
-            return Ok(None);
-        }
+        let is_frame = !skb.is_null() && self.reader.pointer(skb.at(devices.skb.dev))? == ring.device;
+        Ok(is_frame.then_some(skb))
+    }
+
+    /// The socket that sent a frame, unless the frame was routed or let go of it.
+    pub(crate) fn sock_of_frame(&self, skb: Gva) -> Result<Option<Gva>, Fault> {
+        let Some(devices) = &self.layout.devices else { return Ok(None) };
         let sock = self.reader.pointer(skb.at(devices.skb.sk))?;
         Ok((!sock.is_null()).then_some(sock))
     }
 
     fn find_ring(&self, vring: &Vring, devices: &Devices, desc_gpa: u64) -> Result<Option<Ring>, Fault> {
         for net in self.namespaces()? {
-            for entry in self.list(net.at(self.layout.net.devices), DEVICES_MAX)? {
-                let device = entry.container(devices.net_device.list);
+            for device in self.devices(net)? {
                 let parent = self.reader.pointer(device.at(devices.net_device.parent))?;
                 if parent.is_null() {
                     continue;
@@ -99,37 +99,13 @@ impl Core {
     }
 
     fn queue_has_ring(&self, vring: &Vring, queue: Gva, desc_gpa: u64) -> bool {
-        let desc = self.reader.pointer(queue.at(vring.vring.desc));
+        let Ok(form) = self.ring_form(vring, queue) else { return false };
+        let desc = self.reader.pointer(queue.at(form.desc));
         desc.and_then(|desc| self.reader.translate(desc)).is_ok_and(|place| place.gpa == desc_gpa)
     }
 
-    /// How virtqueues look, from the types of the module that has them.
-    pub(crate) fn vring_of_module(&self, btf: &Btf) -> Result<Option<Vring>, Fault> {
-        let (Some(layout), Some(head)) = (&self.layout.modules, self.anchors.symbols.find("btf_modules"))
-        else {
-            return Ok(None);
-        };
-        for entry in self.list(head, MODULES_MAX)? {
-            let module = entry.container(layout.module.list);
-            let types = self.reader.pointer(module.at(layout.module.btf))?;
-            if self.reader.text(types.at(layout.btf.name), MODULE_NAME_BYTES)? != RING_MODULE {
-                continue;
-            }
-            let number = |offset| self.reader.u32(types.at(offset)).map(|number| number as usize);
-            if number(layout.btf.start_id)? != btf.type_count()
-                || number(layout.btf.start_str_off)? != btf.strings_bytes()
-            {
-                return Ok(None);
-            }
-            let len = number(layout.btf.data_size)?;
-            if len > LEN_BYTES_MAX {
-                return Ok(None);
-            }
-            let mut bytes = vec![0; len];
-            self.reader.bytes(self.reader.pointer(types.at(layout.btf.data))?, &mut bytes)?;
-            let whole = btf.with_module(&bytes).ok();
-            return Ok(whole.and_then(|whole| Vring::resolve(&Structures::of(&whole)).ok()));
-        }
-        Ok(None)
+    fn ring_form<'a>(&self, vring: &'a Vring, queue: Gva) -> Result<&'a layout::Ring, Fault> {
+        let [form] = self.reader.array(queue.at(vring.vring.form))?;
+        Ok(if form & FORM_IS_PACKED == 0 { &vring.split } else { &vring.packed })
     }
 }

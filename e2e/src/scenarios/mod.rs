@@ -2,6 +2,7 @@
 //! What must hold besides the story: other protocols, load, mistakes and mishaps.
 
 mod comings;
+mod containers;
 mod detached;
 mod idle;
 mod mistakes;
@@ -14,7 +15,7 @@ pub(crate) mod views;
 use crate::Chapter;
 
 /// Every scenario.
-pub const SCENARIOS: [Chapter; 15] = [
+pub const SCENARIOS: [Chapter; 16] = [
     Chapter {
         title: "A damaged manifest is refused as a whole",
         name: "a_bad_manifest_leaves_the_last_good_policy_in_force",
@@ -36,6 +37,11 @@ pub const SCENARIOS: [Chapter; 15] = [
         title: "Many short connections in a row",
         name: "every_one_of_many_connections_is_attributed",
         run: traffic::many,
+    },
+    Chapter {
+        title: "Programs in containers are judged like others",
+        name: "containers_behind_translated_addresses_are_attributed",
+        run: containers::masquerade,
     },
     Chapter {
         title: "A machine loses its power, its VMM's successor breaks off, and it comes back",

@@ -21,8 +21,30 @@ const IMAGE: &str = "linux-image-";
 const HEADERS: &str = "linux-headers-";
 /// The programs that build modules, which headers depend on.
 const KBUILD: &str = "linux-kbuild-";
-/// Programs that go into the guests: the shell and tools, and a real server with its client.
-const PROGRAMS: [&str; 2] = ["busybox-static", "redis-tools"];
+/// Programs that go into the guests: the shell and tools, a real server with its client, and what has the guest
+/// translate addresses.
+const PROGRAMS: [&str; 3] = ["busybox-static", "redis-tools", "nftables"];
+/// What is unpacked of a kernel: its image, and the modules that any guest can load.
+const KERNEL_FILES: [&str; 14] = [
+    "./boot/vmlinuz-*",
+    "*/vmlinuz",
+    "*/virtio*.ko*",
+    "*/failover.ko*",
+    "*/net_failover.ko*",
+    "*/veth.ko*",
+    "*/libcrc32c.ko*",
+    "*/nfnetlink.ko*",
+    "*/nf_defrag_ipv*.ko*",
+    "*/nf_conntrack.ko*",
+    "*/nf_nat.ko*",
+    "*/nf_tables.ko*",
+    "*/nft_chain_nat.ko*",
+    "*/nft_masq.ko*",
+];
+/// What is unpacked of headers and the programs that build modules with them.
+const HEADER_FILES: [&str; 2] = ["./usr/src/*", "./usr/lib/linux-kbuild-*"];
+/// What is unpacked of other packages.
+const PROGRAM_FILES: [&str; 3] = ["*/bin/*", "*/sbin/nft", "*.so*"];
 /// Libraries can need libraries; a chain longer than this is a mistake.
 const LIBRARY_DEPTH_MAX: usize = 8;
 
@@ -110,6 +132,11 @@ impl Apt {
     }
 }
 
+/// What is downloaded and unpacked, to tell whether that has been done already.
+pub fn recipe() -> String {
+    [&PROGRAMS[..], &KERNEL_FILES, &HEADER_FILES, &PROGRAM_FILES].concat().join(" ")
+}
+
 /// Downloads every package that the guests are made of into `folder/debs`, and says whether it did; if all kinds
 /// are there already, only with `renew`.
 pub fn download(folder: &Path, renew: bool) -> Result<(PathBuf, bool)> {
@@ -135,11 +162,12 @@ pub fn download(folder: &Path, renew: bool) -> Result<(PathBuf, bool)> {
     Ok((debs, true))
 }
 
-/// Whether kernels and their headers are among the downloads.
+/// Whether kernels, their headers and all programs are among the downloads.
 fn is_complete(debs: &Path) -> Result<bool> {
     let entries = sorted_entries(debs)?;
     let names = || entries.iter().filter_map(|deb| deb.file_name()?.to_str());
-    Ok([IMAGE, HEADERS, KBUILD].iter().all(|kind| names().any(|name| name.starts_with(kind))))
+    let kinds = [IMAGE, HEADERS, KBUILD].into_iter().chain(PROGRAMS);
+    Ok(kinds.into_iter().all(|kind| names().any(|name| name.starts_with(kind))))
 }
 
 /// Unpacks what the guests need of each package below `folder`, all into one tree.
@@ -147,11 +175,11 @@ pub fn unpack(debs: &Path, folder: &Path) -> Result<()> {
     for deb in sorted_entries(debs)? {
         let name = deb.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let wanted: &[&str] = if name.starts_with(HEADERS) || name.starts_with(KBUILD) {
-            &["./usr/src/*", "./usr/lib/linux-kbuild-*"]
+            &HEADER_FILES
         } else if name.starts_with("linux-") {
-            &["./boot/vmlinuz-*", "*/vmlinuz", "*/virtio*.ko*", "*/failover.ko*", "*/net_failover.ko*"]
+            &KERNEL_FILES
         } else {
-            &["*/bin/*", "*.so*"]
+            &PROGRAM_FILES
         };
         unpack_some(&deb, wanted, folder).with_context(|| format!("unpack {name}"))?;
     }

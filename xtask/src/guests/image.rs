@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Puts the guests' root file system together: the files of `guests/root`, busybox and a link for each of its
-//! tools, the workload under its several names, redis with the libraries it loads, network card drivers, and the
-//! modules that tests have to find.
+//! tools, the workload under its several names, other programs with the libraries they load, network card drivers,
+//! modules for containers, and the modules that tests have to find.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -29,13 +29,30 @@ const DRIVERS: [&str; 8] = [
     "net_failover",
     "virtio_net",
 ];
+/// Modules for a container behind translated addresses, from first to last.
+const TRANSLATION: [&str; 10] = [
+    "veth",
+    "libcrc32c",
+    "nfnetlink",
+    "nf_defrag_ipv4",
+    "nf_defrag_ipv6",
+    "nf_conntrack",
+    "nf_nat",
+    "nf_tables",
+    "nft_chain_nat",
+    "nft_masq",
+];
 /// Where Debian keeps libraries and where the guest's dynamic loader looks for them.
 const LIBRARIES: [&str; 2] = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"];
-/// The dynamic loader's path, as redis names it.
+/// The dynamic loader's path, as programs name it.
 const LOADER: &str = "lib64/ld-linux-x86-64.so.2";
-/// redis's server, in the package that has it under the name of one of its other roles, and its client.
-const REDIS: [(&str, &str); 2] =
-    [("usr/bin/redis-check-rdb", "usr/bin/redis-server"), ("usr/bin/redis-cli", "usr/bin/redis-cli")];
+/// redis's server, in the package that has it under the name of one of its other roles, and its client; and what
+/// sets up the translation of addresses.
+const PROGRAMS: [(&str, &str); 3] = [
+    ("usr/bin/redis-check-rdb", "usr/bin/redis-server"),
+    ("usr/bin/redis-cli", "usr/bin/redis-cli"),
+    ("usr/sbin/nft", "usr/sbin/nft"),
+];
 
 /// A root file system under construction; makes missing parents by itself.
 #[derive(Default)]
@@ -74,9 +91,10 @@ pub fn build(unpacked: &Path, kernels: &[Kernel], workload: &[u8], threats: &[Mo
     for name in WORKLOADS {
         root.file(&format!("usr/bin/{name}"), true, workload);
     }
-    add_redis(&mut root, unpacked)?;
+    add_programs(&mut root, unpacked)?;
     for kernel in kernels {
-        add_drivers(&mut root, &busybox(unpacked), kernel)?;
+        add_modules(&mut root, &busybox(unpacked), kernel, &DRIVERS, "order")?;
+        add_modules(&mut root, &busybox(unpacked), kernel, &TRANSLATION, "translation")?;
     }
     for Module { release, name, contents } in threats {
         root.file(&format!("lib/threats/{release}/{name}"), false, contents);
@@ -115,12 +133,12 @@ fn add_busybox(root: &mut Root, unpacked: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Asks the unpacked dynamic loader itself which libraries redis needs, and copies just those.
-fn add_redis(root: &mut Root, unpacked: &Path) -> Result<()> {
+/// Asks the unpacked dynamic loader itself which libraries the programs need, and copies just those.
+fn add_programs(root: &mut Root, unpacked: &Path) -> Result<()> {
     let loader = fs::canonicalize(unpacked.join(LOADER)).or_else(|_| find_loader(unpacked))?;
     let path = LIBRARIES.map(|folder| unpacked.join(folder).display().to_string()).join(":");
     let mut libraries = BTreeSet::new();
-    for (from, to) in REDIS {
+    for (from, to) in PROGRAMS {
         let program = unpacked.join(from);
         let mut list = Command::new(&loader);
         list.arg("--library-path").arg(&path).arg("--list").arg(&program);
@@ -155,16 +173,20 @@ fn find_loader(unpacked: &Path) -> Result<PathBuf> {
 /// The drivers of one kernel alone, as an archive that may follow another.
 pub fn drivers(kernel: &Kernel, busybox: &Path) -> Result<Vec<u8>> {
     let mut root = Root::default();
-    add_drivers(&mut root, busybox, kernel)?;
+    add_modules(&mut root, busybox, kernel, &DRIVERS, "order")?;
     Ok(root.archive.finish())
 }
 
-/// The network card's drivers for one kernel, and their order in a file that `/init` reads.
-fn add_drivers(root: &mut Root, busybox: &Path, kernel: &Kernel) -> Result<()> {
+/// Those of `modules` that a kernel does not have built in, and their order in a file `list` beside them. The last
+/// one must be there.
+fn add_modules(root: &mut Root, busybox: &Path, kernel: &Kernel, modules: &[&str], list: &str) -> Result<()> {
     let release = &kernel.release;
     let mut order = String::new();
-    for driver in DRIVERS {
-        let Some(found) = find_driver(&kernel.modules, driver)? else {
+    for module in modules {
+        let Some(found) = find_module(&kernel.modules, module)? else {
+            if modules.last() == Some(module) {
+                bail!("kernel {release} has no module {module}");
+            }
             continue;
         };
         let contents = if found.extension().is_some_and(|extension| extension == "xz") {
@@ -172,20 +194,17 @@ fn add_drivers(root: &mut Root, busybox: &Path, kernel: &Kernel) -> Result<()> {
         } else {
             read(&found)?
         };
-        root.file(&format!("lib/modules/{release}/{driver}.ko"), false, &contents);
-        order.push_str(driver);
+        root.file(&format!("lib/modules/{release}/{module}.ko"), false, &contents);
+        order.push_str(module);
         order.push('\n');
     }
-    if !order.contains("virtio_net\n") {
-        bail!("kernel {release} has no virtio_net driver");
-    }
-    root.file(&format!("lib/modules/{release}/order"), false, order.as_bytes());
+    root.file(&format!("lib/modules/{release}/{list}"), false, order.as_bytes());
     Ok(())
 }
 
 /// Looks for a driver, plain or compressed, anywhere below `folder`.
-fn find_driver(folder: &Path, driver: &str) -> Result<Option<PathBuf>> {
-    let names = [format!("{driver}.ko"), format!("{driver}.ko.xz")];
+fn find_module(folder: &Path, module: &str) -> Result<Option<PathBuf>> {
+    let names = [format!("{module}.ko"), format!("{module}.ko.xz")];
     let mut front = vec![folder.to_owned()];
     while let Some(folder) = front.pop() {
         for entry in sorted_entries(&folder)? {

@@ -35,10 +35,12 @@ pub fn build(renew: bool) -> Result<()> {
 
     let (debs, is_new) = debian::download(&folder, renew)?;
     let unpacked = folder.join("unpacked");
-    if is_new || !unpacked.is_dir() {
+    let recipe = debian::recipe();
+    if is_new || !fs::read_to_string(unpacked.join("recipe")).is_ok_and(|done| done == recipe) {
         let partial = folder.join("unpacked.partial");
         debian::recreate(&partial)?;
         progress::step("unpack them", || debian::unpack(&debs, &partial))?;
+        fs::write(partial.join("recipe"), &recipe)?;
         if unpacked.is_dir() {
             fs::remove_dir_all(&unpacked)?;
         }

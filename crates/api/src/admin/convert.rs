@@ -78,6 +78,7 @@ impl Party {
             uid: attribution.and_then(model::Attribution::uid),
             confidence: attribution.map(|a| a.confidence.into()),
             unknown: attribution.and_then(|a| a.unknown).map(UnknownReason::from),
+            inner: attribution.and_then(|a| a.inner),
         }
     }
 }

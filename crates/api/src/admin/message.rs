@@ -2,7 +2,7 @@
 //! The messages of the admin protocol.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -332,6 +332,9 @@ pub struct Party {
     /// Why there is no process, if it was asked for and not found.
     #[serde(default)]
     pub unknown: Option<UnknownReason>,
+    /// Its address and port inside the machine, where that translates them, as for containers.
+    #[serde(default)]
+    pub inner: Option<SocketAddr>,
 }
 
 /// A flow and what became of it.

@@ -351,6 +351,7 @@ mod tests {
             process: Some(model::Process { pid: 9, ..model::Process::default() }),
             socket_uid: None,
             socket_cgroup: None,
+            inner: None,
             confidence: Confidence::Table,
             unknown: None,
         }));

@@ -140,6 +140,7 @@ fn suppose(exe: &str) -> Attribution {
         process: Some(process),
         socket_uid: None,
         socket_cgroup: None,
+        inner: None,
         confidence: Confidence::Table,
         unknown: None,
     }

@@ -96,6 +96,9 @@ impl Story {
                 }
             }
         }
+        if let Some(inner) = party.inner {
+            self.line("  inside", &format!("{inner}: the machine translates it"));
+        }
         if let Some(confidence) = party.confidence {
             self.line("  confidence", &format!("{}: {}", word(&confidence), meaning(confidence)));
         }

@@ -118,6 +118,7 @@ pub(super) mod tests {
                 uid: Some(33),
                 confidence: Some(Confidence::Descriptor),
                 unknown: None,
+                inner: None,
             },
             destination: Party {
                 vm: Some("acme/api".into()),
@@ -127,6 +128,7 @@ pub(super) mod tests {
                 uid: None,
                 confidence: None,
                 unknown: None,
+                inner: None,
             },
             verdict: Verdict::Allow,
             decided_by: "acme/storefront-to-api".into(),

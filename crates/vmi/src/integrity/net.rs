@@ -67,7 +67,7 @@ impl Core {
         }
         let mut entered = HashSet::new();
         for table in tables.iter().flatten() {
-            entered.extend(self.sockets_in(table)?);
+            entered.extend(self.entries(table)?);
         }
         let mut suspects = Vec::new();
         for (sock, kind, common, owners) in held {

@@ -22,9 +22,11 @@ use crate::memory::fixture::Ram;
 use super::symbols::{self, SymbolOrder};
 use structures::{RING_STRUCTURES, STRUCTURES};
 
+mod container;
 mod inspected;
 mod origin;
 mod structures;
+pub(crate) use container::Container;
 pub(crate) use inspected::{KEY, KEY_TARGET, MODULE_KEY};
 
 const RAM_BYTES: usize = 4 << 20;
@@ -115,6 +117,8 @@ pub(crate) struct Places {
     pub(crate) symbols_gpa: u64,
     pub(crate) types_gpa: u64,
     pub(crate) ring_gpa: u64,
+    /// What says whether the ring that was added last is packed.
+    pub(crate) ring_form: Gva,
     pub(crate) text: Gva,
     pub(crate) rodata: Gva,
     pub(crate) syscalls: Gva,
@@ -370,20 +374,46 @@ impl Kernel {
 
     /// A virtio network device with a transmit ring of four descriptors; the first has a frame.
     fn device(&mut self, net: Gva) {
+        self.circle(&[net.at(self.layout.net.devices)]);
+        let (device, rings) = self.add_device(net, &[false]);
+        (self.at.device, self.at.ring_gpa, self.at.skb) = (device, rings[0].0, rings[0].1);
+    }
+
+    /// Gives a namespace a virtio network device with a ring for each of `forms`, which say whether it is packed;
+    /// returns the device, and for each ring where it lies and its only frame, whose number is that of the ring.
+    pub(crate) fn add_device(&mut self, net: Gva, forms: &[bool]) -> (Gva, Vec<(u64, Gva)>) {
         let devices = self.layout.devices.clone().unwrap();
         let vring = self.vring.clone();
-        let (device, virtio, queue) = (self.alloc(128), self.alloc(128), self.alloc(256));
-        self.circle(&[net.at(self.layout.net.devices), device.at(devices.net_device.list)]);
+        let (device, virtio) = (self.alloc(128), self.alloc(128));
+        self.append(net.at(self.layout.net.devices), device.at(devices.net_device.list));
         self.put(device, devices.net_device.parent, virtio.at(vring.device.dev).0);
-        let link = queue.at(vring.vring.vq).at(vring.virtqueue.list);
-        self.circle(&[virtio.at(vring.device.queues), link]);
-        let (ring, states, skb) = (self.alloc(64), self.alloc(64), self.alloc(64));
-        self.put(queue, vring.vring.count, 4);
-        self.put(queue, vring.vring.desc, ring.0);
-        self.put(queue, vring.vring.desc_state, states.0);
-        self.put(states, vring.state.data, skb.0 | 1);
-        self.put(skb, devices.skb.dev, device.0);
-        (self.at.device, self.at.skb, self.at.ring_gpa) = (device, skb, ring.0 - DIRECT_GVA);
+        let queues = virtio.at(vring.device.queues);
+        self.circle(&[queues]);
+        let mut rings = Vec::new();
+        for (head, &is_packed) in (0..).zip(forms) {
+            let form = if is_packed { &vring.packed } else { &vring.split };
+            let (queue, ring, notes, skb) =
+                (self.alloc(256), self.alloc(64), self.alloc(128), self.alloc(64));
+            self.append(queues, queue.at(vring.vring.vq).at(vring.virtqueue.list));
+            self.put(queue, vring.vring.form, is_packed.into());
+            self.at.ring_form = queue.at(vring.vring.form);
+            self.put(queue, form.count, 4);
+            self.put(queue, form.desc, ring.0);
+            self.put(queue, form.notes, notes.0);
+            self.put(notes.element(head, form.note_bytes), form.note_data, skb.0 | 1);
+            self.put(skb, devices.skb.dev, device.0);
+            rings.push((ring.0 - DIRECT_GVA, skb));
+        }
+        (device, rings)
+    }
+
+    /// Appends a node to a circular list.
+    pub(crate) fn append(&mut self, head: Gva, node: Gva) {
+        let last = Gva(self.read(head.at(8)));
+        for (from, to) in [(last, node), (node, head)] {
+            self.put(from, 0, to.0);
+            self.put(to, 8, from.0);
+        }
     }
 
     fn processes(&mut self) {
@@ -420,7 +450,11 @@ impl Kernel {
         self.at.init_files = Gva(self.read(init.at(layout.task.files)));
         let skb_sk = self.layout.devices.clone().unwrap().skb.sk;
         self.put(self.at.skb, skb_sk, connection.0);
-        self.enter(listener, connection, udp, v6);
+        self.listen(listener);
+        for sock in [connection, v6] {
+            self.connect(sock);
+        }
+        self.bind(udp, 53, MIX);
     }
 
     pub(crate) fn read(&self, gva: Gva) -> u64 {
@@ -595,24 +629,32 @@ impl Kernel {
         file
     }
 
-    /// Enters sockets into their tables, at the head of their chains.
-    fn enter(&mut self, listener: Gva, connection: Gva, udp: Gva, v6: Gva) {
-        let node = self.layout.sock.node;
+    /// Enters a socket into the table of listeners.
+    fn listen(&mut self, sock: Gva) {
+        let listeners = Gva(self.read(self.at.hashinfo.at(self.layout.hashinfo.lhash2)));
+        self.enter(sock, listeners.at(8));
+    }
+
+    /// Enters a socket into the table of connections.
+    fn connect(&mut self, sock: Gva) {
+        let hash = self.read(sock.at(self.layout.sock.hash)) as u32;
         let ehash = Gva(self.read(self.at.hashinfo.at(self.layout.hashinfo.ehash)));
-        let mut heads =
-            vec![(listener, Gva(self.read(self.at.hashinfo.at(self.layout.hashinfo.lhash2))).at(8))];
-        for sock in [connection, v6] {
-            let hash = self.read(sock.at(self.layout.sock.hash)) as u32;
-            heads.push((sock, ehash.at((hash & (BUCKETS - 1)) * 8)));
-        }
+        self.enter(sock, ehash.at((hash & (BUCKETS - 1)) * 8));
+    }
+
+    /// Enters a socket into the table of UDP sockets.
+    fn bind(&mut self, sock: Gva, port: u16, mix: u32) {
         let table = Gva(self.read(self.at.net.at(self.layout.net_udp_table.unwrap())));
         let slots = Gva(self.read(table.at(self.layout.udp_table.hash)));
-        heads.push((udp, slots.at((53_u32.wrapping_add(MIX) & (BUCKETS - 1)) * 16)));
-        for (sock, head) in heads {
-            let first = self.read(head);
-            self.put(sock, node, first);
-            self.put(head, 0, sock.at(node).0);
-        }
+        self.enter(sock, slots.at((u32::from(port).wrapping_add(mix) & (BUCKETS - 1)) * 16));
+    }
+
+    /// Enters a socket at the head of a chain.
+    fn enter(&mut self, sock: Gva, head: Gva) {
+        let node = self.layout.sock.node;
+        let first = self.read(head);
+        self.put(sock, node, first);
+        self.put(head, 0, sock.at(node).0);
     }
 
     /// Adds fillers and writes the table of all symbols.

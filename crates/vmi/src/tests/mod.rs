@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The library against a kernel made up in memory: what it tells, and what it survives.
 
+#[cfg(test)]
+mod containers;
 mod decoration;
 #[cfg(test)]
 mod gaps;
@@ -11,6 +13,8 @@ pub(crate) mod kernel;
 mod origin;
 #[cfg(test)]
 mod profile;
+#[cfg(test)]
+mod rings;
 pub(crate) mod symbols;
 #[cfg(test)]
 mod threats;
@@ -42,7 +46,8 @@ pub(crate) fn ask_everything(guest: &mut Guest, ring_gpa: u64) {
     let _ = connection(guest);
     let _ = guest.connection_owner(end("[fd00::1]:1235"), end("[fd00::2]:80"), Protocol::Tcp);
     let _ = guest.connection_owner(end("10.0.0.1:53"), end("10.0.0.9:9"), Protocol::Udp);
-    let _ = guest.listener_owner(end("10.0.0.1:80"), Protocol::Tcp);
+    let _ = guest.connection_owner(end("10.0.0.1:61000"), end("10.0.0.2:80"), Protocol::Tcp);
+    let _ = guest.listener_owner(end("10.0.0.1:80"), Some(end("10.0.0.9:5000")), Protocol::Tcp);
     for seconds in 0..4 {
         let _ = guest.inspect(std::time::Duration::from_secs(seconds));
     }

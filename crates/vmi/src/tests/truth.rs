@@ -112,7 +112,7 @@ fn listeners_and_datagram_sockets_are_found_by_their_own_end() {
         ("10.0.0.1:80", Protocol::Udp, false),
         ("10.0.0.1:80", Protocol::Icmp, false),
     ] {
-        let owner = guest.listener_owner(end(local), protocol);
+        let owner = guest.listener_owner(end(local), Some(end("10.0.0.9:999")), protocol);
         assert_eq!(owner.process.is_some(), found, "{local} {protocol}");
     }
     let datagram = guest.connection_owner(end("10.0.0.1:53"), end("10.0.0.9:999"), Protocol::Udp);

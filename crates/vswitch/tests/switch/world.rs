@@ -139,6 +139,7 @@ pub fn process(exe: &str) -> Option<Arc<Attribution>> {
         process: Some(process),
         socket_uid: None,
         socket_cgroup: None,
+        inner: None,
         confidence: Confidence::Descriptor,
         unknown: None,
     }))
