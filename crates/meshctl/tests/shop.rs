@@ -62,7 +62,9 @@ fn process(exe: &str, uid: u32) -> Attribution {
     Attribution {
         process: Some(process),
         socket_uid: Some(uid),
+        socket_user: None,
         socket_cgroup: None,
+        socket_netns: None,
         inner: None,
         confidence: Confidence::Descriptor,
         unknown: None,

@@ -21,6 +21,8 @@ pub struct Process {
     pub exe: Option<String>,
     /// Effective user id.
     pub uid: Option<u32>,
+    /// The machine's own name for that user.
+    pub user: Option<String>,
     /// Control group path (version 2 hierarchy), for example `/system.slice/shop.service`.
     pub cgroup: Option<String>,
 }
@@ -126,6 +128,37 @@ impl fmt::Display for UnknownReason {
     }
 }
 
+/// The kinds of answer to the question whose a flow is. Every flow has exactly one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Outcome {
+    /// The process is known.
+    Known,
+    /// It is not, though there may be one: the guest is not understood, its structures contradicted each other,
+    /// the answer came too late, or nobody holds the socket any more.
+    Unknown,
+    /// The guest has no socket that its traffic belongs to: it was sent past the socket layer, or from one that
+    /// hides.
+    Unattributed,
+}
+
+impl Outcome {
+    /// The word that rules use and users are shown.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Known => "known",
+            Self::Unknown => "unknown",
+            Self::Unattributed => "unattributed",
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
 /// What introspection found out about one end of a flow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attribution {
@@ -133,8 +166,12 @@ pub struct Attribution {
     pub process: Option<Process>,
     /// The socket's user id: its creator's, kept after the process changes its own.
     pub socket_uid: Option<u32>,
+    /// The machine's own name for that user.
+    pub socket_user: Option<String>,
     /// The socket's control group path.
     pub socket_cgroup: Option<String>,
+    /// Inode of the socket's network namespace.
+    pub socket_netns: Option<u32>,
     /// This end inside the guest, where the guest translates its address, as it does for containers. Known even
     /// when the socket is not.
     pub inner: Option<SocketAddr>,
@@ -151,7 +188,9 @@ impl Attribution {
         Self {
             process: None,
             socket_uid: None,
+            socket_user: None,
             socket_cgroup: None,
+            socket_netns: None,
             inner: None,
             confidence: Confidence::Unknown,
             unknown: Some(reason),
@@ -162,6 +201,34 @@ impl Attribution {
     #[must_use]
     pub fn uid(&self) -> Option<u32> {
         self.process.as_ref().and_then(|p| p.uid).or(self.socket_uid)
+    }
+
+    /// The user's name to match rules against: the process's, else the socket's.
+    #[must_use]
+    pub fn user(&self) -> Option<&str> {
+        match &self.process {
+            Some(process) => process.user.as_deref(),
+            None => self.socket_user.as_deref(),
+        }
+    }
+
+    /// The container to match rules against: the process's, else the socket's.
+    #[must_use]
+    pub fn container(&self) -> Option<&str> {
+        match &self.process {
+            Some(process) => process.container(),
+            None => container_of(self.socket_cgroup.as_deref()?),
+        }
+    }
+
+    /// What kind of answer it is.
+    #[must_use]
+    pub fn outcome(&self) -> Outcome {
+        match (&self.process, self.unknown) {
+            (Some(_), _) => Outcome::Known,
+            (None, Some(UnknownReason::NoSocket)) => Outcome::Unattributed,
+            (None, _) => Outcome::Unknown,
+        }
     }
 
     /// The systemd unit to match rules against: the process's, else the socket's.
@@ -177,6 +244,22 @@ impl Attribution {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_answer_is_of_one_kind() {
+        for (reason, outcome) in [
+            (UnknownReason::NoSocket, Outcome::Unattributed),
+            (UnknownReason::NoOwner, Outcome::Unknown),
+            (UnknownReason::NotAttached, Outcome::Unknown),
+            (UnknownReason::Inconsistent, Outcome::Unknown),
+            (UnknownReason::TimedOut, Outcome::Unknown),
+        ] {
+            let unknown = Attribution::unknown(reason);
+            assert_eq!(unknown.outcome(), outcome, "{reason}");
+            let known = Attribution { process: Some(Process::default()), ..unknown };
+            assert_eq!(known.outcome(), Outcome::Known);
+        }
+    }
 
     #[test]
     fn container_is_the_innermost_id_however_it_is_written() {

@@ -20,7 +20,7 @@ mod policy;
 mod ranges;
 mod service;
 
-pub use identity::{Attribution, Confidence, Process, UnknownReason};
+pub use identity::{Attribution, Confidence, Outcome, Process, UnknownReason};
 pub use inventory::{Inventory, InventoryError, Nic, SocketMode, Tenant, Vm, VmIndex};
 pub use judge::{Action, Detour, FlowQuery, Judge, Judgement, Needs, Party, RuleId, Snapshot};
 pub use name::{Name, NameError, NicRef, VmRef};
@@ -28,7 +28,7 @@ pub use net::{Cidr, CidrError, FiveTuple, MacAddr, MacError, Moment, Protocol};
 pub use network::{ExternalNetwork, Published};
 pub use policy::{
     AccessPolicy, Application, FlowPolicy, Glob, GlobError, Mode, Origin, PolicySet, PortMatch, PortRange,
-    ProcessSelector, Redirect, Target, VmSelector, Workload,
+    ProcessSelector, Redirect, Target, UserName, UserNameError, VmSelector, Workload,
 };
 pub use ranges::{Ranges, RangesError, nth_address};
 pub use service::{

@@ -9,7 +9,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::{Action, Cidr, Name, Protocol, Service};
+use crate::{Action, Cidr, Name, Outcome, Protocol, Service};
 
 /// A pattern over paths and unit names: `*` stands for any run of characters, `/` included, `?` for
 /// any one character, every other character for itself.
@@ -69,6 +69,63 @@ impl fmt::Debug for Glob {
     }
 }
 
+/// The name of a user of a guest.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UserName(Arc<str>);
+
+/// Why a text is not a [`UserName`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UserNameError {
+    /// It has a length that no name has.
+    #[error("a user's name has 1 to {} bytes", UserName::LEN_BYTES_MAX)]
+    Length,
+    /// It has characters that end a name in the guest's own list.
+    #[error("a user's name has neither `:` nor `/` nor space nor control characters")]
+    Character,
+    /// It is a number, which is not a name.
+    #[error("a number is a user's id, not a name")]
+    Number,
+}
+
+impl UserName {
+    /// Longest name, in bytes (`LOGIN_NAME_MAX`).
+    pub const LEN_BYTES_MAX: usize = 256;
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for UserName {
+    type Err = UserNameError;
+
+    fn from_str(text: &str) -> Result<Self, UserNameError> {
+        if text.is_empty() || text.len() > Self::LEN_BYTES_MAX {
+            Err(UserNameError::Length)
+        } else if text.chars().any(|c| c.is_control() || c.is_whitespace() || c == ':' || c == '/') {
+            Err(UserNameError::Character)
+        } else if text.bytes().all(|byte| byte.is_ascii_digit()) {
+            Err(UserNameError::Number)
+        } else {
+            Ok(Self(text.into()))
+        }
+    }
+}
+
+impl fmt::Display for UserName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl fmt::Debug for UserName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", &*self.0)
+    }
+}
+
 /// Selects machines of one tenant: all that is given must match. The default selects every machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct VmSelector {
@@ -96,8 +153,14 @@ pub struct ProcessSelector {
     pub exe: Option<Glob>,
     /// Its systemd unit.
     pub unit: Option<Glob>,
-    /// Its effective user id.
+    /// The id of its container.
+    pub container: Option<Glob>,
+    /// Its effective user, by the name that the machine itself has for it.
+    pub user: Option<UserName>,
+    /// Its effective user, by number.
     pub uid: Option<u32>,
+    /// What kind of answer there is. Without it, what a selector says of a process holds only for known ones.
+    pub attribution: Option<Outcome>,
 }
 
 impl ProcessSelector {
@@ -299,6 +362,23 @@ pub struct PolicySet {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn user_names_are_what_a_guest_can_have() {
+        for good in ["shop", "_apt", "systemd-network", "0x", "machine$", &"x".repeat(256)] {
+            assert_eq!(good.parse::<UserName>().unwrap().as_str(), good);
+        }
+        for (bad, error) in [
+            ("", UserNameError::Length),
+            (&*"x".repeat(257), UserNameError::Length),
+            ("a:b", UserNameError::Character),
+            ("a b", UserNameError::Character),
+            ("a\u{1b}", UserNameError::Character),
+            ("1000", UserNameError::Number),
+        ] {
+            assert_eq!(bad.parse::<UserName>(), Err(error));
+        }
+    }
 
     #[test]
     fn globs_are_bounded_and_printable() {

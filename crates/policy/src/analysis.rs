@@ -28,7 +28,8 @@ pub enum Warning {
         /// The one that denies it all.
         by: RuleId,
     },
-    /// A Deny that names a process in a tenant whose default is Allow: what is unknown passes.
+    /// A Deny that names a process in a tenant whose default is Allow: what is not known passes it, unless other
+    /// policies deny that.
     UnknownPasses {
         /// The rule.
         rule: RuleId,
@@ -91,7 +92,11 @@ fn selects_nothing(rule: &Rule, warnings: &mut Vec<Warning>) {
 
 fn unknown_passes(tenant: &TenantRules, rule: &Rule, warnings: &mut Vec<Warning>) {
     let denies = rule.action == Action::Deny && rule.mode == Mode::Enforce;
-    let names_process = rule.from.iter().chain(&rule.to).any(|clause| clause.process.is_some());
+    let names_process = rule
+        .from
+        .iter()
+        .chain(&rule.to)
+        .any(|clause| clause.process.as_ref().is_some_and(ProcessMatch::is_for_known));
     if tenant.default_action == Action::Allow && denies && names_process {
         warnings.push(Warning::UnknownPasses { rule: rule.id.clone() });
     }

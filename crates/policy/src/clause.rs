@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use model::{
-    Action, Attribution, Cidr, Detour, FlowQuery, Mode, Needs, Party, PortMatch, ProcessSelector, Protocol,
-    RuleId, VmIndex,
+    Action, Attribution, Cidr, Detour, FlowQuery, Mode, Needs, Outcome, Party, PortMatch, ProcessSelector,
+    Protocol, RuleId, VmIndex,
 };
 use wildmatch::WildMatch;
 
@@ -19,6 +19,7 @@ pub(crate) struct ProcessMatch {
     selector: ProcessSelector,
     exe: Option<WildMatch>,
     unit: Option<WildMatch>,
+    container: Option<WildMatch>,
 }
 
 impl ProcessMatch {
@@ -27,33 +28,51 @@ impl ProcessMatch {
         Self {
             exe: selector.exe.as_ref().map(glob),
             unit: selector.unit.as_ref().map(glob),
+            container: selector.container.as_ref().map(glob),
             selector: selector.clone(),
         }
     }
 
-    /// Whether all that is selected by is known and matches. Nothing known matches nothing.
+    /// Whether all that is selected by is known and matches. Nothing known matches nothing, but a selector that
+    /// asks for just that.
     pub(crate) fn matches(&self, attribution: Option<&Attribution>) -> bool {
-        let Some(attribution) = attribution else { return false };
-        let process = attribution.process.as_ref();
+        let outcome = attribution.map_or(Outcome::Unknown, Attribution::outcome);
+        let process = attribution.and_then(|attribution| attribution.process.as_ref());
         let fits = |pattern: &Option<WildMatch>, text: Option<&str>| {
             pattern.as_ref().is_none_or(|pattern| text.is_some_and(|text| pattern.matches(text)))
         };
-        (process.is_some() || self.selector != ProcessSelector::default())
+        let is_wanted = match self.selector.attribution {
+            Some(wanted) => wanted == outcome,
+            None => outcome == Outcome::Known || self.selector != ProcessSelector::default(),
+        };
+        is_wanted
             && self.selector.name.as_ref().is_none_or(|name| process.is_some_and(|p| p.name == *name))
             && fits(&self.exe, process.and_then(|p| p.exe.as_deref()))
-            && fits(&self.unit, attribution.unit())
-            && self.selector.uid.is_none_or(|uid| attribution.uid() == Some(uid))
+            && fits(&self.unit, attribution.and_then(Attribution::unit))
+            && fits(&self.container, attribution.and_then(Attribution::container))
+            && self.selector.user.as_ref().is_none_or(|user| {
+                attribution.and_then(Attribution::user).is_some_and(|own| own == user.as_str())
+            })
+            && self.selector.uid.is_none_or(|uid| attribution.and_then(Attribution::uid) == Some(uid))
+    }
+
+    /// Whether it may select a process that is known.
+    pub(crate) fn is_for_known(&self) -> bool {
+        self.selector.attribution.is_none_or(|wanted| wanted == Outcome::Known)
     }
 }
 
 impl fmt::Display for ProcessMatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ProcessSelector { name, exe, unit, uid } = &self.selector;
+        let ProcessSelector { name, exe, unit, container, user, uid, attribution } = &self.selector;
         let parts = [
             name.as_ref().map(|name| format!("name {name}")),
             exe.as_ref().map(|exe| format!("exe {exe}")),
             unit.as_ref().map(|unit| format!("unit {unit}")),
+            container.as_ref().map(|container| format!("container {container}")),
+            user.as_ref().map(|user| format!("user {user}")),
             uid.map(|uid| format!("uid {uid}")),
+            attribution.map(|attribution| format!("attribution {attribution}")),
         ];
         let parts: Vec<String> = parts.into_iter().flatten().collect();
         if parts.is_empty() { f.write_str("any known process") } else { f.write_str(&parts.join(", ")) }

@@ -121,17 +121,20 @@ fn process_text(attribution: Option<&Attribution>) -> String {
     let Some(attribution) = attribution else { return "unknown".to_owned() };
     let fact = |label: &str, value: Option<&dyn Display>| value.map(|value| format!("{label} {value}"));
     let process = attribution.process.as_ref();
-    let (uid, unit) = (attribution.uid(), attribution.unit());
+    let (uid, user) = (attribution.uid(), attribution.user());
+    let (unit, container) = (attribution.unit(), attribution.container());
     let facts = [
         fact("name", process.map(|p| &p.name as &dyn Display)),
         fact("exe", process.and_then(|p| p.exe.as_ref()).map(|exe| exe as &dyn Display)),
         fact("unit", unit.as_ref().map(|unit| unit as &dyn Display)),
+        fact("container", container.as_ref().map(|container| container as &dyn Display)),
+        fact("user", user.as_ref().map(|user| user as &dyn Display)),
         fact("uid", uid.as_ref().map(|uid| uid as &dyn Display)),
     ];
     let facts: Vec<String> = facts.into_iter().flatten().collect();
     match (process, attribution.unknown) {
         (Some(_), _) => facts.join(", "),
-        (None, Some(reason)) if facts.is_empty() => format!("unknown ({reason})"),
+        (None, Some(reason)) if facts.is_empty() => format!("{} ({reason})", attribution.outcome()),
         (None, _) if facts.is_empty() => "unknown".to_owned(),
         (None, _) => format!("unknown but for its socket's {}", facts.join(", ")),
     }

@@ -13,10 +13,11 @@
 //!
 //! **Unknown processes.** A selector that names a process matches only a process that is known: an
 //! *unknown* one matches neither an Allow nor a Deny that names a process. Where introspection knows
-//! the socket but not its process, `uid` and `unit` are matched against the socket's, and `name` and
-//! `exe` match nothing. So a Deny that names a process is no protection against one that hides. What
-//! protects is the default Deny, with Allows that name who may pass; [`CompiledPolicy::warnings`] says
-//! where a tenant relies on the former alone.
+//! the socket but not its process, `user`, `uid`, `unit` and `container` are matched against the socket's,
+//! and `name` and `exe` match nothing. So a Deny that names a process is no protection against one that
+//! hides. What protects is the default Deny, with Allows that name who may pass, or a Deny that selects by
+//! `attribution`: whatever is *unknown*, and what is *unattributed*, for which the guest has no socket at
+//! all. [`CompiledPolicy::warnings`] says where a tenant relies on Denies that name processes.
 //!
 //! Invariants:
 //! - Every verdict names the rule, or the default, that gave it.

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use model::{
     AccessPolicy, Action, Application, Attribution, Confidence, FiveTuple, FlowQuery, Inventory, Judge, Mode,
-    Needs, Origin, Party, PolicySet, PortMatch, PortRange, Process, ProcessSelector, Protocol, Service,
-    Target, Tenant, UnknownReason, Vm, VmIndex, VmSelector, Workload,
+    Needs, Origin, Outcome, Party, PolicySet, PortMatch, PortRange, Process, ProcessSelector, Protocol,
+    Service, Target, Tenant, UnknownReason, Vm, VmIndex, VmSelector, Workload,
 };
 use policy::{CompileError, CompiledPolicy, Warning, compile};
 
@@ -57,7 +57,9 @@ fn process(exe: &str) -> Attribution {
             ..Process::default()
         }),
         socket_uid: None,
+        socket_user: None,
         socket_cgroup: None,
+        socket_netns: None,
         inner: None,
         confidence: Confidence::Table,
         unknown: None,
@@ -108,7 +110,9 @@ fn socket_alone_matches_by_user_and_unit_but_not_by_name() {
     let socket = Attribution {
         process: None,
         socket_uid: Some(33),
+        socket_user: Some("shop".into()),
         socket_cgroup: Some("/system.slice/shop.service".into()),
+        socket_netns: None,
         inner: None,
         confidence: Confidence::Socket,
         unknown: Some(UnknownReason::NoOwner),
@@ -121,9 +125,77 @@ fn socket_alone_matches_by_user_and_unit_but_not_by_name() {
     assert!(matches(ProcessSelector { uid: Some(33), ..any() }));
     assert!(matches(ProcessSelector { unit: Some("shop.*".parse().unwrap()), uid: Some(33), ..any() }));
     assert!(!matches(ProcessSelector { uid: Some(0), ..any() }));
+    assert!(matches(ProcessSelector { user: Some("shop".parse().unwrap()), ..any() }));
+    assert!(!matches(ProcessSelector { user: Some("root".parse().unwrap()), ..any() }));
+    assert!(matches(ProcessSelector { attribution: Some(Outcome::Unknown), uid: Some(33), ..any() }));
+    assert!(!matches(ProcessSelector { attribution: Some(Outcome::Unknown), uid: Some(0), ..any() }));
     assert!(!matches(ProcessSelector { name: Some("shop".into()), uid: Some(33), ..any() }));
     assert!(!matches(ProcessSelector { exe: Some("*".parse().unwrap()), ..any() }));
     assert!(!matches(any()));
+}
+
+#[test]
+fn container_and_user_are_those_of_the_process() {
+    let id = "0123456789abcdef".repeat(4);
+    let mut inside = process("/usr/bin/shop");
+    // The socket is another user's and of another group: whose it was does not count.
+    inside.socket_user = Some("root".into());
+    inside.socket_cgroup = Some("/system.slice/other.service".into());
+    let known = inside.process.as_mut().unwrap();
+    known.cgroup = Some(format!("/system.slice/docker-{id}.scope"));
+    known.user = Some("shop".into());
+    let any = ProcessSelector::default;
+    let container = |glob: &str| ProcessSelector { container: Some(glob.parse().unwrap()), ..any() };
+    let user = |name: &str| ProcessSelector { user: Some(name.parse().unwrap()), ..any() };
+    for (selector, matches) in [
+        (container(&id), true),
+        (container("0123456789ab*"), true),
+        (container("0123456789ac*"), false),
+        (container(&id[1..]), false),
+        (user("shop"), true),
+        (user("root"), false),
+        (user("sho"), false),
+        (ProcessSelector { user: Some("shop".parse().unwrap()), ..container("f*") }, false),
+    ] {
+        let shown = format!("{selector:?}");
+        let allow = rule("p", Action::Allow, vec![from("web", Some(selector))], vec![]);
+        let policy = compiled(Action::Deny, vec![allow]);
+        let action = policy.judge(&query(80, Some(&inside), None)).action;
+        assert_eq!(action == Action::Allow, matches, "{shown}");
+    }
+    let policy =
+        compiled(Action::Deny, vec![rule("p", Action::Allow, vec![from("web", Some(user("a")))], vec![])]);
+    let trace = &policy.explain(&query(80, Some(&inside), None))[0];
+    let facts =
+        format!("name p, exe /usr/bin/shop, unit docker-{id}.scope, container {id}, user shop, uid 5");
+    assert_eq!(trace.why, format!("source process is {facts}, not user a"));
+}
+
+#[test]
+fn what_is_not_known_can_be_selected_by_its_kind() {
+    let known = process("/a");
+    let late = Attribution::unknown(UnknownReason::TimedOut);
+    let hidden = Attribution::unknown(UnknownReason::NoSocket);
+    let answers = [Some(&known), Some(&late), Some(&hidden), None];
+    for (wanted, denied) in [
+        (Outcome::Known, [true, false, false, false]),
+        (Outcome::Unknown, [false, true, false, true]),
+        (Outcome::Unattributed, [false, false, true, false]),
+    ] {
+        let selector = ProcessSelector { attribution: Some(wanted), ..ProcessSelector::default() };
+        let deny = rule("no", Action::Deny, vec![from("web", Some(selector))], vec![]);
+        let policy = compiled(Action::Allow, vec![deny]);
+        assert!(policy.needs(&query(80, None, None)).source, "{wanted}");
+        let found = answers.map(|answer| policy.judge(&query(80, answer, None)).action == Action::Deny);
+        assert_eq!(found, denied, "{wanted}");
+        let passes = !policy.warnings().is_empty();
+        assert_eq!(passes, wanted == Outcome::Known, "{wanted}: what is not known passes");
+    }
+    let selector = ProcessSelector { attribution: Some(Outcome::Unknown), ..ProcessSelector::default() };
+    let policy =
+        compiled(Action::Deny, vec![rule("p", Action::Allow, vec![from("web", Some(selector))], vec![])]);
+    let trace = &policy.explain(&query(80, Some(&hidden), None))[0];
+    assert_eq!(trace.why, "source process is unattributed (no-socket), not attribution unknown");
 }
 
 #[test]

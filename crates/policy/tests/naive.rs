@@ -6,9 +6,9 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use model::{
     AccessPolicy, Action, Application, Attribution, Cidr, Confidence, FiveTuple, FlowQuery, Inventory, Judge,
-    Judgement, MacAddr, Mode, Name, Needs, Nic, Origin, Party, PolicySet, PortMatch, PortRange, Process,
-    ProcessSelector, Protocol, RuleId, Service, SocketMode, Target, Tenant, UnknownReason, Vm, VmIndex,
-    VmRef, VmSelector, Workload,
+    Judgement, MacAddr, Mode, Name, Needs, Nic, Origin, Outcome, Party, PolicySet, PortMatch, PortRange,
+    Process, ProcessSelector, Protocol, RuleId, Service, SocketMode, Target, Tenant, UnknownReason, UserName,
+    Vm, VmIndex, VmRef, VmSelector, Workload,
 };
 use policy::compile;
 use proptest::collection::vec;
@@ -27,8 +27,23 @@ fn name(text: &str) -> Name {
 // The plain reading.
 
 fn process_matches(selector: &ProcessSelector, attribution: Option<&Attribution>) -> bool {
-    let Some(attribution) = attribution else { return false };
+    let unknown = Attribution::unknown(UnknownReason::NotAttached);
+    let attribution = attribution.unwrap_or(&unknown);
     let process = attribution.process.as_ref();
+    if let Some(wanted) = selector.attribution
+        && wanted != attribution.outcome()
+    {
+        return false;
+    }
+    if let Some(container) = &selector.container {
+        match attribution.container() {
+            Some(text) if WildMatch::new(container.as_str()).matches(text) => {}
+            _ => return false,
+        }
+    }
+    if selector.user.is_some() && selector.user.as_ref().map(UserName::as_str) != attribution.user() {
+        return false;
+    }
     if let Some(name) = &selector.name
         && process.map(|p| &p.name) != Some(name)
     {
@@ -176,13 +191,19 @@ fn process_selector() -> impl Strategy<Value = ProcessSelector> {
         option::of(select(vec!["front", "orders"])),
         option::of(select(vec!["/usr/bin/front", "/usr/bin/*", "*orders"])),
         option::of(select(vec!["front.service", "*.service"])),
+        option::weighted(0.2, select(vec!["c*", "d*"])),
+        option::weighted(0.2, select(vec!["front", "root"])),
         option::of(0..3_u32),
+        option::weighted(0.3, select(vec![Outcome::Known, Outcome::Unknown, Outcome::Unattributed])),
     )
-        .prop_map(|(name, exe, unit, uid)| ProcessSelector {
+        .prop_map(|(name, exe, unit, container, user, uid, attribution)| ProcessSelector {
             name: name.map(str::to_owned),
             exe: exe.map(|exe| exe.parse().unwrap()),
             unit: unit.map(|unit| unit.parse().unwrap()),
+            container: container.map(|container| container.parse().unwrap()),
+            user: user.map(|user| user.parse().unwrap()),
             uid,
+            attribution,
         })
 }
 
@@ -258,23 +279,31 @@ fn policies() -> impl Strategy<Value = PolicySet> {
 
 fn attribution() -> impl Strategy<Value = Option<Attribution>> {
     let exe = option::of(select(vec!["/usr/bin/front", "/usr/bin/orders", "/opt/orders"]));
-    let cgroup = || option::of(select(vec!["/system.slice/front.service", "/user.slice/a.scope"]));
-    let process = (select(vec!["front", "orders", "sh"]), exe, option::of(0..3_u32), cgroup());
-    let process = process.prop_map(|(name, exe, uid, cgroup)| Process {
+    let cgroup = || {
+        let containers = ["c", "d"].map(|digit| format!("/system.slice/docker-{}.scope", digit.repeat(64)));
+        let others = ["/system.slice/front.service", "/user.slice/a.scope"].map(str::to_owned);
+        option::of(select([containers, others].concat()))
+    };
+    let user = || option::of(select(vec!["front", "root"]).prop_map(str::to_owned));
+    let process = (select(vec!["front", "orders", "sh"]), exe, option::of(0..3_u32), user(), cgroup());
+    let process = process.prop_map(|(name, exe, uid, user, cgroup)| Process {
         pid: 7,
         name: name.to_owned(),
         exe: exe.map(str::to_owned),
         uid,
-        cgroup: cgroup.map(str::to_owned),
+        user,
+        cgroup,
         ..Process::default()
     });
     prop_oneof![
         1 => Just(None),
         1 => Just(Some(Attribution::unknown(UnknownReason::NoSocket))),
-        1 => (option::of(0..3_u32), cgroup()).prop_map(|(socket_uid, cgroup)| Some(Attribution {
+        1 => (option::of(0..3_u32), user(), cgroup()).prop_map(|(socket_uid, socket_user, cgroup)| Some(Attribution {
             process: None,
             socket_uid,
-            socket_cgroup: cgroup.map(str::to_owned),
+            socket_user,
+            socket_cgroup: cgroup,
+            socket_netns: None,
             inner: None,
             confidence: Confidence::Socket,
             unknown: Some(UnknownReason::NoOwner),
@@ -282,7 +311,9 @@ fn attribution() -> impl Strategy<Value = Option<Attribution>> {
         4 => (process, option::of(0..3_u32)).prop_map(|(process, socket_uid)| Some(Attribution {
             process: Some(process),
             socket_uid,
+            socket_user: None,
             socket_cgroup: None,
+            socket_netns: None,
             inner: None,
             confidence: Confidence::Descriptor,
             unknown: None,

@@ -64,7 +64,7 @@ pub(crate) struct Symbols {
 }
 
 /// Every symbol that is looked for. Some kernels lack some of them.
-const WANTED: [&str; 27] = [
+const WANTED: [&str; 28] = [
     "_text",
     "_stext",
     "_end",
@@ -89,6 +89,7 @@ const WANTED: [&str; 27] = [
     "runqueues",
     "raw_v4_hashinfo",
     "raw_v6_hashinfo",
+    "vmemmap_base",
     "nf_conntrack_hash",
     "nf_conntrack_htable_size",
     "nf_conntrack_hash_rnd",

@@ -29,6 +29,7 @@ static SUBJECTS: LazyLock<Vec<Subject>> = LazyLock::new(|| {
 
 fn subject(mut kernel: Kernel) -> Subject {
     kernel.contain();
+    kernel.list_users("root:x:0:0::/:/bin/sh\nshop:x:1001:1001::/:/bin/sh\n");
     let (ring_gpa, ram) = (kernel.at.ring_gpa, kernel.ram.0);
     let filled = (0..ram.len()).step_by(8).filter(|at| ram[*at..at + 8] != [0; 8]);
     Subject { words: filled.collect(), ram, ring_gpa }

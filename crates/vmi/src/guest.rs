@@ -18,6 +18,7 @@ use crate::paging::Linear;
 use crate::reader::{OWNER_READS_MAX, Reader, VIEW_READS_MAX};
 use crate::search::{Ends, Lookups};
 use crate::socket::{Owner, Socket};
+use crate::user::Users;
 use crate::vring::{RING_MODULE, Rings};
 
 /// Times a question is asked when the guest changes under the reader.
@@ -42,6 +43,7 @@ pub(crate) struct Core {
     pub(crate) reader: Reader,
     pub(crate) layout: Layout,
     pub(crate) anchors: Anchors,
+    pub(crate) users: Users,
 }
 
 /// A guest whose kernel has been understood.
@@ -129,7 +131,7 @@ impl Guest {
             socket_file_ops: found.symbols.find("socket_file_ops"),
             symbols: found.symbols,
         };
-        let mut core = Core { reader: found.reader, layout, anchors };
+        let mut core = Core { reader: found.reader, layout, anchors, users: Users::default() };
         if !core.idle_task_is_there() {
             return Err(AttachError::Unexpected("idle task"));
         }

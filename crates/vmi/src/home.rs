@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use crate::error::Fault;
 use crate::guest::Core;
 use crate::layout::network::Addresses;
-use crate::memory::Gva;
+use crate::memory::{Gva, is_described};
 
 /// Most network devices of a namespace looked at.
 pub(crate) const DEVICES_MAX: usize = 4096;
@@ -46,7 +46,10 @@ impl Core {
 
     /// The network devices of a namespace.
     pub(crate) fn devices(&self, net: Gva) -> Result<Vec<Gva>, Fault> {
-        let Some(layout) = &self.layout.devices else { return Ok(Vec::new()) };
+        let Some(layout) = self.layout.devices.as_ref().filter(|_| is_described(self.layout.net.devices))
+        else {
+            return Ok(Vec::new());
+        };
         let entries = self.list(net.at(self.layout.net.devices), DEVICES_MAX)?;
         Ok(entries.into_iter().map(|entry| entry.container(layout.net_device.list)).collect())
     }

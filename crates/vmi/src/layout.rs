@@ -13,6 +13,7 @@ use cpu::Cpu;
 use detail::Detail;
 use network::Network;
 use transport::Transport;
+use user::UserFile;
 
 /// What cannot be told of a guest because its kernel does not describe it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -75,6 +76,7 @@ pub(crate) mod detail;
 pub(crate) mod network;
 pub(crate) mod origin;
 pub(crate) mod transport;
+pub(crate) mod user;
 
 offsets! {
     /// A thread; the list `tasks` links the leaders of thread groups.
@@ -271,6 +273,8 @@ pub(crate) struct Layout {
     pub(crate) cpu: Option<Cpu>,
     pub(crate) network: Network,
     pub(crate) transport: Transport,
+    /// Without it, users have numbers only.
+    pub(crate) user: Option<UserFile>,
     pub(crate) gaps: Vec<Gap>,
 }
 
@@ -368,6 +372,7 @@ impl Layout {
             cpu: gaps.whole("processor times", cpu),
             network: Network::resolve(types, gaps),
             transport: Transport::resolve(types, gaps),
+            user: gaps.whole("names of users", UserFile::resolve(types)),
             sock,
             gaps: found.0,
         })

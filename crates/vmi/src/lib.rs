@@ -48,6 +48,7 @@ mod task;
 #[cfg(any(test, fuzzing))]
 mod tests;
 mod transport;
+mod user;
 mod vring;
 
 pub use attach::{Heartbeats, Kernel, Profiles};

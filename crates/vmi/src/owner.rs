@@ -75,10 +75,15 @@ impl Core {
         common: Option<Common>,
         found: Confidence,
     ) -> Result<Attribution, Fault> {
+        let uid = self.sock_uid(sock)?;
         let mut attribution = Attribution {
             process: None,
-            socket_uid: self.sock_uid(sock)?,
+            socket_uid: uid,
+            socket_user: uid.and_then(|uid| self.user_name(uid)),
             socket_cgroup: self.sock_cgroup(sock).ok(),
+            socket_netns: common
+                .and_then(|common| self.netns_inode(common.net).ok())
+                .filter(|inode| *inode != 0),
             inner: None,
             confidence: Confidence::Socket,
             unknown: Some(UnknownReason::NoOwner),

@@ -47,7 +47,7 @@ impl Core {
         Err(Fault::Inconsistent)
     }
 
-    fn dentry_name(&self, dentry: Gva) -> Result<String, Fault> {
+    pub(crate) fn dentry_name(&self, dentry: Gva) -> Result<String, Fault> {
         let len = self.reader.u32(dentry.at(self.layout.dentry.name_len))?;
         if len == 0 || len > NAME_BYTES_MAX {
             return Err(Fault::Inconsistent);

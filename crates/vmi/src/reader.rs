@@ -114,6 +114,12 @@ impl Reader {
         Ok(())
     }
 
+    /// Copies `out.len()` bytes from a guest-physical address on.
+    pub(crate) fn physical(&self, gpa: u64, out: &mut [u8]) -> Result<(), Fault> {
+        self.spend(u32::try_from(1 + out.len() / BYTES_PER_READ).map_err(|_| Fault::Exhausted)?)?;
+        Ok(self.memory.read(gpa, out)?)
+    }
+
     /// Levels of the guest's page tables.
     pub(crate) fn levels(&self) -> u8 {
         self.tables.levels

@@ -222,7 +222,7 @@ impl Core {
     }
 
     /// Inode of a network namespace; zero if it is not known.
-    fn netns_inode(&self, net: Gva) -> Result<u32, Fault> {
+    pub(crate) fn netns_inode(&self, net: Gva) -> Result<u32, Fault> {
         let offset = self.layout.net.inode;
         if is_described(offset) && is_described(self.layout.sock.net) {
             self.reader.u32(net.at(offset))

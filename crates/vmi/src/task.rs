@@ -116,13 +116,15 @@ impl Core {
     /// for a process can be on its way out.
     pub(crate) fn process(&self, task: Task) -> Result<Process, Fault> {
         let layout = &self.layout.task;
+        let uid = self.effective_uid(task).ok();
         Ok(Process {
             pid: self.pid(task)?,
             parent_pid: self.parent_pid(task)?,
             start_time_ns: self.start_time_ns(task)?,
             name: self.reader.text(task.0.at(layout.comm), COMM_BYTES)?,
             exe: self.exe(task).ok().flatten(),
-            uid: self.effective_uid(task).ok(),
+            uid,
+            user: uid.and_then(|uid| self.user_name(uid)),
             cgroup: self.task_cgroup(task).ok(),
         })
     }

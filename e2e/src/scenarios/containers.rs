@@ -15,6 +15,20 @@ const CONNECTIONS: usize = 200;
 /// The container's own address.
 const INSIDE: &str = "172.17.0.2";
 
+/// Lets one user of one container call the API, whatever it runs.
+const BY_CONTAINER: &str = "\
+# SPDX-License-Identifier: Apache-2.0
+apiVersion: meshvisor.dev/v1alpha1
+kind: AccessPolicy
+metadata: {name: container-to-api, tenant: acme}
+spec:
+  action: Allow
+  from:
+  - process: {container: 'aaaaaaaaaaaa*', user: shop}
+  to:
+  - service: api
+";
+
 /// A container's id.
 fn id(digit: char) -> String {
     std::iter::repeat_n(digit, 64).collect()
@@ -44,8 +58,12 @@ pub(super) fn masquerade(shop: &mut Shop, report: &mut Report) -> Result<()> {
             let count = printed.lines().filter(|line| line.starts_with(word)).count();
             report.claim(format!("{CONNECTIONS} of {CONNECTIONS} {claim}"), count == CONNECTIONS, count);
         }
+        // Those that were opened to this machine, from another's container, are not its own.
         let flows = shop.flows(machine)?;
-        let named = |flow: &&Flow| flow.source.inner.is_some_and(|inner| inner.ip().to_string() == INSIDE);
+        let named = |flow: &&Flow| {
+            let is_inside = flow.source.inner.is_some_and(|inner| inner.ip().to_string() == INSIDE);
+            is_inside && flow.source.vm.as_deref() == Some(machine)
+        };
         let wrong = flows.iter().filter(named).filter(|flow| {
             let exe = flow.source.process.as_ref().and_then(|process| process.exe.as_deref());
             let expected = match exe {
@@ -63,6 +81,35 @@ pub(super) fn masquerade(shop: &mut Shop, report: &mut Report) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Policies that name a container and a user.
+pub(super) fn selectors(shop: &mut Shop, report: &mut Report) -> Result<()> {
+    let generation = shop.policy()?.generation;
+    shop.write("60-container.yaml", BY_CONTAINER)?;
+    shop.until(NOTICE_LIMIT, || Ok((shop.policy()?.generation > generation).then_some(())))
+        .context("the new rule is not noticed")?;
+    let web = shop.vm("acme/web");
+    let intruder = |within: &str| attempt(web, &format!("{within} /usr/bin/intruder"), API);
+    let (one, other) = (id('a'), id('c'));
+    report.check(
+        "the container's user is connected",
+        intruder(&format!("in-container {one} shop"))?.connected(),
+    );
+    for (who, within) in [
+        ("another user of it", format!("in-container {one} orders")),
+        ("the same user in another container", format!("in-container {other} shop")),
+        ("the same user outside", "in-service shop shop".to_owned()),
+    ] {
+        report.check(format!("{who} is refused"), intruder(&within)?.refused_at_once());
+    }
+    for (machine, program, user) in [("acme/web", "init", "root"), ("acme/api", "orders", "orders")] {
+        let processes = shop.processes(machine)?;
+        let found = processes.into_iter().find(|process| process.name == program);
+        let named = found.and_then(|process| process.user).unwrap_or_default();
+        report.claim(format!("{program} of {machine} runs as {user}"), named == user, named);
+    }
+    shop.remove("60-container.yaml").map(drop)
 }
 
 /// The newest flow that `program` opened from inside a machine's container.

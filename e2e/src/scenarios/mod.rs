@@ -15,7 +15,7 @@ pub(crate) mod views;
 use crate::Chapter;
 
 /// Every scenario.
-pub const SCENARIOS: [Chapter; 16] = [
+pub const SCENARIOS: [Chapter; 17] = [
     Chapter {
         title: "A damaged manifest is refused as a whole",
         name: "a_bad_manifest_leaves_the_last_good_policy_in_force",
@@ -42,6 +42,11 @@ pub const SCENARIOS: [Chapter; 16] = [
         title: "Programs in containers are judged like others",
         name: "containers_behind_translated_addresses_are_attributed",
         run: containers::masquerade,
+    },
+    Chapter {
+        title: "Rules name containers and users",
+        name: "containers_and_users_are_told_apart",
+        run: containers::selectors,
     },
     Chapter {
         title: "A machine loses its power, its VMM's successor breaks off, and it comes back",

@@ -54,6 +54,7 @@ impl From<&model::Process> for Process {
             name: process.name.clone(),
             exe: process.exe.clone(),
             uid: process.uid,
+            user: process.user.clone(),
             unit: process.unit().map(str::to_owned),
             cgroup: process.cgroup.clone(),
             start_time_ns: process.start_time_ns,
@@ -76,8 +77,10 @@ impl Party {
             port,
             process: attribution.and_then(|a| a.process.as_ref()).map(Process::from),
             uid: attribution.and_then(model::Attribution::uid),
+            user: attribution.and_then(model::Attribution::user).map(str::to_owned),
             confidence: attribution.map(|a| a.confidence.into()),
             unknown: attribution.and_then(|a| a.unknown).map(UnknownReason::from),
+            netns: attribution.and_then(|a| a.socket_netns),
             inner: attribution.and_then(|a| a.inner),
         }
     }

@@ -221,6 +221,9 @@ pub struct Process {
     /// Effective user id.
     #[serde(default)]
     pub uid: Option<u32>,
+    /// The machine's own name for that user.
+    #[serde(default)]
+    pub user: Option<String>,
     /// systemd unit.
     #[serde(default)]
     pub unit: Option<String>,
@@ -326,12 +329,18 @@ pub struct Party {
     /// The user id that rules see: the process's, else the socket's.
     #[serde(default)]
     pub uid: Option<u32>,
+    /// The user's name that rules see, likewise.
+    #[serde(default)]
+    pub user: Option<String>,
     /// How sure the above is; absent when nobody asked who it is, because no rule needed it.
     #[serde(default)]
     pub confidence: Option<Confidence>,
     /// Why there is no process, if it was asked for and not found.
     #[serde(default)]
     pub unknown: Option<UnknownReason>,
+    /// Inode of its network namespace.
+    #[serde(default)]
+    pub netns: Option<u32>,
     /// Its address and port inside the machine, where that translates them, as for containers.
     #[serde(default)]
     pub inner: Option<SocketAddr>,

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use model::{Cidr, Glob, PortMatch, PortRange, ProcessSelector, Protocol, VmSelector, Workload};
+use model::{Cidr, Glob, Outcome, PortMatch, PortRange, ProcessSelector, Protocol, VmSelector, Workload};
 
 use super::fields::{Field, Fields, quote};
 
@@ -15,6 +15,16 @@ const LABEL_KEY_BYTES_MAX: usize = 317;
 
 /// Longest label value, in bytes, as in Kubernetes.
 const LABEL_VALUE_BYTES_MAX: usize = 63;
+
+/// Digits of a container's id.
+const CONTAINER_ID_CHARS: usize = 64;
+
+/// The kinds of answer to the question who acts.
+const OUTCOMES: [(&str, Outcome); 3] = [
+    (Outcome::Known.as_str(), Outcome::Known),
+    (Outcome::Unknown.as_str(), Outcome::Unknown),
+    (Outcome::Unattributed.as_str(), Outcome::Unattributed),
+];
 
 /// Most ports in one list.
 const PORTS_MAX: usize = 64;
@@ -68,17 +78,48 @@ fn process(field: &Field<'_>) -> Option<ProcessSelector> {
     let name = maybe(fields.optional("name"), process_name);
     let exe = maybe(fields.optional("exe"), exe);
     let unit = maybe(fields.optional("unit"), unit);
+    let container = maybe(fields.optional("container"), container);
+    let user = maybe(fields.optional("user"), Field::parse);
     let uid = maybe(fields.optional("uid"), |uid| uid.integer(0..=u32::MAX));
-    let empty = fields.given(&["name", "exe", "unit", "uid"]).is_empty();
+    let attribution = maybe(fields.optional("attribution"), |outcome| outcome.one_of(&OUTCOMES));
+    let given = fields.given(&["name", "exe", "unit", "container", "user", "uid"]);
     fields.finish();
-    let selector = ProcessSelector { name: name?, exe: exe?, unit: unit?, uid: uid? };
-    if empty {
+    let attribution: Option<Outcome> = attribution?;
+    if let Some(contradiction) = given.iter().find(|key| !can_be_known(attribution, key)) {
         return field.refuse(
-            "the process selector is empty",
-            "give one or more of name, exe, unit, uid; or leave `process` out to mean the whole machine",
+            format!(
+                "nothing that is {} has a known `{contradiction}`",
+                attribution.map_or("", Outcome::as_str)
+            ),
+            "leave one of the two out",
         );
     }
-    Some(selector)
+    if given.is_empty() && attribution.is_none() {
+        return field.refuse(
+            "the process selector is empty",
+            "give one or more of name, exe, unit, container, user, uid, attribution; or leave `process` out to mean \
+             the whole machine",
+        );
+    }
+    Some(ProcessSelector {
+        name: name?,
+        exe: exe?,
+        unit: unit?,
+        container: container?,
+        user: user?,
+        uid: uid?,
+        attribution,
+    })
+}
+
+/// Whether an end that got this kind of answer can have a known `key`: where no process is known, its socket may
+/// still be, and what that tells.
+fn can_be_known(attribution: Option<Outcome>, key: &str) -> bool {
+    match attribution {
+        None | Some(Outcome::Known) => true,
+        Some(Outcome::Unknown) => !["name", "exe"].contains(&key),
+        Some(Outcome::Unattributed) => false,
+    }
 }
 
 fn process_name(field: &Field<'_>) -> Option<String> {
@@ -107,6 +148,20 @@ fn unit(field: &Field<'_>) -> Option<Glob> {
     let glob: Glob = field.parse()?;
     if ![".service", ".scope", "*"].iter().any(|end| glob.as_str().ends_with(end)) {
         return field.refuse("no unit can match", "end it with .service, .scope or *");
+    }
+    Some(glob)
+}
+
+fn container(field: &Field<'_>) -> Option<Glob> {
+    let glob: Glob = field.parse()?;
+    let (text, wild) = (glob.as_str(), ['*', '?']);
+    let is_possible = text.chars().all(|c| c.is_ascii_hexdigit() || wild.contains(&c))
+        && (text.contains('*') || text.len() == CONTAINER_ID_CHARS);
+    if !is_possible {
+        return field.refuse(
+            "no container can match",
+            "give all 64 hexadecimal digits of its id, or the first and *",
+        );
     }
     Some(glob)
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What loads, and where exactly the rest is refused.
 
-use model::{Action, Audience, Method, Mode, Origin, PortRange, Protocol, SocketMode, Target};
+use model::{Action, Audience, Method, Mode, Origin, Outcome, PortRange, Protocol, SocketMode, Target};
 
 use super::*;
 
@@ -135,7 +135,9 @@ spec:
   mode: audit
   from:
   - vm: {{name: web}}
-    process: {{name: nginx, exe: '/usr/sbin/*', unit: nginx.service, uid: 33}}
+    process: {{name: nginx, exe: '/usr/sbin/*', unit: nginx.service, uid: 33, user: www-data}}
+  - process: {{container: 'ab12*', attribution: known}}
+  - process: {{attribution: unattributed}}
   - application: shop
   to:
   - service: api
@@ -161,12 +163,52 @@ spec: {{action: Deny}}
     assert_eq!(policies.services[0].ports[0].protocol, Protocol::Tcp);
     let [p, q] = policies.policies.as_slice() else { panic!("two policies") };
     assert_eq!((p.action, p.mode, q.mode), (Action::Allow, Mode::Audit, Mode::Enforce));
-    assert!(matches!(&p.from[1], Origin::Application(name) if name.as_str() == "shop"));
+    let process = |index: usize| match &p.from[index] {
+        Origin::Workload(workload) => workload.process.clone().unwrap(),
+        other => panic!("not a workload: {other:?}"),
+    };
+    assert_eq!(process(0).user.unwrap().as_str(), "www-data");
+    assert_eq!(
+        (process(1).container.unwrap().as_str(), process(1).attribution),
+        ("ab12*", Some(Outcome::Known))
+    );
+    assert_eq!(process(2).attribution, Some(Outcome::Unattributed));
+    assert!(matches!(&p.from[3], Origin::Application(name) if name.as_str() == "shop"));
     assert!(matches!(&p.to[0], Target::Service(name) if name.as_str() == "api"));
     assert!(matches!(&p.to[1], Target::Workload(_, ports) if ports.len() == 2 && ports[0].ports.is_none()));
     let Target::Network(network, ports) = &p.to[2] else { panic!("a network") };
     assert_eq!((network.to_string().as_str(), ports[0].ports), ("10.1.0.0/16", PortRange::new(8000, 8999)));
     assert!(q.from.is_empty() && q.to.is_empty());
+}
+
+#[test]
+fn process_selectors_that_nothing_can_match_are_refused() {
+    check_after_base(
+        r#"kind: AccessPolicy
+metadata: {name: p, tenant: acme}
+spec:
+  action: Deny
+  from:
+  - process: {container: 0123456789ab}
+  - process: {container: "docker-*"}
+  - process: {user: "1000"}
+  - process: {user: 1000}
+  - process: {user: "a b"}
+  - process: {attribution: nobody}
+  - process: {attribution: unknown, exe: /usr/bin/x}
+  - process: {attribution: unattributed, uid: 0}
+"#,
+        &[
+            (6, 26, "spec.from[0].process.container", "64 hexadecimal digits"),
+            (7, 26, "spec.from[1].process.container", "64 hexadecimal digits"),
+            (8, 21, "spec.from[2].process.user", "a user's id"),
+            (9, 21, "spec.from[3].process.user", "in quotes"),
+            (10, 21, "spec.from[4].process.user", "neither"),
+            (11, 28, "spec.from[5].process.attribution", "use known or unknown or unattributed"),
+            (12, 14, "spec.from[6].process", "has a known `exe`"),
+            (13, 14, "spec.from[7].process", "has a known `uid`"),
+        ],
+    );
 }
 
 #[test]

@@ -350,7 +350,9 @@ mod tests {
         record.responder.attribution = Some(Arc::new(Attribution {
             process: Some(model::Process { pid: 9, ..model::Process::default() }),
             socket_uid: None,
+            socket_user: None,
             socket_cgroup: None,
+            socket_netns: None,
             inner: None,
             confidence: Confidence::Table,
             unknown: None,

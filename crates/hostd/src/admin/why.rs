@@ -139,7 +139,9 @@ fn suppose(exe: &str) -> Attribution {
     Attribution {
         process: Some(process),
         socket_uid: None,
+        socket_user: None,
         socket_cgroup: None,
+        socket_netns: None,
         inner: None,
         confidence: Confidence::Table,
         unknown: None,

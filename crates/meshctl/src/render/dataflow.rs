@@ -119,6 +119,7 @@ mod tests {
                 name: name.into(),
                 exe: None,
                 uid: None,
+                user: None,
                 unit: None,
                 cgroup: None,
                 start_time_ns: 0,

@@ -91,8 +91,9 @@ impl Story {
             (None, Some(_)) => {
                 let reason = party.unknown.map(|reason| format!(": {}", word(&reason))).unwrap_or_default();
                 self.line("  process", &self.style.notice(&format!("unknown{reason}")));
-                if let Some(uid) = party.uid {
-                    self.line("", &format!("its socket belongs to uid {uid}"));
+                if let Some(user) = user(party.user.as_deref(), party.uid) {
+                    let netns = party.netns.map(|inode| format!(", in network namespace {inode}"));
+                    self.line("", &format!("its socket belongs to {user}{}", netns.unwrap_or_default()));
                 }
             }
         }
@@ -106,9 +107,10 @@ impl Story {
 
     fn process(&mut self, process: &Process) {
         let exe = process.exe.as_deref().unwrap_or(&process.name);
-        let uid = process.uid.map(|uid| format!(", uid {uid}")).unwrap_or_default();
+        let user = user(process.user.as_deref(), process.uid);
+        let user = user.map(|user| format!(", {user}")).unwrap_or_default();
         let unit = process.unit.as_ref().map(|unit| format!(", unit {}", visible(unit))).unwrap_or_default();
-        let facts = format!("{} ({}, pid {}{uid}{unit})", visible(exe), visible(&process.name), process.pid);
+        let facts = format!("{} ({}, pid {}{user}{unit})", visible(exe), visible(&process.name), process.pid);
         self.line("  process", &facts);
     }
 
@@ -145,6 +147,15 @@ fn paint(style: Style, verdict: Verdict) -> String {
     match verdict {
         Verdict::Allow => style.good("allow"),
         Verdict::Deny => style.bad("deny"),
+    }
+}
+
+/// A user in words.
+fn user(name: Option<&str>, uid: Option<u32>) -> Option<String> {
+    match (name, uid) {
+        (Some(name), Some(uid)) => Some(format!("user {} (uid {uid})", visible(name))),
+        (Some(name), None) => Some(format!("user {}", visible(name))),
+        (None, uid) => uid.map(|uid| format!("uid {uid}")),
     }
 }
 

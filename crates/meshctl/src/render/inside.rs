@@ -6,6 +6,7 @@ use std::fmt::Write;
 
 use api::admin::{ProcessDetail, SocketDetail};
 
+use super::vm::user;
 use super::{Grid, Style, maybe, plain, size};
 use crate::text::visible;
 
@@ -19,7 +20,7 @@ pub(crate) fn process_details(processes: &[ProcessDetail], style: Style) -> Stri
     const HEADER: [&str; 14] = [
         "PID",
         "PPID",
-        "UID",
+        "USER",
         "STATE",
         "THREADS",
         "RSS",
@@ -32,7 +33,7 @@ pub(crate) fn process_details(processes: &[ProcessDetail], style: Style) -> Stri
         "NAME",
         "COMMAND",
     ];
-    let mut grid = Grid::new(style, &HEADER, &[0, 1, 2, 4, 5]);
+    let mut grid = Grid::new(style, &HEADER, &[0, 1, 4, 5]);
     for detail in processes {
         let process = &detail.process;
         let container = detail.container.as_ref();
@@ -40,7 +41,7 @@ pub(crate) fn process_details(processes: &[ProcessDetail], style: Style) -> Stri
         grid.row(vec![
             plain(process.pid),
             plain(process.parent_pid),
-            maybe(process.uid),
+            maybe(user(process)),
             maybe(detail.state),
             maybe(detail.threads),
             maybe(detail.resident_bytes.map(size)),
@@ -150,6 +151,7 @@ mod tests {
                 name: format!("name{pid}"),
                 exe: None,
                 uid: Some(0),
+                user: Some("root".into()),
                 unit: None,
                 cgroup: None,
                 start_time_ns: 0,
@@ -168,8 +170,8 @@ mod tests {
         assert_eq!(
             process_details(&[process(1, 0, Some(&["/sbin/init", "a\u{1b}b"]))], Style::default()),
             "\
-PID  PPID  UID  STATE  THREADS      RSS  PIDNS  NETNS       MNTNS  USERNS  CONTAINER     UNIT  NAME   COMMAND
-  1     0    0  S            3  2.0 MiB  -      4026531840  -      -       0123456789ab  -     name1  /sbin/init a\\x1bb
+PID  PPID  USER  STATE  THREADS      RSS  PIDNS  NETNS       MNTNS  USERNS  CONTAINER     UNIT  NAME   COMMAND
+  1     0  root  S            3  2.0 MiB  -      4026531840  -      -       0123456789ab  -     name1  /sbin/init a\\x1bb
 "
         );
     }

@@ -57,18 +57,23 @@ fn introspection(introspection: &Introspection) -> ((String, Tone), (String, Ton
 
 /// A machine's processes.
 pub(crate) fn processes(processes: &[Process], style: Style) -> String {
-    let mut grid = Grid::new(style, &["PID", "PPID", "UID", "NAME", "UNIT", "EXE"], &[0, 1, 2]);
+    let mut grid = Grid::new(style, &["PID", "PPID", "USER", "NAME", "UNIT", "EXE"], &[0, 1]);
     for process in processes {
         grid.row(vec![
             plain(process.pid),
             plain(process.parent_pid),
-            maybe(process.uid),
+            maybe(user(process)),
             plain(&process.name),
             maybe(process.unit.as_ref()),
             maybe(process.exe.as_ref()),
         ]);
     }
     grid.finish("no processes were found")
+}
+
+/// The user of a process: by name if the machine has one, else by number.
+pub(super) fn user(process: &Process) -> Option<String> {
+    process.user.clone().or_else(|| process.uid.map(|uid| uid.to_string()))
 }
 
 /// A machine's sockets.
@@ -160,6 +165,7 @@ acme/web  net0  running  10.0.0.11/24 fd00::11/64  02:6d:76:00:01:0b  attached i
             name: "\u{1b}]0;x\u{7}\n99  1  root".into(),
             exe: Some("/tmp/\u{202e}gpj.exe".into()),
             uid: Some(1000),
+            user: None,
             unit: None,
             cgroup: None,
             start_time_ns: 0,

@@ -16,14 +16,14 @@ use crate::memory::fixture::Ram;
 use crate::{AttachError, Guest, Heartbeats, PhysicalMemory, Unmapped, ViewError};
 
 /// Memory that changes under the reader.
-struct Changing(Mutex<Ram>);
+pub(super) struct Changing(Mutex<Ram>);
 
 impl Changing {
-    fn new(ram: &Ram) -> Arc<Self> {
+    pub(super) fn new(ram: &Ram) -> Arc<Self> {
         Arc::new(Self(Mutex::new(ram.clone())))
     }
 
-    fn become_like(&self, ram: &Ram) {
+    pub(super) fn become_like(&self, ram: &Ram) {
         *self.0.lock().unwrap() = ram.clone();
     }
 }

@@ -18,16 +18,24 @@ use crate::layout::origin::Origin;
 use crate::layout::{Layout, Vring};
 use crate::memory::Gva;
 use crate::memory::fixture::Ram;
+use crate::socket::canonical;
 
 use super::symbols::{self, SymbolOrder};
 use structures::{RING_STRUCTURES, STRUCTURES};
 
 mod container;
 mod inspected;
+#[cfg(test)]
+mod more;
+mod network;
 mod origin;
+mod passwd;
 mod structures;
+#[cfg(test)]
 pub(crate) use container::Container;
 pub(crate) use inspected::{KEY, KEY_TARGET, MODULE_KEY};
+#[cfg(test)]
+pub(crate) use passwd::Passwd;
 
 const RAM_BYTES: usize = 4 << 20;
 const IMAGE_GVA: u64 = START_KERNEL_MAP + 0x100_0000;
@@ -337,85 +345,6 @@ impl Kernel {
         self.circle(&nodes);
     }
 
-    fn network(&mut self) {
-        let net_layout = self.layout.net.clone();
-        let net = self.alloc(512);
-        let head = self.symbol("net_namespace_list", 16);
-        self.circle(&[head, net.at(net_layout.list)]);
-        self.put(net, net_layout.hash_mix, MIX.into());
-        self.put(net, net_layout.inode, 4_026_531_840);
-        let info = self.alloc(128);
-        self.put(net, net_layout.hashinfo, info.0);
-        let buckets = self.alloc(u64::from(BUCKETS) * 8);
-        for bucket in 0..BUCKETS {
-            self.put(buckets, bucket * 8, u64::from(bucket) << 1 | 1);
-        }
-        let listeners = self.alloc(u64::from(BUCKETS) * 16);
-        for bucket in 0..BUCKETS {
-            self.put(listeners, bucket * 16 + 8, 1);
-        }
-        let layout = self.layout.hashinfo.clone();
-        for (offset, value) in [
-            (layout.ehash, buckets.0),
-            (layout.ehash_mask, u64::from(BUCKETS - 1)),
-            (layout.lhash2, listeners.0),
-            (layout.lhash2_mask, u64::from(BUCKETS - 1)),
-        ] {
-            self.put(info, offset, value);
-        }
-        let udp = self.alloc(64);
-        let slots = self.alloc(u64::from(BUCKETS) * 16);
-        self.put(udp, self.layout.udp_table.hash, slots.0);
-        self.put(udp, self.layout.udp_table.mask, u64::from(BUCKETS - 1));
-        self.put(net, self.layout.net_udp_table.unwrap(), udp.0);
-        (self.at.net, self.at.hashinfo) = (net, info);
-        self.device(net);
-    }
-
-    /// A virtio network device with a transmit ring of four descriptors; the first has a frame.
-    fn device(&mut self, net: Gva) {
-        self.circle(&[net.at(self.layout.net.devices)]);
-        let (device, rings) = self.add_device(net, &[false]);
-        (self.at.device, self.at.ring_gpa, self.at.skb) = (device, rings[0].0, rings[0].1);
-    }
-
-    /// Gives a namespace a virtio network device with a ring for each of `forms`, which say whether it is packed;
-    /// returns the device, and for each ring where it lies and its only frame, whose number is that of the ring.
-    pub(crate) fn add_device(&mut self, net: Gva, forms: &[bool]) -> (Gva, Vec<(u64, Gva)>) {
-        let devices = self.layout.devices.clone().unwrap();
-        let vring = self.vring.clone();
-        let (device, virtio) = (self.alloc(128), self.alloc(128));
-        self.append(net.at(self.layout.net.devices), device.at(devices.net_device.list));
-        self.put(device, devices.net_device.parent, virtio.at(vring.device.dev).0);
-        let queues = virtio.at(vring.device.queues);
-        self.circle(&[queues]);
-        let mut rings = Vec::new();
-        for (head, &is_packed) in (0..).zip(forms) {
-            let form = if is_packed { &vring.packed } else { &vring.split };
-            let (queue, ring, notes, skb) =
-                (self.alloc(256), self.alloc(64), self.alloc(128), self.alloc(64));
-            self.append(queues, queue.at(vring.vring.vq).at(vring.virtqueue.list));
-            self.put(queue, vring.vring.form, is_packed.into());
-            self.at.ring_form = queue.at(vring.vring.form);
-            self.put(queue, form.count, 4);
-            self.put(queue, form.desc, ring.0);
-            self.put(queue, form.notes, notes.0);
-            self.put(notes.element(head, form.note_bytes), form.note_data, skb.0 | 1);
-            self.put(skb, devices.skb.dev, device.0);
-            rings.push((ring.0 - DIRECT_GVA, skb));
-        }
-        (device, rings)
-    }
-
-    /// Appends a node to a circular list.
-    pub(crate) fn append(&mut self, head: Gva, node: Gva) {
-        let last = Gva(self.read(head.at(8)));
-        for (from, to) in [(last, node), (node, head)] {
-            self.put(from, 0, to.0);
-            self.put(to, 8, from.0);
-        }
-    }
-
     fn processes(&mut self) {
         let layout = self.layout.clone();
         let init_task = self.symbol("init_task", 512);
@@ -466,21 +395,23 @@ impl Kernel {
     /// Root mount and its root, and a mount at `/data` and its root.
     fn mounts(&mut self) -> (Gva, Gva, Gva, Gva) {
         let layout = self.layout.mount.clone();
-        let (root_mount, root) = (self.alloc(64), self.dentry(None, "/"));
+        let (root_mount, root) = (self.alloc(128), self.dentry(None, "/"));
         let point = self.dentry(Some(root), "data");
-        let (mount, mounted) = (self.alloc(64), self.dentry(None, "/"));
+        let (mount, mounted) = (self.alloc(128), self.dentry(None, "/"));
         for (mount, parent, point, root) in
             [(root_mount, root_mount, root, root), (mount, root_mount, point, mounted)]
         {
             self.put(mount, layout.parent, parent.0);
             self.put(mount, layout.mountpoint, point.0);
             self.put(mount, layout.mnt_root, root.0);
+            let mounts = self.layout.user.as_ref().unwrap().mount.children;
+            self.circle(&[mount.at(mounts)]);
         }
         (root_mount, root, mount, mounted)
     }
 
     fn dentry(&mut self, parent: Option<Gva>, name: &str) -> Gva {
-        let (dentry, text) = (self.alloc(64), self.text(name));
+        let (dentry, text) = (self.alloc(128), self.text(name));
         let layout = self.layout.dentry.clone();
         self.put(dentry, layout.parent, parent.unwrap_or(dentry).0);
         self.put(dentry, layout.name, text.0);
@@ -596,7 +527,7 @@ impl Kernel {
             std::net::SocketAddr::V4(_) => (layout.rcv_saddr, layout.daddr),
             std::net::SocketAddr::V6(_) => (layout.v6_rcv_saddr, layout.v6_daddr),
         };
-        let hash = Form::PortsInside.hash(local, remote, SECRETS, MIX).unwrap();
+        let hash = Form::PortsInside.hash(canonical(local), canonical(remote), SECRETS, MIX).unwrap();
         for (offset, value) in [
             (layout.num, u64::from(local.port())),
             (layout.dport, u64::from(remote.port().swap_bytes())),
@@ -629,37 +560,10 @@ impl Kernel {
         file
     }
 
-    /// Enters a socket into the table of listeners.
-    fn listen(&mut self, sock: Gva) {
-        let listeners = Gva(self.read(self.at.hashinfo.at(self.layout.hashinfo.lhash2)));
-        self.enter(sock, listeners.at(8));
-    }
-
-    /// Enters a socket into the table of connections.
-    fn connect(&mut self, sock: Gva) {
-        let hash = self.read(sock.at(self.layout.sock.hash)) as u32;
-        let ehash = Gva(self.read(self.at.hashinfo.at(self.layout.hashinfo.ehash)));
-        self.enter(sock, ehash.at((hash & (BUCKETS - 1)) * 8));
-    }
-
-    /// Enters a socket into the table of UDP sockets.
-    fn bind(&mut self, sock: Gva, port: u16, mix: u32) {
-        let table = Gva(self.read(self.at.net.at(self.layout.net_udp_table.unwrap())));
-        let slots = Gva(self.read(table.at(self.layout.udp_table.hash)));
-        self.enter(sock, slots.at((u32::from(port).wrapping_add(mix) & (BUCKETS - 1)) * 16));
-    }
-
-    /// Enters a socket at the head of a chain.
-    fn enter(&mut self, sock: Gva, head: Gva) {
-        let node = self.layout.sock.node;
-        let first = self.read(head);
-        self.put(sock, node, first);
-        self.put(head, 0, sock.at(node).0);
-    }
-
     /// Adds fillers and writes the table of all symbols.
     fn symbol_table(&mut self, order: SymbolOrder) {
         self.symbol("jiffies_64", 128);
+        self.symbol("vmemmap_base", 8);
         let phys_base = self.symbol("phys_base", 8);
         self.write(phys_base, &(START_KERNEL_MAP.wrapping_sub(IMAGE_GVA - IMAGE_GPA)).to_le_bytes());
         self.symbols.push(("_end".into(), IMAGE_GVA + (RAM_BYTES as u64 - IMAGE_GPA)));

@@ -21,6 +21,8 @@ mod threats;
 #[cfg(test)]
 mod truth;
 #[cfg(test)]
+mod users;
+#[cfg(test)]
 mod views;
 
 use std::net::SocketAddr;

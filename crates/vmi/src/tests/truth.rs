@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use model::{Confidence, Process, Protocol, UnknownReason};
 
+use super::hostile::Changing;
 use super::kernel::{Kernel, Virtio};
 use super::symbols::SymbolOrder;
 use super::{attach, connection, end, kernel};
@@ -40,6 +41,7 @@ fn processes_have_parent_path_user_and_control_group() {
         name: "init".into(),
         exe: Some("/sbin/init".into()),
         uid: Some(0),
+        user: None,
         cgroup: Some("/".into()),
     };
     assert_eq!(processes, [init, shop()]);
@@ -63,6 +65,7 @@ fn shop() -> Process {
         name: "shop".into(),
         exe: Some("/data/usr/bin/shop".into()),
         uid: Some(1001),
+        user: None,
         cgroup: Some("/system.slice/shop.service".into()),
     }
 }
@@ -152,7 +155,7 @@ fn frame_without_socket_or_of_another_device_has_no_socket() {
 }
 
 #[test]
-fn closed_socket_still_tells_user_and_control_group() {
+fn closed_socket_still_tells_user_control_group_and_namespace() {
     let mut kernel = kernel();
     let layout = kernel.layout.sock.clone();
     kernel.put(kernel.at.connection, layout.state, 7);
@@ -160,6 +163,51 @@ fn closed_socket_still_tells_user_and_control_group() {
     let owner = attach(&kernel.ram).frame_owner(kernel.at.ring_gpa, 0);
     assert_eq!((owner.confidence, owner.unknown), (Confidence::Socket, Some(UnknownReason::NoOwner)));
     assert_eq!((owner.process.clone(), owner.uid(), owner.unit()), (None, Some(1001), Some("shop.service")));
+    assert_eq!(owner.socket_netns, Some(4_026_531_840));
+}
+
+#[test]
+fn mapped_addresses_are_those_that_they_map() {
+    let mut kernel = kernel();
+    kernel.add_connection("[::ffff:10.0.0.1]:1236", "[::ffff:10.0.0.2]:80");
+    let mut guest = attach(&kernel.ram);
+    for _ in 0..2 {
+        let owner = guest.connection_owner(end("10.0.0.1:1236"), end("10.0.0.2:80"), Protocol::Tcp);
+        assert_eq!(owner.process, Some(shop()));
+    }
+}
+
+#[test]
+fn connected_datagram_socket_is_for_its_peer_alone() {
+    let mut kernel = kernel();
+    kernel.add_datagram_socket("10.0.0.1:5353", "10.0.0.2:53");
+    let mut guest = attach(&kernel.ram);
+    let mut owner = |remote| guest.connection_owner(end("10.0.0.1:5353"), end(remote), Protocol::Udp);
+    assert_eq!(owner("10.0.0.2:53").process, Some(shop()));
+    for other in ["10.0.0.3:53", "10.0.0.2:54"] {
+        assert_eq!(owner(other).unknown, Some(UnknownReason::NoSocket), "{other}");
+    }
+    let listener = guest.listener_owner(end("10.0.0.1:5353"), Some(end("10.0.0.3:53")), Protocol::Udp);
+    assert_eq!(listener.unknown, Some(UnknownReason::NoSocket));
+}
+
+#[test]
+fn process_that_became_another_is_told_as_it_is_now() {
+    let mut kernel = kernel();
+    let ram = Changing::new(&kernel.ram);
+    let mut guest = Guest::attach(Arc::clone(&ram) as _).unwrap();
+    let before = connection(&mut guest);
+    assert_eq!(before.process, Some(shop()));
+    // Its credentials are no longer those of its files, whether it was asked about before or not.
+    kernel.become_another(0, b"other\0");
+    ram.become_like(&kernel.ram);
+    for mut guest in [guest, attach(&kernel.ram)] {
+        let after = connection(&mut guest);
+        let process = after.process.unwrap();
+        assert_eq!((process.pid, process.uid, process.exe.as_deref()), (7, Some(0), Some("/bin/other")));
+        assert_eq!(after.socket_uid, Some(1001));
+        assert_eq!(after.confidence, Confidence::Table);
+    }
 }
 
 #[test]

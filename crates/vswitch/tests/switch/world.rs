@@ -138,7 +138,9 @@ pub fn process(exe: &str) -> Option<Arc<Attribution>> {
     Some(Arc::new(Attribution {
         process: Some(process),
         socket_uid: None,
+        socket_user: None,
         socket_cgroup: None,
+        socket_netns: None,
         inner: None,
         confidence: Confidence::Descriptor,
         unknown: None,
