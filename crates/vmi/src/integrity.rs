@@ -67,7 +67,7 @@ const VIEWS_READS_MAX: u32 = 2_000_000;
 const SLICE_READS_MAX: u32 = 200_000;
 
 /// Symbols that inspections use. A view whose symbols are absent is left out.
-pub(crate) const SYMBOLS: [&str; 34] = [
+pub(crate) const SYMBOLS: [&str; 36] = [
     "init_pid_ns",
     "runqueues",
     "__per_cpu_offset",
@@ -102,6 +102,8 @@ pub(crate) const SYMBOLS: [&str; 34] = [
     "kprobe_optinsn_slots",
     "real_mode_header",
     "execmem_cache",
+    "rcu_state",
+    "init_free_list",
 ];
 
 /// What kind of threat a finding is.
@@ -286,7 +288,7 @@ impl Integrity {
             }
         }
         core.reader.start_query(SLICE_READS_MAX);
-        suspects.extend(self.search.compare(core, &self.known).unwrap_or_default());
+        suspects.extend(self.search.compare(core, &self.layout, &self.known).unwrap_or_default());
         Ok(suspects)
     }
 
@@ -347,7 +349,7 @@ impl Guest {
         let suspects = integrity.check_pages(core, since)?;
         integrity.suspects.saw(now, suspects);
         integrity.search_tables(core, since, now);
-        if integrity.suspects.is_any_open() {
+        if integrity.suspects.is_any_open() || integrity.search.is_in_doubt() {
             integrity.views_due = integrity.views_due.min(now.saturating_add(SUSPECT_PERIOD));
         }
         integrity.suspects.forget(now);

@@ -84,6 +84,10 @@ view! {
     RealMode { text: "real_mode_header" "text_start", end: "real_mode_header" "ro_end" }
 }
 view! {
+    /// Grace periods of read-copy-update.
+    GracePeriods { sequence: "rcu_state" "gp_seq" }
+}
+view! {
     /// Tasks of the real-time class on a run queue: a list for each priority.
     RealTimeTasks { lists: "rq" "rt.active.queue", node: "task_struct" "rt.run_list" }
 }
@@ -167,6 +171,7 @@ pub(crate) struct IntegrityLayout {
     pub(super) bpf_packs: Option<BpfPacks>,
     pub(super) probe_slots: Option<ProbeSlots>,
     pub(super) real_mode: Option<RealMode>,
+    pub(super) grace_periods: Option<GracePeriods>,
     pub(super) tracers: Option<Tracers>,
     /// With the size of a record.
     pub(super) trace_sites: Option<(TraceSites, u32)>,
@@ -200,6 +205,7 @@ impl IntegrityLayout {
             bpf_packs: BpfPacks::resolve(types).ok(),
             probe_slots: ProbeSlots::resolve(types).ok(),
             real_mode: RealMode::resolve(types).ok(),
+            grace_periods: GracePeriods::resolve(types).ok(),
             tracers: Tracers::resolve(types).ok(),
             trace_sites: TraceSites::resolve(types).ok().zip(sized("dyn_ftrace")),
             probes: Probes::resolve(types).ok(),
