@@ -204,6 +204,8 @@ fn types(ram: &Veiled, len_bytes: usize) -> Result<Vec<u8>, String> {
             if ram.read(place + at as u64, &mut types).is_ok()
                 && (24 + word(&types, 12) + word(&types, 20)) as usize == len_bytes
                 && types.last() == Some(&0)
+                // The kernel keeps copies of the header with nothing behind them.
+                && types.get(24 + word(&types, 12) as usize + 1).is_some_and(|&byte| byte != 0)
             {
                 return Ok(types);
             }

@@ -27,6 +27,8 @@ use crate::scan;
 const TYPES_TRIED_MAX: usize = 4;
 /// Most kernels between which one try decides.
 const CANDIDATES_MAX: usize = 8;
+/// Tasks asked for an address space.
+const TASKS_TRIED_MAX: usize = 64;
 /// Start of the first task's name.
 const IDLE: &[u8] = b"swapper";
 /// All of RAM is mapped at a multiple of this.
@@ -155,7 +157,16 @@ impl Place {
             };
             let types = Gva(types_gpa.wrapping_add(image_offset));
             let known = [(task, task_gpa), (neighbour, neighbour_gpa), (types, types_gpa)];
-            let pgd = follow(at(layout.active_mm)?, origin.mm.pgd)?;
+            // The idle task lends an address space while it runs; otherwise the first process with one of its own will do.
+            let (mut space, mut entry) = (at(layout.active_mm)?, neighbour);
+            for _ in 0..TASKS_TRIED_MAX {
+                if space != 0 {
+                    break;
+                }
+                space = follow(entry.container(layout.tasks).0, layout.mm)?;
+                entry = Gva(follow(entry.0, 0)?);
+            }
+            let pgd = follow(space, origin.mm.pgd)?;
             let is_image = pgd >= START_KERNEL_MAP;
             let pgd_gpa = pgd.wrapping_sub(if is_image { image_offset } else { direct_offset });
             let tables = tables_in_image(memory, pgd_gpa, task_gpa, &known)?;

@@ -9,7 +9,7 @@ offsets! {
     /// The first task: the idle task of the first processor.
     FirstTask of "task_struct" {
         comm: "comm", tgid: "tgid", parent: "parent", real_parent: "real_parent", tasks: "tasks",
-        active_mm: "active_mm", nsproxy: "nsproxy", switches: "nivcsw",
+        mm: "mm", active_mm: "active_mm", nsproxy: "nsproxy", switches: "nivcsw",
     }
 }
 offsets! {

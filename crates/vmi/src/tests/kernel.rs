@@ -148,6 +148,7 @@ pub(crate) struct Places {
     pub(crate) rt_lists: u32,
     pub(crate) first_switches: Gva,
     pub(crate) first_parent: Gva,
+    pub(crate) first_space: Gva,
     pub(crate) first_neighbour_back: Gva,
 }
 

@@ -42,6 +42,13 @@ fn kernel_without_symbols_tells_the_same() {
 }
 
 #[test]
+fn first_task_that_does_not_run_has_no_address_space_but_the_first_process_has() {
+    let mut kernel = hidden(4);
+    kernel.put(kernel.at.first_space, 0, 0);
+    assert_eq!(attach(&kernel.ram).processes().unwrap().len(), 2);
+}
+
+#[test]
 fn nothing_is_a_threat_because_symbols_are_missing() {
     let mut guest = attach(&hidden(4).ram);
     for seconds in 0..10 {

@@ -41,6 +41,10 @@ impl Kernel {
         }
         self.write(uts.at(origin.uts.release), b"0.0-made-up");
         self.at.first_switches = task.at(origin.task.switches);
+        let init_space = Gva(self.read(self.at.init.at(origin.task.mm)));
+        let root = self.find("init_top_pgt");
+        self.put(init_space, origin.mm.pgd, root.0);
+        self.at.first_space = task.at(origin.task.active_mm);
         self.at.first_parent = task.at(origin.task.parent);
         self.at.first_neighbour_back = Gva(self.read(task.at(origin.task.tasks))).at(8);
     }
