@@ -205,7 +205,7 @@ fn types(ram: &Veiled, len_bytes: usize) -> Result<Vec<u8>, String> {
                 && (24 + word(&types, 12) + word(&types, 20)) as usize == len_bytes
                 && types.last() == Some(&0)
                 // The kernel keeps copies of the header with nothing behind them.
-                && types.get(24 + word(&types, 12) as usize + 1).is_some_and(|&byte| byte != 0)
+                && matches!(types.get(24 + word(&types, 12) as usize..), Some([0, 1..=255, ..]))
             {
                 return Ok(types);
             }
