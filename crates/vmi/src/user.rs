@@ -25,6 +25,8 @@ const FILE_BYTES_MAX: u64 = 64 << 10;
 const NAME_BYTES_MAX: usize = 256;
 /// Most questions answered until the file is looked for again, whether it was found or not.
 const QUESTIONS_MAX: u32 = 1024;
+/// Likewise when directories changed under the reader: each look may take as many reads as there are entries.
+const QUESTIONS_AFTER_FAULT: u32 = 16;
 /// Most mounts on one mount looked at.
 const MOUNTS_MAX: usize = 4096;
 /// Most mounts on top of each other followed.
@@ -78,9 +80,16 @@ impl Core {
         if is_same && known.questions_left > 0 {
             known.questions_left -= 1;
         } else {
-            let read = self.read_users(layout).ok().flatten();
-            let (file, names) = read.map_or((None, Names::new()), |(file, names)| (Some(file), names));
-            *known = Known { file, names, questions_left: QUESTIONS_MAX };
+            match self.read_users(layout) {
+                Ok(read) => {
+                    let (file, names) =
+                        read.map_or((None, Names::new()), |(file, names)| (Some(file), names));
+                    *known = Known { file, names, questions_left: QUESTIONS_MAX };
+                }
+                // The guest changed a directory under the reader: that says nothing about the file.
+                Err(_) if is_same => known.questions_left = QUESTIONS_AFTER_FAULT,
+                Err(_) => *known = Known { questions_left: QUESTIONS_AFTER_FAULT, ..Known::default() },
+            }
         }
         known.names.get(&uid).cloned()
     }
@@ -111,6 +120,10 @@ impl Core {
                 return Ok(None);
             }
             let dentry = link.container(layout.children.link);
+            // Entries come and go with every name that is looked for and not found; one that went leads astray.
+            if self.reader.pointer(dentry.at(self.layout.dentry.parent))? != folder.dentry {
+                return Err(Fault::Inconsistent);
+            }
             let len = self.reader.u32(dentry.at(self.layout.dentry.name_len))?;
             if len as usize == name.len()
                 && !self.reader.pointer(dentry.at(layout.dentry.hashed))?.is_null()

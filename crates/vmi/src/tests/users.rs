@@ -96,6 +96,46 @@ fn directory_that_loops_is_given_up() {
     assert_eq!(both(&kernel), [None, None]);
 }
 
+/// Leads from the entry before `passwd` to one of another directory, as an entry that went meanwhile may do; returns
+/// how to put it right.
+fn lead_astray(kernel: &mut Kernel, list: Passwd) -> (Gva, u64) {
+    let layout = kernel.layout.user.clone().unwrap();
+    let etc = Gva(kernel.read(list.dentry.at(kernel.layout.dentry.parent)));
+    let first = Gva(kernel.read(etc.at(layout.children.head)));
+    let (next, astray) = (kernel.read(first), kernel.read(list.root.at(layout.children.head)));
+    kernel.put(first, 0, astray);
+    (first, next)
+}
+
+#[test]
+fn names_outlive_a_directory_that_changes_under_the_reader() {
+    let mut kernel = kernel();
+    let list = kernel.list_users(LIST);
+    let ram = Changing::new(&kernel.ram);
+    let guest = Guest::attach(Arc::clone(&ram) as _).unwrap();
+    assert_eq!(names(&guest), [Some("root".into()), Some("shop".into())]);
+    lead_astray(&mut kernel, list);
+    ram.become_like(&kernel.ram);
+    // Longer than what was read is taken without looking for the file again.
+    for _ in 0..1100 {
+        assert_eq!(names(&guest)[1].as_deref(), Some("shop"));
+    }
+}
+
+#[test]
+fn names_that_could_not_be_read_for_a_change_are_read_soon_after() {
+    let mut kernel = kernel();
+    let list = kernel.list_users(LIST);
+    let (link, next) = lead_astray(&mut kernel, list);
+    let ram = Changing::new(&kernel.ram);
+    let guest = Guest::attach(Arc::clone(&ram) as _).unwrap();
+    assert_eq!(names(&guest), [None, None]);
+    kernel.put(link, 0, next);
+    ram.become_like(&kernel.ram);
+    let read = (0..10).any(|_| names(&guest)[1].is_some());
+    assert!(read, "not within 20 questions");
+}
+
 #[test]
 fn list_is_read_again_when_it_was_changed() {
     let mut kernel = kernel();
