@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use model::NicRef;
@@ -80,8 +81,7 @@ impl HandOver {
     /// When another daemon is using it, or files cannot be made.
     pub fn take(dir: &Path, flow_capacity: usize, seed: u64) -> Result<(Self, FlowMemory), HandOverError> {
         let (notes_path, rings) = (dir.join("ports.json"), dir.join("rings"));
-        crate::ports::make_runtime_dir(&rings)
-            .map_err(|source| HandOverError::Notes { path: rings.clone(), source })?;
+        make_runtime_dir(&rings).map_err(|source| HandOverError::Notes { path: rings.clone(), source })?;
         let table_path = dir.join("flows.table");
         if let Some(notes) = read_notes(&notes_path)
             && notes.flow_capacity == flow_capacity
@@ -151,6 +151,14 @@ impl HandOver {
         std::fs::write(&fresh, text).map_err(failed)?;
         std::fs::rename(&fresh, &self.notes_path).map_err(failed)
     }
+}
+
+/// Makes the runtime directory, or one in it, if it is missing, for owner and group only.
+///
+/// # Errors
+/// When it cannot be made, or something that is no directory is there.
+pub fn make_runtime_dir(dir: &Path) -> io::Result<()> {
+    std::fs::DirBuilder::new().mode(0o750).recursive(true).create(dir)
 }
 
 /// The predecessor's notes, if they are there, whole and sensible.

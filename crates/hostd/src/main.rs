@@ -87,7 +87,7 @@ fn serve(config: &Config, mesh: &Arc<Mesh>) -> anyhow::Result<()> {
     // Watched before anything else, so that no change goes unnoticed.
     let watch = mesh.source().map(mesh::watch).transpose().context("cannot watch the resources")?;
     let (_watcher, reloads) = watch.map_or((None, never()), |(watcher, reloads)| (Some(watcher), reloads));
-    ports::make_runtime_dir(&config.runtime_dir)
+    handover::make_runtime_dir(&config.runtime_dir)
         .with_context(|| format!("cannot make the runtime directory {:?}", config.runtime_dir))?;
     let (hand_over, flow_memory) = HandOver::take(&config.runtime_dir, config.flows.capacity(), random())?;
 

@@ -3,9 +3,7 @@
 //! leave the inventory.
 
 use std::collections::{BTreeSet, HashMap};
-use std::io;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use model::{Inventory, MacAddr, Nic, NicRef, Snapshot};
@@ -181,12 +179,4 @@ fn cards(inventory: &Inventory) -> HashMap<NicRef, &Nic> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Makes the runtime directory, or one in it, if it is missing, for owner and group only.
-///
-/// # Errors
-/// When it cannot be made, or something that is no directory is there.
-pub fn make_runtime_dir(dir: &Path) -> io::Result<()> {
-    std::fs::DirBuilder::new().mode(0o750).recursive(true).create(dir)
 }
