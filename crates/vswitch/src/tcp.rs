@@ -273,6 +273,8 @@ impl Ends {
                 let state = if self.own.repeats_syn(tcp) { self.after_segment(state, tcp) } else { state };
                 admitted.then_some((state, Effect::Nothing)).ok_or(DropReason::OutOfWindow)
             }
+            // Who refused a SYN has begun nothing, and so has nothing to send.
+            _ if !self.own.is_synchronised() => Err(DropReason::OutOfWindow),
             _ => Ok((self.after_segment(state, tcp), Effect::Advance)),
         }
     }

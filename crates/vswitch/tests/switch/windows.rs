@@ -318,6 +318,8 @@ fn resets_are_honoured_exactly_passed_in_the_window_and_dropped_beyond() {
          < R. 5001 ack 1001                             = closed",
     );
     check("> S 1000\n < R. 0 ack 1002 ! bad-reset\n < R. 0 ack 1001 = closed");
+    // Who has refused a connection has nothing to send in it.
+    check("> S 1000\n < R. 0 ack 1001 = closed\n < . 5001:10 ack 1001 ! out-of-window");
     check("> S 1000\n > R 77 ! bad-reset\n > R 1001 = closed");
 }
 
