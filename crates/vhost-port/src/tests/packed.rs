@@ -13,13 +13,15 @@ use crate::link::Command;
 
 /// Indirect tables, one page each.
 const TABLES: u64 = BUFFERS + 0x30_0000;
+/// Places for frames that are sent: more than a ring has chains, so none in flight is written over.
+const PLACES: usize = 96;
 /// Receive buffers.
 const INBOX: u64 = BUFFERS + 0x40_0000;
 
-/// Writes a frame of these parts somewhere and describes it. `seed` keeps it apart from others in flight.
-fn outgoing(guest: &PackedGuest, parts: &[u16], seed: usize, indirect: bool) -> (Chain, Vec<u8>) {
-    let whole = frame(parts.iter().map(|part| usize::from(*part)).sum(), seed);
-    let mut at = BUFFERS + (seed % 64) as u64 * 0x8000;
+/// Writes the frame of this number, of these parts, into a place of its own and describes it.
+fn outgoing(guest: &PackedGuest, parts: &[u16], number: usize, indirect: bool) -> (Chain, Vec<u8>) {
+    let whole = frame(parts.iter().map(|part| usize::from(*part)).sum(), number);
+    let mut at = BUFFERS + (number % PLACES) as u64 * 0x8000;
     let (mut buffers, mut left) = (Vec::new(), &whole[..]);
     for part in parts {
         let (now, later) = left.split_at(usize::from(*part));
@@ -28,7 +30,7 @@ fn outgoing(guest: &PackedGuest, parts: &[u16], seed: usize, indirect: bool) -> 
         at += u64::from(*part) + 3;
         left = later;
     }
-    let table = indirect.then_some(TABLES + (seed % 64) as u64 * 4096);
+    let table = indirect.then_some(TABLES + (number % PLACES) as u64 * 4096);
     (Chain { buffers, writable: false, table }, whole)
 }
 
@@ -101,15 +103,17 @@ proptest! {
         let mut guest = PackedGuest::new(size, features);
         guest.journal = journal_in(&scratch.0);
         let mut bench = guest.serving();
-        let mut seed = 0;
+        let (mut seed, mut frames_sent, mut buffers_posted) = (0, 0, 0);
+        // Of the frames sent and not yet completed, those that the device has taken.
+        let mut taken = 0;
         // Sent by the guest and not yet completed; received by it and posted.
         let mut sent = std::collections::VecDeque::new();
         let mut posted = std::collections::VecDeque::new();
         for round in rounds {
             for (parts, indirect) in &round.frames {
-                seed += 1;
-                let (chain, whole) = outgoing(&guest, parts, seed, *indirect);
+                let (chain, whole) = outgoing(&guest, parts, frames_sent, *indirect);
                 if guest.transmit.has_room_for(&chain) {
+                    frames_sent += 1;
                     let before = guest.transmit.position();
                     let id = guest.transmit.offer(&guest.guest, &chain);
                     prop_assert!(!guest.transmit.kick_wanted(&guest.guest, before), "it is polled");
@@ -117,9 +121,9 @@ proptest! {
                 }
             }
             for (len, parts) in &round.buffers {
-                seed += 1;
-                let chain = inbox(seed, *len, *parts);
+                let chain = inbox(buffers_posted, *len, *parts);
                 if guest.receive.has_room_for(&chain) {
+                    buffers_posted += 1;
                     posted.push_back((guest.receive.offer(&guest.guest, &chain), chain));
                 }
             }
@@ -130,11 +134,12 @@ proptest! {
 
             let mut batch = Batch::new();
             let count = bench.port.receive(0, &mut batch).unwrap();
-            // Frames of a batch that was not completed whole are the device's already.
+            // Frames of a batch that was not completed whole are the device's already; a batch has room for some.
             let seen = bytes_of(&batch);
-            let skip = sent.len() - count;
-            prop_assert!(seen.iter().eq(sent.iter().skip(skip)), "frames as they were sent");
+            prop_assert_eq!(count, (sent.len() - taken).min(Batch::FRAMES_MAX));
+            prop_assert!(seen.iter().eq(sent.iter().skip(taken).take(count)), "frames as they were sent");
             let completed = round.completed.min(sent.len());
+            taken = taken + count - completed;
             bench.port.complete(0, round.completed);
             prop_assert!(guest.transmit.collect(&guest.guest).is_empty(), "nothing is visible before a flush");
 
@@ -174,6 +179,9 @@ proptest! {
             prop_assert!(frames.next().is_none());
             guest.guest.receive.called.drain();
 
+            if round.stops || round.dies {
+                taken = 0;
+            }
             if round.stops {
                 let (_, bases) = bench.command(Command::Stop { pair: 0 });
                 guest.bases = bases;
