@@ -99,7 +99,7 @@ impl Shop {
     /// # Errors
     /// As [`Shop::open`].
     pub fn open_with(accel: Accel, machines: &[&str]) -> Result<Self> {
-        let mut shop = Self::bare(accel, "")?;
+        let mut shop = Self::bare(accel, "[introspection]\nthreats = true\n")?;
         // All start at once; they are waited for one after the other.
         for id in machines {
             shop.start(id)?;

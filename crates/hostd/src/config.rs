@@ -158,7 +158,7 @@ pub struct Config {
     pub attribution_wait: Duration,
     /// Whether guests' memory is looked into; default yes. If not, every process is unknown.
     pub introspection: bool,
-    /// Whether guests' kernels are inspected for threats all the time; default yes.
+    /// Whether guests' kernels are inspected for threats all the time; default no.
     pub threats: bool,
     /// Folder with type information of kernels that carry none, `RELEASE.btf` each; default none: such guests are not
     /// understood.
@@ -254,7 +254,7 @@ impl Config {
             log_format: if json { LogFormat::Json } else { LogFormat::Text },
             attribution_wait: Duration::from_millis(wait_ms),
             introspection: raw.introspection.enabled.unwrap_or(true),
-            threats: raw.introspection.threats.unwrap_or(true),
+            threats: raw.introspection.threats.unwrap_or(false),
             profiles: raw.introspection.profiles.map(folder).transpose()?,
             poll_cpu: raw.poll.cpu,
             flows,
