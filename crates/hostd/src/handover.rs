@@ -83,22 +83,36 @@ impl HandOver {
         let (notes_path, rings) = (dir.join("ports.json"), dir.join("rings"));
         make_runtime_dir(&rings).map_err(|source| HandOverError::Notes { path: rings.clone(), source })?;
         let table_path = dir.join("flows.table");
+        let (this, table) = Self::take_table(notes_path, &table_path, flow_capacity, seed)?;
+        if !table.is_in_memory() {
+            tracing::warn!(path = %table_path.display(), "the flow table lies on a disk, for which frames will wait: \
+                give a runtime directory on a tmpfs, like /run/meshvisor");
+        }
+        Ok((this, FlowMemory(table)))
+    }
+
+    fn take_table(
+        notes_path: PathBuf,
+        table_path: &Path,
+        flow_capacity: usize,
+        seed: u64,
+    ) -> Result<(Self, SharedTable<FlowSlot>), HandOverError> {
         if let Some(notes) = read_notes(&notes_path)
             && notes.flow_capacity == flow_capacity
         {
-            match SharedTable::open(&table_path, flow_capacity) {
-                Ok(table) => return Ok((Self { notes_path, notes }, FlowMemory(table))),
+            match SharedTable::open(table_path, flow_capacity) {
+                Ok(table) => return Ok((Self { notes_path, notes }, table)),
                 Err(error @ TableError::InUse { .. }) => return Err(HandOverError::Table(error)),
                 Err(error) => {
                     tracing::warn!(error = %telemetry::Chain(&error), "no flow table to take over, starting anew");
                 }
             }
         }
-        let table = SharedTable::create(&table_path, flow_capacity).map_err(HandOverError::Table)?;
+        let table = SharedTable::create(table_path, flow_capacity).map_err(HandOverError::Table)?;
         let this =
             Self { notes_path, notes: Notes { hash_seed: seed, flow_capacity, ports: BTreeMap::new() } };
         this.write()?;
-        Ok((this, FlowMemory(table)))
+        Ok((this, table))
     }
 
     /// Key of the flow table's hash.

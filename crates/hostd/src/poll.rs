@@ -14,6 +14,7 @@
 
 mod finish;
 mod lane;
+mod upkeep;
 mod uplink;
 
 use std::ops::Range;
@@ -32,19 +33,13 @@ use crate::handover::FlowMemory;
 use crate::introspect::{Inquiry, Introspection, Reply};
 use finish::Workbench;
 use lane::{Desk, Lane};
+use upkeep::Upkeep;
 use uplink::Uplink;
 
 /// How long the loop spins without a frame before it sleeps.
 const SPIN: Duration = Duration::from_micros(50);
 /// Longest sleep: the switch's upkeep is due even when nothing moves.
-const SLEEP_MAX: Duration = Duration::from_millis(100);
-/// Flows looked after per round while frames come: a flow is as far from the cache as a frame's, and a round may
-/// have but a few frames. At 100,000 rounds a second, a full table takes some seconds.
-const UPKEEP_BUSY_FLOWS: usize = 2;
-/// The same after a change of policy, until all flows were looked at once.
-const UPKEEP_HASTY_FLOWS: usize = 64;
-/// Flows looked after before each sleep.
-const UPKEEP_IDLE_FLOWS: usize = 16_384;
+const SLEEP_MAX: Duration = upkeep::PERIOD;
 /// Longest wait that is told apart from longer ones.
 pub const WAIT_NS_MAX: u64 = 10_000_000_000;
 /// Flow events waiting for the flow log; more are added up.
@@ -195,8 +190,7 @@ pub struct Poll {
     /// The batch being handled.
     desk: Desk,
     workbench: Workbench,
-    /// Flows not looked after since policy last changed.
-    unsettled_flows: usize,
+    upkeep: Upkeep,
     numbers: Numbers,
     waits: Histogram<u64>,
     lookups: Histogram<u64>,
@@ -223,7 +217,7 @@ impl Poll {
             poller,
             desk,
             workbench,
-            unsettled_flows: 0,
+            upkeep: Upkeep::default(),
             numbers,
             waits,
             lookups,
@@ -247,9 +241,9 @@ impl Poll {
                 self.numbers.busy_rounds += 1;
                 last_busy = now;
             } else if now.since(last_busy) >= SPIN {
-                self.look_after(now, UPKEEP_IDLE_FLOWS);
+                self.look_after(now, true);
                 self.deliver_own();
-                if !self.arm() {
+                if !self.arm() && !self.upkeep.is_urgent() {
                     self.sleep(now);
                 }
                 self.suppress();
@@ -276,8 +270,7 @@ impl Poll {
             let last = self.uplinks.len() - 1;
             self.uplinks.swap(index, last);
         }
-        let hasty = self.unsettled_flows > 0;
-        self.look_after(now, if hasty { UPKEEP_HASTY_FLOWS } else { UPKEEP_BUSY_FLOWS });
+        self.look_after(now, false);
         self.deliver_own();
         for lane in self.lanes.iter_mut().flatten() {
             lane.port.flush();
@@ -285,9 +278,9 @@ impl Poll {
         busy
     }
 
-    fn look_after(&mut self, now: Moment, flows_max: usize) {
-        self.switch.tick(now, flows_max);
-        self.unsettled_flows = self.unsettled_flows.saturating_sub(flows_max);
+    fn look_after(&mut self, now: Moment, idle: bool) {
+        let flows = self.upkeep.share(now, self.switch.flow_count(), idle);
+        self.switch.tick(now, flows);
     }
 
     fn take_commands(&mut self, now: Moment) {
@@ -309,7 +302,7 @@ impl Poll {
                 Command::AddUplink(id, tap) => self.add_uplink(Uplink::new(id, tap)),
                 Command::Install { snapshot, ports, uplinks } => {
                     self.switch.install(now, snapshot, &ports, &uplinks);
-                    self.unsettled_flows = self.switch.flow_count();
+                    self.upkeep.hurry(self.switch.flow_count());
                 }
                 Command::Listening { service, vm, listening } => {
                     self.switch.set_listening(now, &service, &vm, listening);

@@ -14,10 +14,13 @@ use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
 use std::slice;
 
-use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags, fallocate, flock};
+use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags, fallocate, flock, fstatfs};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// `f_type` of a tmpfs, and of a ramfs (statfs(2)).
+const MEMORY_FILE_SYSTEMS: [u64; 2] = [0x0102_1994, 0x8584_58f6];
 
 /// A fixed number of `T`, shared with the process that comes next. Used as a slice.
 ///
@@ -28,7 +31,7 @@ pub struct SharedTable<T> {
     entries: NonNull<T>,
     count: usize,
     /// Holds the lock for as long as the mapping lives.
-    _file: File,
+    file: File,
     _owns: PhantomData<T>,
 }
 
@@ -104,7 +107,16 @@ impl<T: FromBytes + IntoBytes + Immutable> SharedTable<T> {
         let map =
             unsafe { mmap(ptr::null_mut(), count * size_of::<T>(), protection, MapFlags::SHARED, &file, 0) };
         let entries = NonNull::new(map.map_err(io)?.cast()).expect("a mapping is never at address zero");
-        Ok(Self { entries, count, _file: file, _owns: PhantomData })
+        Ok(Self { entries, count, file, _owns: PhantomData })
+    }
+}
+
+impl<T> SharedTable<T> {
+    /// Whether the file lies in memory. One on a disk works, too, but stores to it wait now and then, for the system
+    /// notes each page that is to be written back.
+    #[must_use]
+    pub fn is_in_memory(&self) -> bool {
+        fstatfs(&self.file).is_ok_and(|system| MEMORY_FILE_SYSTEMS.contains(&(system.f_type as u64)))
     }
 }
 
@@ -195,6 +207,20 @@ mod tests {
 
         let table = SharedTable::<[u64; 8]>::create(&path.0, 100).unwrap();
         assert_eq!(table[99][7], 0);
+    }
+
+    #[test]
+    fn a_table_in_memory_is_told_from_one_on_a_disk() {
+        let in_memory = |dir: &str| {
+            let kind = rustix::fs::statfs(dir).map(|system| system.f_type as u64);
+            kind.is_ok_and(|kind| MEMORY_FILE_SYSTEMS.contains(&kind))
+        };
+        for dir in ["/dev/shm", "/proc/self/cwd"] {
+            let path = Scratch(format!("{dir}/platform-table-{}", std::process::id()).into());
+            if let Ok(table) = SharedTable::<u64>::create(&path.0, 4) {
+                assert_eq!(table.is_in_memory(), in_memory(dir), "{dir}");
+            }
+        }
     }
 
     #[test]

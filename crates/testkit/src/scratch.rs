@@ -10,6 +10,8 @@ use crate::remains::{remains, remove};
 
 /// A longer folder leaves too little of the 107 bytes that a socket's path may have.
 const BASE_BYTES_MAX: usize = 40;
+/// What daemons, machines and their logs may need: containers often have a `/dev/shm` of 64 MiB.
+const ROOM_BYTES_MIN: u64 = 2 << 30;
 /// Names tried before giving up; each taken one is another test of the same process.
 const NAMES_MAX: u32 = 1_000;
 
@@ -20,14 +22,22 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Makes one in the user's runtime directory, else in `/tmp`.
+    /// Makes one in the user's runtime directory, else in `/dev/shm` if that has room, else in `/tmp`: a flow table
+    /// belongs in memory.
     ///
     /// # Errors
-    /// When neither can be written to.
+    /// When it cannot be written to.
     pub fn new(name: &str) -> Result<Self> {
         let usable = |path: &PathBuf| path.is_dir() && path.as_os_str().len() <= BASE_BYTES_MAX;
         let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(usable);
-        let base = runtime.unwrap_or_else(|| "/tmp".into());
+        let roomy = |path: &PathBuf| {
+            rustix::fs::statvfs(path).is_ok_and(|system| {
+                system.f_bavail.saturating_mul(system.f_frsize) >= ROOM_BYTES_MIN
+                    && !system.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY)
+            })
+        };
+        let memory = || Some(PathBuf::from("/dev/shm")).filter(roomy);
+        let base = runtime.or_else(memory).unwrap_or_else(|| "/tmp".into());
         for number in 0..NAMES_MAX {
             let path = base.join(format!("meshvisor-{name}-{}-{number}", std::process::id()));
             let made =

@@ -25,6 +25,8 @@ pub(crate) struct Flow {
     pub judgement: Option<Arc<Judgement>>,
     /// The generation of that judgement.
     pub generation: Generation,
+    /// The epoch in which upkeep left it to its next frame, which can be asked about.
+    pub left_in_epoch: Option<u8>,
     /// Which endpoint of a service it was redirected to, while it is live; not known when adopted.
     pub served: Option<Served>,
     /// When it was opened, or adopted.

@@ -257,6 +257,7 @@ impl<S: FlowSlots> Switch<S> {
             judgement: Some(judgement),
             generation,
             opened,
+            left_in_epoch: None,
             served: None,
             mirror: None,
             rtt: None,

@@ -27,8 +27,7 @@ pub(crate) enum Conclusion {
 
 impl<S: FlowSlots> Switch<S> {
     /// Looks at up to `flows_max` flows, going on where the last call stopped, or at all if there are no
-    /// more: ends those that have been
-    /// idle for too long and judges those again that an older snapshot judged, unless an end must be
+    /// more: ends those that have been idle for too long and judges those again that an older snapshot judged, unless an end must be
     /// attributed first; those wait for their next frame.
     pub fn tick(&mut self, now: Moment, flows_max: usize) {
         self.now = now;
@@ -55,7 +54,8 @@ impl<S: FlowSlots> Switch<S> {
             return false;
         }
         let state = self.table.state(position);
-        if self.table.slot(index).epoch == self.epoch || state == FlowState::Reset {
+        let left = self.table.flow(position).left_in_epoch == Some(self.epoch);
+        if self.table.slot(index).epoch == self.epoch || left || state == FlowState::Reset {
             return true;
         }
         let Some(case) = self.known_case(position).filter(|_| state != FlowState::Refused) else {
@@ -63,6 +63,7 @@ impl<S: FlowSlots> Switch<S> {
             return false;
         };
         if case.missing() != model::Needs::default() {
+            self.table.flow_mut(position).left_in_epoch = Some(self.epoch);
             return true;
         }
         self.conclude(position, case) != Conclusion::Gone

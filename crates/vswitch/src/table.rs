@@ -134,6 +134,7 @@ impl<S: FlowSlots> FlowTable<S> {
                     judgement: None,
                     generation: model::Generation::default(),
                     opened: Moment::default(),
+                    left_in_epoch: None,
                     served: None,
                     mirror: None,
                     rtt: None,
@@ -379,6 +380,7 @@ impl<S: FlowSlots> FlowTable<S> {
 
     /// Marks both slots as judged in `epoch`.
     pub(crate) fn set_epoch(&mut self, position: usize, epoch: u8) {
+        self.flows[position].left_in_epoch = None;
         for index in members(&self.flows[position]) {
             self.slots.as_mut()[index].epoch = epoch;
         }
