@@ -13,11 +13,10 @@ const DEPTH_MAX: usize = 128;
 const NAME_BYTES_MAX: usize = 255;
 
 impl Core {
-    /// Path of the control group that a process is in.
-    pub(crate) fn task_cgroup(&self, task: Task) -> Result<String, Fault> {
+    /// The control group that a process is in.
+    pub(crate) fn task_cgroup(&self, task: Task) -> Result<Gva, Fault> {
         let css_set = self.reader.pointer(task.0.at(self.layout.task.cgroups))?;
-        let cgroup = self.reader.pointer(css_set.at(self.layout.css_set.dfl_cgrp))?;
-        self.cgroup_path(cgroup)
+        self.reader.pointer(css_set.at(self.layout.css_set.dfl_cgrp))
     }
 
     /// Path of a control group from the hierarchy's root.

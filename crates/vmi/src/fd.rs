@@ -17,13 +17,19 @@ const BLOCK_DESCRIPTORS: usize = 512;
 /// Most (process, descriptor) pairs of sockets told.
 const OWNERS_MAX: usize = 1 << 18;
 
+/// Where a process's files are.
+struct Descriptors {
+    /// The `files_struct`.
+    files: Gva,
+    /// Pointers to files, by descriptor.
+    array: Gva,
+    /// Room in the array.
+    count: u32,
+}
+
 impl Core {
-    /// Calls `each` with the number and file of every open descriptor of a process, until it breaks.
-    pub(crate) fn for_each_file<B>(
-        &self,
-        task: Task,
-        mut each: impl FnMut(u32, Gva) -> Result<ControlFlow<B>, Fault>,
-    ) -> Result<Option<B>, Fault> {
+    /// The descriptor table of a process; `None` if it has let go of it.
+    fn descriptors(&self, task: Task) -> Result<Option<Descriptors>, Fault> {
         let files = self.of_any_thread(task, self.layout.task.files)?;
         if files.is_null() {
             return Ok(None);
@@ -34,6 +40,25 @@ impl Core {
         if count > DESCRIPTORS_MAX {
             return Err(Fault::Inconsistent);
         }
+        Ok(Some(Descriptors { files, array, count }))
+    }
+
+    /// Calls `each` with the number and file of every open descriptor of a process, until it breaks.
+    pub(crate) fn for_each_file<B>(
+        &self,
+        task: Task,
+        each: impl FnMut(u32, Gva) -> Result<ControlFlow<B>, Fault>,
+    ) -> Result<Option<B>, Fault> {
+        let descriptors = self.descriptors(task)?;
+        descriptors.map_or(Ok(None), |descriptors| self.each_of(&descriptors, each))
+    }
+
+    fn each_of<B>(
+        &self,
+        descriptors: &Descriptors,
+        mut each: impl FnMut(u32, Gva) -> Result<ControlFlow<B>, Fault>,
+    ) -> Result<Option<B>, Fault> {
+        let &Descriptors { array, count, .. } = descriptors;
         let mut block = [0; BLOCK_DESCRIPTORS * 8];
         for start in (0..count).step_by(BLOCK_DESCRIPTORS) {
             let len = BLOCK_DESCRIPTORS.min((count - start) as usize);
@@ -54,10 +79,23 @@ impl Core {
 
     /// Whether a process holds `file` open.
     pub(crate) fn holds(&self, task: Task, file: Gva) -> Result<bool, Fault> {
-        let found = self.for_each_file(task, |_, held| {
+        let Some(descriptors) = self.descriptors(task)? else { return Ok(false) };
+        if self.latest(&descriptors) == Ok(Some(file)) {
+            return Ok(true);
+        }
+        let found = self.each_of(&descriptors, |_, held| {
             Ok(if held == file { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         })?;
         Ok(found.is_some())
+    }
+
+    /// The file that a process opened last, if it has closed none before it since: whoever has just made a
+    /// socket is found without a look at all the others.
+    fn latest(&self, descriptors: &Descriptors) -> Result<Option<Gva>, Fault> {
+        let Some(next_fd) = &self.layout.next_fd else { return Ok(None) };
+        let next = self.reader.u32(descriptors.files.at(next_fd.next))?;
+        let latest = next.checked_sub(1).filter(|latest| *latest < descriptors.count);
+        latest.map(|latest| self.reader.pointer(descriptors.array.element(latest.into(), 8))).transpose()
     }
 
     /// The network part of the socket that `file` is, if it is one.

@@ -130,6 +130,10 @@ offsets! {
     Files of "files_struct" { fdt: "fdt" }
 }
 offsets! {
+    /// Where a process's next descriptor is looked for.
+    NextFd of "files_struct" { next: "next_fd" }
+}
+offsets! {
     /// The array of a descriptor table.
     Fdtable of "fdtable" { max_fds: "max_fds", fd: "fd" }
 }
@@ -246,6 +250,7 @@ pub(crate) struct Layout {
     pub(crate) dentry: Dentry,
     pub(crate) mount: Mount,
     pub(crate) files: Files,
+    pub(crate) next_fd: Option<NextFd>,
     pub(crate) fdtable: Fdtable,
     pub(crate) socket: Socket,
     pub(crate) socket_alloc: SocketAlloc,
@@ -351,6 +356,7 @@ impl Layout {
             dentry: Dentry::resolve_each(types, gaps, paths),
             mount: Mount::resolve_each(types, gaps, paths),
             files: Files::resolve_each(types, gaps, owners),
+            next_fd: NextFd::resolve(types).ok(),
             fdtable: Fdtable::resolve_each(types, gaps, owners),
             socket: Socket::resolve_each(types, gaps, owners),
             socket_alloc: SocketAlloc::resolve_each(types, gaps, INODES),

@@ -79,8 +79,8 @@ impl Core {
         let mut attribution = Attribution {
             process: None,
             socket_uid: uid,
-            socket_user: uid.and_then(|uid| self.user_name(uid)),
-            socket_cgroup: self.sock_cgroup(sock).ok(),
+            socket_user: None,
+            socket_cgroup: None,
             socket_netns: common
                 .and_then(|common| self.netns_inode(common.net).ok())
                 .filter(|inode| *inode != 0),
@@ -96,20 +96,29 @@ impl Core {
             }
             (None, _) => None,
         };
+        let group = self.reader.pointer(sock.at(self.layout.sock.cgroup));
+        let mut own_group = None;
         if let Some((task, start_time_ns)) = file.map_or(Ok(None), |file| self.holder(memo, file))? {
             let process = self.process(task)?;
             if process.start_time_ns != start_time_ns {
                 return Err(Fault::Inconsistent);
             }
+            own_group = self.task_cgroup(task).ok();
             attribution.process = Some(process);
             attribution.confidence = found;
             attribution.unknown = None;
         }
+        // Mostly a process's sockets are its user's and its group's.
+        let process = attribution.process.as_ref();
+        attribution.socket_user = match process {
+            Some(process) if process.uid == uid => process.user.clone(),
+            _ => uid.and_then(|uid| self.user_name(uid)),
+        };
+        attribution.socket_cgroup = match (process, group) {
+            (Some(process), Ok(group)) if own_group == Some(group) => process.cgroup.clone(),
+            (_, group) => group.and_then(|group| self.cgroup_path(group)).ok(),
+        };
         Ok(attribution)
-    }
-
-    fn sock_cgroup(&self, sock: Gva) -> Result<String, Fault> {
-        self.cgroup_path(self.reader.pointer(sock.at(self.layout.sock.cgroup))?)
     }
 
     /// The file of a socket; `None` if no descriptor refers to it.

@@ -125,7 +125,7 @@ impl Core {
             exe: self.exe(task).ok().flatten(),
             uid,
             user: uid.and_then(|uid| self.user_name(uid)),
-            cgroup: self.task_cgroup(task).ok(),
+            cgroup: self.task_cgroup(task).and_then(|group| self.cgroup_path(group)).ok(),
         })
     }
 

@@ -507,6 +507,10 @@ impl Kernel {
         let (table, fdt, array) = (self.alloc(64), self.alloc(64), self.alloc(64));
         self.put(task, self.layout.task.files, table.0);
         self.put(table, self.layout.files.fdt, fdt.0);
+        if let Some(next_fd) = &self.layout.next_fd {
+            let next = next_fd.next;
+            self.put(table, next, 3 + files.len() as u64);
+        }
         self.put(fdt, self.layout.fdtable.max_fds, 8);
         self.put(fdt, self.layout.fdtable.fd, array.0);
         for (file, fd) in files.iter().zip(3..) {

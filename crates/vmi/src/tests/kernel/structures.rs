@@ -63,7 +63,7 @@ pub(super) const STRUCTURES: &[(&str, &[&str])] = &[
     ),
     ("vfsmount", &["mnt_root"]),
     ("mount", &["mnt_parent", "mnt_mountpoint", "mnt:vfsmount", "mnt_mounts/16", "mnt_child/16"]),
-    ("files_struct", &["count", "fdt"]),
+    ("files_struct", &["count", "fdt", "next_fd"]),
     ("fdtable", &["max_fds", "fd"]),
     ("socket", &["state", "file", "sk"]),
     ("inode", &["i_mode", "i_ino", "i_size", "i_mapping", "i_ctime_sec", "i_ctime_nsec"]),
