@@ -245,24 +245,33 @@ impl Poll {
 
     fn decide_one(&mut self, id: PortId, queue: &mut Queue, chain: &Chain<'_>, now: Moment) -> Decided {
         let mut verdict = match queue.held.take() {
-            None => {
-                let (frame, preview) = (&mut self.desk.frames[queue.next], &self.desk.previews[queue.next]);
-                self.switch.process_previewed(now, id, frame, preview, None)
-            }
+            None => self.process(id, queue.next, None, now),
             Some(held) => {
                 let Some(answers) = self.resume(held, queue.next) else { return Decided::Done(None) };
-                self.switch.process(now, id, &mut self.desk.frames[queue.next], Some(&answers))
+                self.preview(id, queue.next);
+                self.process(id, queue.next, Some(&answers), now)
             }
         };
         if verdict == Verdict::NeedMore {
-            let frame = &mut self.desk.frames[queue.next];
-            copy_head(frame, chain, HEAD_LEN_BYTES_MAX);
-            verdict = self.switch.process(now, id, frame, None);
+            copy_head(&mut self.desk.frames[queue.next], chain, HEAD_LEN_BYTES_MAX);
+            self.preview(id, queue.next);
+            verdict = self.process(id, queue.next, None, now);
         }
         match verdict {
             Verdict::Ask(question) => self.look(id, queue, chain, question, now),
             verdict => decided(&verdict),
         }
+    }
+
+    /// Works out what a frame of the batch says, once more because it is not what was read at first.
+    fn preview(&mut self, id: PortId, position: usize) {
+        self.switch.preview(id, &self.desk.frames[position], &mut self.desk.previews[position]);
+    }
+
+    /// Asks the switch about a frame of the batch.
+    fn process(&mut self, id: PortId, position: usize, answers: Option<&Answers>, now: Moment) -> Verdict {
+        let (frame, preview) = (&mut self.desk.frames[position], &self.desk.previews[position]);
+        self.switch.process_previewed(now, id, frame, preview, answers)
     }
 
     /// Looks for the process at once, which mostly suffices. Once for each guest and round, so that no guest takes
@@ -284,8 +293,7 @@ impl Poll {
         match self.wiring.introspection.glance(&question, descriptor) {
             Some(Outcome::Answers(answers)) => {
                 record(&mut self.lookups, super::now().since(started));
-                let frame = &mut self.desk.frames[queue.next];
-                let verdict = self.switch.process(now, id, frame, Some(&answers));
+                let verdict = self.process(id, queue.next, Some(&answers), now);
                 self.record_wait(now);
                 match verdict {
                     Verdict::Ask(question) => self.ask(id, queue, descriptor, question, now),

@@ -287,6 +287,18 @@ fn remembered_owner_that_let_go_or_changed_is_not_told() {
 }
 
 #[test]
+fn wrong_word_about_the_latest_descriptor_misleads_nobody() {
+    let mut kernel = kernel();
+    let next = kernel.layout.next_fd.as_ref().unwrap().next;
+    let files = Gva(kernel.read(kernel.at.shop.at(kernel.layout.task.files)));
+    for word in [0, 1, 4, 5, 6, 8, 9, u64::MAX] {
+        kernel.put(files, next, word);
+        let mut guest = Guest::attach(Changing::new(&kernel.ram)).unwrap();
+        assert_eq!(connection(&mut guest).process.unwrap().pid, 7, "next descriptor {word}");
+    }
+}
+
+#[test]
 fn remembered_process_that_has_ended_is_not_told_although_it_seems_to_hold_the_file() {
     let mut kernel = kernel();
     let memory = Changing::new(&kernel.ram);
