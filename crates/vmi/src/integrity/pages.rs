@@ -5,6 +5,9 @@
 //! does not know. Of any other, each line of 256 bytes has a hash; what the kernel rewrites by itself
 //! ([`super::sites`]) counts as empty where it is a form that belongs there, and a probe's breakpoint as the byte
 //! that it replaced. A page that differs is looked at again in each of the next calls.
+//!
+//! The first look may see what is only there for an instant, like the half of a probe. So what a page was counts only
+//! when a look in the next round sees the same.
 
 use std::collections::VecDeque;
 use std::hash::BuildHasher;
@@ -40,6 +43,9 @@ const JUMP: u8 = 0xe9;
 /// Bytes of a jump after the first.
 const JUMP_REST_BYTES: usize = 4;
 
+/// Looks at a page that may see something else each time before what it was last counts.
+const FIRST_LOOKS_MAX: u8 = 8;
+
 /// One page.
 #[derive(Clone, Default)]
 struct Page {
@@ -47,6 +53,23 @@ struct Page {
     right: Option<u64>,
     /// Those of its lines at first sight.
     lines: Option<[u64; LINES]>,
+    /// Looks that saw something else than the one before, until [`Page::is_settled`].
+    first_looks: u8,
+    is_settled: bool,
+}
+
+impl Page {
+    /// What the lines must be, now that they are these.
+    fn expected(&mut self, lines: [u64; LINES]) -> [u64; LINES] {
+        if !self.is_settled {
+            self.is_settled = self.lines == Some(lines) || self.first_looks == FIRST_LOOKS_MAX;
+        }
+        if !self.is_settled {
+            self.first_looks += 1;
+            self.lines = Some(lines);
+        }
+        *self.lines.get_or_insert(lines)
+    }
 }
 
 /// Pages that belong together.
@@ -158,7 +181,7 @@ impl Pages {
     }
 
     pub(super) fn coverage(&self) -> Coverage {
-        let known = |area: &Area| area.pages.iter().filter(|page| page.lines.is_some()).count();
+        let known = |area: &Area| area.pages.iter().filter(|page| page.is_settled).count();
         let pages_known = self.areas.iter().map(known).sum();
         Coverage { pages: self.count(), pages_known, rounds: self.rounds, views: 0 }
     }
@@ -277,9 +300,11 @@ impl Area {
         let Some(index) = self.index_of(page) else { return Ok(()) };
         let whole = key.hash_one(original);
         if self.pages[index].right == Some(whole) {
+            self.pages[index].is_settled = true;
             return Ok(());
         }
         let mut bytes = *original;
+        restore(&mut bytes, page, &core.replaced(layout, page)?);
         let Some(targets) = self.clear_sites(core, page, &mut bytes)? else { return Ok(()) };
         let before = suspects.len();
         for (site, target) in targets.into_iter().filter(|(_, target)| known.is_unknown(*target)) {
@@ -287,17 +312,9 @@ impl Area {
             suspects.push(found(FindingKind::FunctionHook, target, evidence));
         }
         let lines = hashes(key, &bytes);
-        let expected = *self.pages[index].lines.get_or_insert(lines);
-        if lines != expected {
-            bytes = *original;
-            restore(&mut bytes, page, &core.replaced(layout, page)?);
-            if self.clear_sites(core, page, &mut bytes)?.is_none() {
-                return Ok(());
-            }
-            let lines = hashes(key, &bytes);
-            let differ = (0..LINES).filter(|&line| lines[line] != expected[line]);
-            suspects.extend(differ.map(|line| self.differs(page, line, original)));
-        }
+        let expected = self.pages[index].expected(lines);
+        let differ = (0..LINES).filter(|&line| lines[line] != expected[line]);
+        suspects.extend(differ.map(|line| self.differs(page, line, original)));
         if suspects.len() == before {
             self.pages[index].right = Some(whole);
         }

@@ -114,6 +114,35 @@ fn changed_text_and_data_are_told_with_their_place() {
 }
 
 #[test]
+fn what_only_the_first_look_saw_is_not_what_was_there() {
+    let mut kernel = kernel();
+    let place = kernel.at.text.at(0x1234);
+    let original = kernel.read(place).to_le_bytes()[0];
+    let mut changing = |byte: u8| {
+        kernel.write(place, &[byte]);
+        kernel.ram.clone()
+    };
+    let live = Arc::new(Live(Mutex::new(changing(0xcc))));
+    let mut guest = Guest::attach(Arc::clone(&live) as Arc<dyn PhysicalMemory>).unwrap();
+    let mut now = Duration::ZERO;
+    let mut inspect = |guest: &mut Guest, rounds: u64| {
+        let until = guest.coverage().rounds + rounds;
+        while guest.coverage().rounds < until {
+            guest.inspect(now).unwrap();
+            now += Duration::from_millis(40);
+        }
+    };
+    inspect(&mut guest, 1);
+    assert_eq!(guest.coverage().pages_known, 0);
+    *live.0.lock().unwrap() = changing(original);
+    inspect(&mut guest, 100);
+    assert_eq!((guest.threats(), guest.coverage().pages_known), (vec![], 5));
+    *live.0.lock().unwrap() = changing(0xcc);
+    inspect(&mut guest, 100);
+    assert_eq!(kinds(&guest.threats()), [FindingKind::ModifiedText]);
+}
+
+#[test]
 fn static_key_may_be_switched_but_not_redirected() {
     let jump = |distance: u32| {
         let [a, b, c, d] = distance.to_le_bytes();
