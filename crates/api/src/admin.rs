@@ -23,8 +23,8 @@ pub use inside::{
     ProcessDetail, ProcessTime, RunQueue, SocketDetail, TcpCounters, ThreadTime, ToldBy,
 };
 pub use message::{
-    Confidence, ExplainedRule, Explanation, Flow, Introspection, IntrospectionState, Latency, Mode, Nic,
-    NicState, Party, PolicyStatus, PollStats, PortStatus, Process, RecordStats, Refusal, Request, Response,
-    Socket, SocketOwner, Status, UnknownReason, Verdict, Vm,
+    Confidence, ExplainedRule, Explanation, Flow, FlowService, Introspection, IntrospectionState, Latency,
+    Mode, Nic, NicState, Party, PolicyStatus, PollStats, PortStatus, Process, RecordStats, Refusal, Request,
+    Response, Socket, SocketOwner, Status, UnknownReason, Verdict, Vm,
 };
 pub use threats::{Certainty, Threat, Threats};

@@ -353,10 +353,9 @@ mod tests {
         event.record.responder.sent_bytes = 2000;
         let rule = |name: &str| RuleId(name.into());
         event.record.judgement = Some(Arc::new(Judgement {
-            action: Action::Allow,
-            decided_by: rule("acme/web-to-api"),
             matched: vec![rule("acme/web-to-api"), rule("acme/all")],
             audited: vec![(rule("acme/new"), Action::Deny)],
+            ..Judgement::new(Action::Allow, rule("acme/web-to-api"))
         }));
         event
     }

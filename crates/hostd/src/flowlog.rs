@@ -5,11 +5,12 @@
 //! [`WATCHER_QUEUED_MAX`] events behind, more are lost to that watcher alone.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
-use vswitch::{FlowChange, FlowEvent, FlowRecord};
+use vswitch::{FlowChange, FlowEnd, FlowEvent, FlowRecord};
 
 use crate::funnel::Funnel;
 
@@ -45,6 +46,9 @@ impl FlowLog {
             loop {
                 match events.recv_timeout(QUIET_MAX) {
                     Ok(event) => {
+                        if event.logged {
+                            write(&event);
+                        }
                         if let Some(export) = &mut export
                             && event.change != FlowChange::Opened
                         {
@@ -90,12 +94,36 @@ impl FlowLog {
     }
 }
 
+/// Writes an event that a rule wants in the daemon's log. What a guest calls itself is quoted.
+fn write(event: &FlowEvent) {
+    let FlowEvent { change, record, .. } = event;
+    let end = |end: &FlowEnd| end.nic.as_ref().map_or_else(|| "outside".to_owned(), |nic| nic.vm.to_string());
+    let process = record.initiator.attribution.as_ref().and_then(|is| is.process.as_ref());
+    let exe = process.map(|process| process.exe.as_ref().unwrap_or(&process.name));
+    let judgement = record.judgement.as_deref();
+    tracing::info!(
+        target: "flow",
+        %change,
+        protocol = %record.tuple.protocol,
+        source = %SocketAddr::new(record.tuple.source, record.tuple.source_port),
+        from = end(&record.initiator),
+        exe,
+        destination = %SocketAddr::new(record.tuple.destination, record.tuple.destination_port),
+        to = end(&record.responder),
+        decided_by = judgement.map(|judgement| tracing::field::display(&judgement.decided_by)),
+        sent_bytes = record.initiator.sent_bytes,
+        received_bytes = record.responder.sent_bytes,
+        flows = event.flows,
+        "flow of a rule that logs"
+    );
+}
+
 #[cfg(test)]
 pub mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
     use model::{FiveTuple, Generation, Moment, Protocol};
-    use vswitch::{FlowEnd, FlowState, PortId};
+    use vswitch::{FlowState, PortId};
 
     use super::*;
 
@@ -126,7 +154,7 @@ pub mod tests {
             last_seen: Moment(0),
             rtt: None,
         };
-        FlowEvent { at: Moment(0), change: FlowChange::Opened, record, flows: 1 }
+        FlowEvent { at: Moment(0), change: FlowChange::Opened, record, flows: 1, logged: false }
     }
 
     #[test]

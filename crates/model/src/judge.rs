@@ -4,7 +4,11 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::{Attribution, Directory, FiveTuple, Generation, Inventory, Name, OfferIndex, Sight, VmIndex};
+use crate::insertion::added;
+use crate::{
+    Attribution, Directory, FiveTuple, Generation, Insertion, Inventory, Name, OfferIndex, ServiceFlags,
+    Sight, VmIndex,
+};
 
 /// What a rule, or the default, does with a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -74,6 +78,35 @@ pub struct Judgement {
     pub matched: Vec<RuleId>,
     /// Rules in audit mode that matched, with what they would have done.
     pub audited: Vec<(RuleId, Action)>,
+    /// What rules that matched add to the flow, from the outermost level inwards, in order.
+    pub inserted: Vec<Arc<Insertion>>,
+    /// The service whose virtual address was called.
+    pub via: Option<RuleId>,
+}
+
+impl Judgement {
+    /// An action that something decided by itself.
+    #[must_use]
+    pub fn new(action: Action, decided_by: RuleId) -> Self {
+        let (matched, audited, inserted) = (Vec::new(), Vec::new(), Vec::new());
+        Self { action, decided_by, matched, audited, inserted, via: None }
+    }
+
+    /// The services of the flow: those that rules add, and those that came with the question.
+    #[must_use]
+    pub fn services(&self) -> ServiceFlags {
+        let looked_up = match self.via {
+            Some(_) => ServiceFlags::DISCOVERY | ServiceFlags::BALANCE,
+            None => ServiceFlags::NONE,
+        };
+        ServiceFlags::AUTHORIZE | looked_up | added(&self.inserted)
+    }
+
+    /// Who gets copies of the flow's frames: the first that a rule names.
+    #[must_use]
+    pub fn mirror(&self) -> Option<VmIndex> {
+        self.inserted.iter().find_map(|insertion| insertion.mirror)
+    }
 }
 
 /// Another machine that a flow goes to.
@@ -100,9 +133,10 @@ pub trait Judge: fmt::Debug + Send + Sync {
         None
     }
 
-    /// Which machine gets copies of the flow's frames.
-    fn mirror(&self, _query: &FlowQuery<'_>) -> Option<VmIndex> {
-        None
+    /// What rules add to the flow, from the outermost level inwards, in order. [`Judge::judge`] says it too; this is
+    /// for flows that policy does not decide about.
+    fn insert(&self, _query: &FlowQuery<'_>) -> Vec<Arc<Insertion>> {
+        Vec::new()
     }
 }
 
@@ -139,27 +173,31 @@ impl Snapshot {
         Needs { source: needs.source || unsure, ..needs }
     }
 
-    /// Decides: what does not exist for the source is refused, an infrastructure service is for everyone, and
-    /// policy decides about the rest.
+    /// Decides: what does not exist for the source is refused, an infrastructure service is for everyone whom no rule of
+    /// the infrastructure denies it, and policy decides about the rest.
     #[must_use]
     pub fn judge(&self, query: &FlowQuery<'_>, via: Option<OfferIndex>) -> Judgement {
         let tenant = |party: Party<'_>| party.vm.map(|vm| &self.inventory.vm(vm).id.tenant);
         let (source, destination) = (tenant(query.source), tenant(query.destination));
-        let decide = |action, decided_by| Judgement {
-            action,
-            decided_by: RuleId(decided_by),
-            matched: Vec::new(),
-            audited: Vec::new(),
-        };
-        match via {
+        let mut judgement = match via {
             _ if self.sight(query, via) != Sight::Seen => {
                 let tenant = source.or(destination).map_or("", Name::as_str);
-                decide(Action::Deny, format!("{tenant}/(visibility)").into())
+                Judgement::new(Action::Deny, RuleId(format!("{tenant}/(visibility)").into()))
             }
-            Some(offer) if source != destination => {
-                decide(Action::Allow, format!("{}/(service)", self.services.offer(offer).id).into())
-            }
+            Some(offer) if source != destination => self.judge_service(offer, query),
             _ => self.judge.judge(query),
-        }
+        };
+        judgement.via = via.map(|offer| self.services.offer(offer).id.clone());
+        judgement
+    }
+
+    /// Decides about a call to another tenant's service.
+    fn judge_service(&self, offer: OfferIndex, query: &FlowQuery<'_>) -> Judgement {
+        let inserted = self.judge.insert(query);
+        let (action, decided_by) = match inserted.iter().find(|insertion| insertion.denies) {
+            Some(denial) => (Action::Deny, denial.rule.clone()),
+            None => (Action::Allow, RuleId(format!("{}/(service)", self.services.offer(offer).id).into())),
+        };
+        Judgement { inserted, ..Judgement::new(action, decided_by) }
     }
 }

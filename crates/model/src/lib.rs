@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod identity;
+mod insertion;
 mod inventory;
 mod judge;
 mod name;
@@ -21,6 +22,7 @@ mod ranges;
 mod service;
 
 pub use identity::{Attribution, Confidence, Outcome, Process, UnknownReason};
+pub use insertion::{Insertion, ServiceFlags};
 pub use inventory::{Inventory, InventoryError, Nic, SocketMode, Tenant, Vm, VmIndex};
 pub use judge::{Action, Detour, FlowQuery, Judge, Judgement, Needs, Party, RuleId, Snapshot};
 pub use name::{Name, NameError, NicRef, VmRef};

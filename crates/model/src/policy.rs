@@ -9,7 +9,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::{Action, Cidr, Name, Outcome, Protocol, Service};
+use crate::{Action, Audience, Cidr, Name, Outcome, Protocol, Service};
 
 /// A pattern over paths and unit names: `*` stands for any run of characters, `/` included, `?` for
 /// any one character, every other character for itself.
@@ -320,21 +320,51 @@ pub struct AccessPolicy {
     pub to: Vec<Target>,
 }
 
-/// What is done with flows within one tenant beside letting them pass.
+/// What is done with flows beside letting them pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FlowPolicy {
-    /// The tenant that owns it, and the only one whose flows it sees.
+    /// The tenant that owns it.
     pub tenant: Name,
     /// Its name within the tenant.
     pub name: Name,
+    /// Whose flows it sees: everyone's, its tenant's, or those with an end in the application or subset.
+    pub audience: Audience,
+    /// Its place among the policies of its level, lowest first; those alike go by their files.
+    pub order: u32,
     /// Who opens the flow, as in an [`AccessPolicy`].
     pub from: Vec<Origin>,
     /// Whom the flow is for, likewise.
     pub to: Vec<Target>,
+    /// Whether such flows are denied, whatever an [`AccessPolicy`] says.
+    pub denies: bool,
     /// The machine that gets a copy of every frame, in both directions.
     pub mirror: Option<Name>,
     /// Where the flow goes instead. Who acts at its ends must not matter, for that is not known yet.
     pub redirect: Option<Redirect>,
+    /// Whether what happens to such flows is written to the log.
+    pub log: bool,
+}
+
+impl FlowPolicy {
+    /// The place of a policy that does not say its own.
+    pub const ORDER_DEFAULT: u32 = 1000;
+
+    /// A policy of the tenant about all of its flows, which does nothing.
+    #[must_use]
+    pub fn new(tenant: Name, name: Name) -> Self {
+        Self {
+            tenant,
+            name,
+            audience: Audience::Tenant,
+            order: Self::ORDER_DEFAULT,
+            from: Vec::new(),
+            to: Vec::new(),
+            denies: false,
+            mirror: None,
+            redirect: None,
+            log: false,
+        }
+    }
 }
 
 /// Another instance.

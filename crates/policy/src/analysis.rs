@@ -68,7 +68,13 @@ impl CompiledPolicy {
         let mut warnings = Vec::new();
         let mut pairs_left = PAIRS_MAX;
         let mut pairs_skipped = 0;
+        for rule in &self.infrastructure.rules {
+            selects_nothing(&rule.rule, &mut warnings);
+        }
         for tenant in &self.tenants {
+            for rule in &tenant.flow_rules.rules {
+                selects_nothing(&rule.rule, &mut warnings);
+            }
             for rule in &tenant.rules {
                 selects_nothing(rule, &mut warnings);
                 unknown_passes(tenant, rule, &mut warnings);

@@ -44,10 +44,11 @@ struct EndIndex {
 
 impl Classifier {
     /// Indexes rules, at most [`crate::rule_set::RULES_MAX`].
-    pub(crate) fn new(rules: &[Rule]) -> Self {
+    pub(crate) fn new<'a>(rules: impl Iterator<Item = &'a Rule>) -> Self {
+        let rules: Vec<&Rule> = rules.collect();
         let mut places: Box<[u32]> = (0..rules.len() as u32).collect();
-        places.sort_by_cached_key(|place| likeness(&rules[*place as usize]));
-        let numbered = || places.iter().map(|place| &rules[*place as usize]).enumerate();
+        places.sort_by_cached_key(|place| likeness(rules[*place as usize]));
+        let numbered = || places.iter().map(|place| rules[*place as usize]).enumerate();
         let mut ports: BTreeMap<Prefix, Vec<usize>> = BTreeMap::new();
         for (number, rule) in numbered() {
             for clause in &rule.to {

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use model::{
-    Action, Attribution, Cidr, Detour, FlowQuery, Mode, Needs, Outcome, Party, PortMatch, ProcessSelector,
-    Protocol, RuleId, VmIndex,
+    Action, Attribution, Cidr, FlowQuery, Mode, Needs, Outcome, Party, PortMatch, ProcessSelector, Protocol,
+    RuleId,
 };
 use wildmatch::WildMatch;
 
@@ -143,15 +143,6 @@ impl Clause {
     pub(crate) fn process_fits(&self, attribution: Option<&Attribution>) -> bool {
         self.process.as_ref().is_none_or(|process| process.matches(attribution))
     }
-}
-
-/// A flow policy, compiled.
-#[derive(Clone, Debug)]
-pub(crate) struct FlowRule {
-    /// Which flows; its action means nothing.
-    pub(crate) rule: Rule,
-    pub(crate) mirror: Option<VmIndex>,
-    pub(crate) detour: Option<Detour>,
 }
 
 /// An access policy, compiled.

@@ -5,13 +5,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use model::{
-    AccessPolicy, Action, Cidr, Detour, FlowPolicy, Inventory, Mode, Name, Origin, PolicySet, PortMatch,
-    RuleId, Service, Target, VmIndex, VmRef, VmSelector, Workload,
+    AccessPolicy, Action, Audience, Cidr, Detour, FlowPolicy, Insertion, Inventory, Level, Mode, Name,
+    Origin, PolicySet, PortMatch, RuleId, Service, ServiceFlags, Target, VmIndex, VmRef, VmSelector,
+    Workload,
 };
 
 use crate::bits::BitSet;
 use crate::classifier::Classifier;
-use crate::clause::{Clause, FlowRule, Peers, ProcessMatch, Rule, Selection};
+use crate::clause::{Clause, Peers, ProcessMatch, Rule, Selection};
+use crate::insertion::{FlowRule, FlowRules};
 use crate::judge::{CompiledPolicy, CompiledService, TenantRules, VmRules};
 use crate::rule_set::RULES_MAX;
 
@@ -57,9 +59,17 @@ pub enum CompileError {
     /// Where a flow goes is decided before it is known who acts at its ends.
     #[error("policy `{0}` redirects flows and names a process")]
     RedirectsProcess(RuleId),
-    /// A tenant has more policies than can be told apart in bounded memory.
-    #[error("tenant `{0}` has more than {RULES_MAX} access policies")]
-    TooMany(Name),
+    /// A policy of the infrastructure names what only its own tenant knows.
+    #[error("policy `{0}` is for all tenants and redirects flows or names an application or a service")]
+    NotForAll(RuleId),
+    /// There are more policies of one kind than can be told apart in bounded memory.
+    #[error("there are more than {RULES_MAX} {kind} of `{owner}`")]
+    TooMany {
+        /// Access or flow policies.
+        kind: &'static str,
+        /// The tenant whose they are, or the level.
+        owner: String,
+    },
     /// Two resources of one kind, tenant and name.
     #[error("{kind} `{tenant}/{name}` is defined twice")]
     Twice {
@@ -82,25 +92,22 @@ pub fn compile(inventory: &Inventory, policies: &PolicySet) -> Result<CompiledPo
     for policy in &policies.policies {
         let tenant = names.tenant(&policy.tenant, &policy.name)?;
         if rules[tenant].len() == RULES_MAX {
-            return Err(CompileError::TooMany(policy.tenant.clone()));
+            return Err(too_many("access policies", policy.tenant.as_str()));
         }
         rules[tenant].push(names.rule(policy)?);
     }
-    let mut flow_rules: Vec<Vec<FlowRule>> = inventory.tenants().iter().map(|_| Vec::new()).collect();
-    for policy in &policies.flow_policies {
-        flow_rules[names.tenant(&policy.tenant, &policy.name)?].push(names.flow_rule(policy)?);
-    }
+    let (infrastructure, flow_rules) = flow_rules(&mut names, inventory, policies)?;
     let tenants: Vec<TenantRules> = inventory
         .tenants()
         .iter()
         .zip(rules)
         .zip(flow_rules)
         .map(|((tenant, rules), flow_rules)| TenantRules {
-            flow_rules,
+            flow_rules: FlowRules::new(flow_rules),
             default_action: tenant.default_action,
             default_id: RuleId(format!("{}/default", tenant.name).into()),
             isolation_id: RuleId(format!("{}/(isolation)", tenant.name).into()),
-            classifier: Classifier::new(&rules),
+            classifier: Classifier::new(rules.iter()),
             rules,
         })
         .collect();
@@ -108,11 +115,38 @@ pub fn compile(inventory: &Inventory, policies: &PolicySet) -> Result<CompiledPo
         .vms()
         .map(|(_, vm)| VmRules { name: vm.id.to_string(), tenant: names.tenants[&vm.id.tenant] });
     let services = policies.services.iter().map(|service| {
-        let selected = names.vms(&service.tenant, &service.selector.vm);
+        let selected = names.vms(Some(&service.tenant), &service.selector.vm);
         let compiled = CompiledService { vms: selected.collect(), ports: service.ports.clone() };
         ((service.tenant.clone(), service.name.clone()), compiled)
     });
-    Ok(CompiledPolicy { vms: vms.collect(), services: services.collect(), tenants })
+    let infrastructure = FlowRules::new(infrastructure);
+    Ok(CompiledPolicy { vms: vms.collect(), services: services.collect(), tenants, infrastructure })
+}
+
+fn too_many(kind: &'static str, owner: &str) -> CompileError {
+    CompileError::TooMany { kind, owner: owner.to_owned() }
+}
+
+/// The flow policies of the infrastructure, and those of each tenant.
+fn flow_rules<'a>(
+    names: &mut Names<'a>,
+    inventory: &Inventory,
+    policies: &'a PolicySet,
+) -> Result<(Vec<FlowRule>, Vec<Vec<FlowRule>>), CompileError> {
+    let mut infrastructure = Vec::new();
+    let mut tenants: Vec<Vec<FlowRule>> = inventory.tenants().iter().map(|_| Vec::new()).collect();
+    for policy in &policies.flow_policies {
+        let tenant = names.tenant(&policy.tenant, &policy.name)?;
+        let (rules, owner) = match policy.audience {
+            Audience::Everyone => (&mut infrastructure, Level::Infrastructure.as_str()),
+            _ => (&mut tenants[tenant], policy.tenant.as_str()),
+        };
+        if rules.len() == RULES_MAX {
+            return Err(too_many("flow policies", owner));
+        }
+        rules.push(names.flow_rule(policy)?);
+    }
+    Ok((infrastructure, tenants))
 }
 
 /// What names stand for.
@@ -123,8 +157,8 @@ struct Names<'a> {
     services: HashMap<(&'a Name, &'a Name), &'a Service>,
     /// The machines of each tenant.
     machines: HashMap<&'a Name, Vec<VmIndex>>,
-    /// What selectors, by tenant, have been found to stand for.
-    selections: HashMap<(&'a Name, &'a VmSelector), Arc<Selection>>,
+    /// What selectors, by tenant, have been found to stand for; without one, among the machines of all.
+    selections: HashMap<(Option<&'a Name>, &'a VmSelector), Arc<Selection>>,
 }
 
 impl<'a> Names<'a> {
@@ -157,18 +191,21 @@ impl<'a> Names<'a> {
             .ok_or_else(|| CompileError::NoTenant { tenant: tenant.clone(), name: name.clone() })
     }
 
-    /// The tenant's machines that are selected.
-    fn vms(&self, tenant: &Name, selector: &VmSelector) -> impl Iterator<Item = VmIndex> {
+    /// The tenant's machines that are selected, or everyone's.
+    fn vms(&self, tenant: Option<&Name>, selector: &VmSelector) -> impl Iterator<Item = VmIndex> {
         // Most selectors name one machine; only the others have to look at all.
-        let find = |name: &Name| self.inventory.find(&VmRef { tenant: tenant.clone(), name: name.clone() });
-        let candidates = match &selector.name {
-            Some(name) => find(name).into_iter().collect(),
-            None => self.machines.get(tenant).cloned().unwrap_or_default(),
+        let candidates = match (tenant, &selector.name) {
+            (Some(tenant), Some(name)) => {
+                let id = VmRef { tenant: tenant.clone(), name: name.clone() };
+                self.inventory.find(&id).into_iter().collect()
+            }
+            (Some(tenant), None) => self.machines.get(tenant).cloned().unwrap_or_default(),
+            (None, _) => self.inventory.vms().map(|(index, _)| index).collect(),
         };
         candidates.into_iter().filter(|index| selector.selects(self.inventory.vm(*index)))
     }
 
-    fn select(&mut self, tenant: &'a Name, selector: &'a VmSelector) -> Arc<Selection> {
+    fn select(&mut self, tenant: Option<&'a Name>, selector: &'a VmSelector) -> Arc<Selection> {
         if let Some(known) = self.selections.get(&(tenant, selector)) {
             return Arc::clone(known);
         }
@@ -180,7 +217,7 @@ impl<'a> Names<'a> {
         selection
     }
 
-    fn clause(&mut self, tenant: &'a Name, workload: &'a Workload, ports: &[PortMatch]) -> Clause {
+    fn clause(&mut self, tenant: Option<&'a Name>, workload: &'a Workload, ports: &[PortMatch]) -> Clause {
         let process = workload.process.as_ref().map(ProcessMatch::new);
         Clause { peers: Peers::Machines(self.select(tenant, &workload.vm)), process, ports: ports.into() }
     }
@@ -199,13 +236,15 @@ impl<'a> Names<'a> {
 
     fn rule(&mut self, policy: &'a AccessPolicy) -> Result<Rule, CompileError> {
         let id = rule_id(&policy.tenant, &policy.name);
-        let (from, to) = self.clauses(&policy.tenant, &id, &policy.from, &policy.to)?;
+        let (from, to) = self.clauses((Some(&policy.tenant), &id), &policy.from, &policy.to)?;
         Ok(Rule::new(id, (policy.action, policy.mode), from.into(), to.into()))
     }
 
     fn flow_rule(&mut self, policy: &'a FlowPolicy) -> Result<FlowRule, CompileError> {
         let id = rule_id(&policy.tenant, &policy.name);
-        let (from, to) = self.clauses(&policy.tenant, &id, &policy.from, &policy.to)?;
+        let tenant = (policy.audience != Audience::Everyone).then_some(&policy.tenant);
+        let (from, to) = self.clauses((tenant, &id), &policy.from, &policy.to)?;
+        let scope = self.scope(policy, &id)?;
         let vm = |name: &Name| {
             let found = self.inventory.find(&VmRef { tenant: policy.tenant.clone(), name: name.clone() });
             found.ok_or_else(|| CompileError::NoMachine { policy: id.clone(), vm: name.clone() })
@@ -214,31 +253,58 @@ impl<'a> Names<'a> {
         let redirect = policy.redirect.as_ref();
         let detour = redirect.map(|redirect| Ok(Detour { vm: vm(&redirect.vm)?, l4_port: redirect.port }));
         let detour = detour.transpose()?;
-        let names_process = from.iter().chain(&to).any(|clause| clause.process.is_some());
+        let names_process = from.iter().chain(&to).chain(&scope).any(|clause| clause.process.is_some());
         if detour.is_some() && names_process {
             return Err(CompileError::RedirectsProcess(id));
         }
-        Ok(FlowRule {
-            rule: Rule::new(id, (Action::Allow, Mode::Audit), from.into(), to.into()),
+        if detour.is_some() && tenant.is_none() {
+            return Err(CompileError::NotForAll(id));
+        }
+        let services = [(policy.mirror.is_some(), ServiceFlags::MIRROR), (policy.log, ServiceFlags::LOG)];
+        let services = services.into_iter().filter(|(added, _)| *added);
+        let insertion = Insertion {
+            rule: id.clone(),
+            level: policy.audience.level(),
+            order: policy.order,
+            denies: policy.denies,
+            services: services.fold(ServiceFlags::NONE, |all, (_, flag)| all | flag),
             mirror,
+        };
+        let action = if policy.denies { Action::Deny } else { Action::Allow };
+        Ok(FlowRule {
+            rule: Rule::new(id, (action, Mode::Enforce), from.into(), to.into()),
+            scope: scope.into(),
+            insertion: Arc::new(insertion),
             detour,
         })
+    }
+
+    /// What one end of a flow must be for the policy to see it.
+    fn scope(&mut self, policy: &'a FlowPolicy, id: &RuleId) -> Result<Vec<Clause>, CompileError> {
+        let tenant = &policy.tenant;
+        let workloads = match &policy.audience {
+            Audience::Everyone | Audience::Tenant => Vec::new(),
+            Audience::Application(name) => vec![self.application(tenant, id, name)?],
+            Audience::Subset(name, subset) => vec![self.application(tenant, id, name)?, subset],
+        };
+        Ok(workloads.into_iter().map(|workload| self.clause(Some(tenant), workload, &[])).collect())
     }
 
     /// Both lists compiled; never empty.
     fn clauses(
         &mut self,
-        tenant: &'a Name,
-        policy: &RuleId,
+        (tenant, policy): (Option<&'a Name>, &RuleId),
         origins: &'a [Origin],
         targets: &'a [Target],
     ) -> Result<(Vec<Clause>, Vec<Clause>), CompileError> {
+        // What is said for all tenants has no tenant to look names up in.
+        let own = |tenant: Option<&'a Name>| tenant.ok_or_else(|| CompileError::NotForAll(policy.clone()));
         let mut from = Vec::with_capacity(origins.len().max(1));
         for origin in origins {
             from.push(match origin {
                 Origin::Workload(workload) => self.clause(tenant, workload, &[]),
                 Origin::Application(name) => {
-                    self.clause(tenant, self.application(tenant, policy, name)?, &[])
+                    self.clause(tenant, self.application(own(tenant)?, policy, name)?, &[])
                 }
                 Origin::Network(network) => network_clause(*network, &[]),
             });
@@ -248,11 +314,11 @@ impl<'a> Names<'a> {
             to.push(match target {
                 Target::Workload(workload, ports) => self.clause(tenant, workload, ports),
                 Target::Application(name, ports) => {
-                    self.clause(tenant, self.application(tenant, policy, name)?, ports)
+                    self.clause(tenant, self.application(own(tenant)?, policy, name)?, ports)
                 }
                 Target::Network(network, ports) => network_clause(*network, ports),
                 Target::Service(name) => {
-                    let service = self.service(tenant, policy, name)?;
+                    let service = self.service(own(tenant)?, policy, name)?;
                     self.clause(tenant, &service.selector, &service.ports)
                 }
             });

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Why: each rule of the tenant held against one flow, in words.
+//! Why: each rule that may speak for a flow held against it, in words.
 
 use std::fmt::{self, Display};
 
-use model::{Action, Attribution, FlowQuery, Mode, PortMatch, RuleId};
+use model::{Action, Attribution, FlowQuery, Insertion, Level, Mode, PortMatch, RuleId};
 
 use crate::clause::{Clause, End, Peers, Rule};
+use crate::insertion::FlowRule;
 use crate::judge::CompiledPolicy;
 
 /// One rule held against one flow.
@@ -13,10 +14,16 @@ use crate::judge::CompiledPolicy;
 pub struct RuleTrace {
     /// The rule.
     pub rule: RuleId,
-    /// What it does.
-    pub action: Action,
+    /// The level that it speaks for.
+    pub level: Level,
+    /// What it decides; nothing, if it only adds services.
+    pub action: Option<Action>,
     /// Whether it decides or only reports.
     pub mode: Mode,
+    /// The place of a flow policy among those of its level.
+    pub order: Option<u32>,
+    /// What a flow policy adds, in words.
+    pub adds: Vec<&'static str>,
     /// Whether it matches.
     pub matched: bool,
     /// What matched, or else which parts did not. May repeat the guest's own text, which whoever
@@ -25,12 +32,39 @@ pub struct RuleTrace {
 }
 
 impl CompiledPolicy {
-    /// Holds every rule of the tenant against a flow, in the order of their files. Between tenants
-    /// there is no rule to hold.
+    /// Holds every rule that may speak for a flow against it: from the infrastructure inwards, the flow policies of
+    /// a level in their order, the tenant's access policies behind those of its level, in the order of their files.
+    /// Between tenants there are only the infrastructure's.
     #[must_use]
     pub fn explain(&self, query: &FlowQuery<'_>) -> Vec<RuleTrace> {
-        let Some(tenant) = self.tenant_of(query) else { return Vec::new() };
-        tenant.rules.iter().map(|rule| self.trace(rule, query)).collect()
+        let tenant = self.tenant_of(query);
+        let own = tenant.map_or(&[][..], |tenant| &tenant.flow_rules.rules);
+        let inner = own.partition_point(|rule| rule.insertion.level <= Level::Tenant);
+        let (outer, inner) = own.split_at(inner);
+        let access = tenant.map_or(&[][..], |tenant| &tenant.rules);
+        let outer = self.infrastructure.rules.iter().chain(outer);
+        outer
+            .map(|rule| self.flow_trace(rule, query))
+            .chain(access.iter().map(|rule| self.trace(rule, query)))
+            .chain(inner.iter().map(|rule| self.flow_trace(rule, query)))
+            .collect()
+    }
+
+    fn flow_trace(&self, rule: &FlowRule, query: &FlowQuery<'_>) -> RuleTrace {
+        let Insertion { level, order, denies, services, .. } = *rule.insertion;
+        let mut trace = self.trace(&rule.rule, query);
+        if trace.matched && !rule.is_in_scope(query) {
+            trace.matched = false;
+            trace.why = format!("neither end belongs to what its {level} level is about");
+        }
+        let redirects = rule.detour.is_some().then_some("redirect");
+        RuleTrace {
+            level,
+            action: denies.then_some(Action::Deny),
+            order: Some(order),
+            adds: services.words().chain(redirects).collect(),
+            ..trace
+        }
     }
 
     fn trace(&self, rule: &Rule, query: &FlowQuery<'_>) -> RuleTrace {
@@ -42,7 +76,16 @@ impl CompiledPolicy {
             (Err(source), Err(destination)) => format!("{source}; {destination}"),
             (Err(miss), Ok(_)) | (Ok(_), Err(miss)) => miss,
         };
-        RuleTrace { rule: rule.id.clone(), action: rule.action, mode: rule.mode, matched, why }
+        RuleTrace {
+            rule: rule.id.clone(),
+            level: Level::Tenant,
+            action: Some(rule.action),
+            mode: rule.mode,
+            order: None,
+            adds: Vec::new(),
+            matched,
+            why,
+        }
     }
 
     /// Why the source matches, or why not.

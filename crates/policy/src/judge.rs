@@ -2,11 +2,16 @@
 //! Judging: from a flow to the rules that could match, from those to a verdict.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
-use model::{Action, Detour, FlowQuery, Judge, Judgement, Mode, Name, Needs, PortMatch, RuleId, VmIndex};
+use model::{
+    Action, Detour, FlowQuery, Insertion, Judge, Judgement, Level, Mode, Name, Needs, PortMatch, RuleId,
+    VmIndex,
+};
 
 use crate::classifier::Classifier;
-use crate::clause::{FlowRule, Rule};
+use crate::clause::Rule;
+use crate::insertion::FlowRules;
 
 /// Policies of all tenants, ready to judge. Meaningful only with the inventory it was compiled from.
 #[derive(Clone, Debug)]
@@ -15,6 +20,8 @@ pub struct CompiledPolicy {
     pub(crate) vms: Vec<VmRules>,
     pub(crate) tenants: Vec<TenantRules>,
     pub(crate) services: HashMap<(Name, Name), CompiledService>,
+    /// What is done with the flows of all tenants.
+    pub(crate) infrastructure: FlowRules,
 }
 
 /// A service with the machines that can offer it.
@@ -46,8 +53,8 @@ pub(crate) struct TenantRules {
     /// In the order of their files.
     pub(crate) rules: Vec<Rule>,
     pub(crate) classifier: Classifier,
-    /// What else is done with flows; the first that matches counts.
-    pub(crate) flow_rules: Vec<FlowRule>,
+    /// What else is done with its flows, below the infrastructure.
+    pub(crate) flow_rules: FlowRules,
 }
 
 impl CompiledPolicy {
@@ -94,21 +101,7 @@ impl CompiledPolicy {
 
     /// The answer to a flow between tenants.
     fn isolated(&self, source: VmIndex) -> Judgement {
-        let tenant = &self.tenants[self.vm(source).tenant];
-        Judgement {
-            action: Action::Deny,
-            decided_by: tenant.isolation_id.clone(),
-            matched: Vec::new(),
-            audited: Vec::new(),
-        }
-    }
-}
-
-impl CompiledPolicy {
-    /// What the first flow policy that says anything of the kind says about a flow.
-    fn treatment<T>(&self, query: &FlowQuery<'_>, say: impl Fn(&FlowRule) -> Option<T>) -> Option<T> {
-        let rules = &self.tenant_of(query)?.flow_rules;
-        rules.iter().find_map(|flow_rule| say(flow_rule).filter(|_| flow_rule.rule.matches(query)))
+        Judgement::new(Action::Deny, self.tenants[self.vm(source).tenant].isolation_id.clone())
     }
 }
 
@@ -116,12 +109,10 @@ impl CompiledPolicy {
 /// When a machine's position comes from another inventory, or neither end is a machine: a bug.
 impl Judge for CompiledPolicy {
     fn needs(&self, query: &FlowQuery<'_>) -> Needs {
-        let mut needs = Needs::default();
+        let mut needs = self.infrastructure.needs(query);
         let Some(tenant) = self.tenant_of(query) else { return needs };
-        let mirrors = tenant.flow_rules.iter().filter(|flow_rule| flow_rule.mirror.is_some());
-        let mirrors = mirrors.map(|flow_rule| &flow_rule.rule);
-        for rule in Self::candidates(tenant, query).chain(mirrors) {
-            let own = rule.needs(query);
+        let access = Self::candidates(tenant, query).map(|rule| rule.needs(query));
+        for own in access.chain(std::iter::once(tenant.flow_rules.needs(query))) {
             needs.source |= own.source;
             needs.destination |= own.destination;
         }
@@ -132,34 +123,42 @@ impl Judge for CompiledPolicy {
         let Some(tenant) = self.tenant_of(query) else {
             return self.isolated(query.source.vm.expect("ends of two tenants are machines"));
         };
-        let mut judgement = Judgement {
-            action: tenant.default_action,
-            decided_by: tenant.default_id.clone(),
-            matched: Vec::new(),
-            audited: Vec::new(),
-        };
-        let mut decided = None;
+        let mut judgement = Judgement::new(tenant.default_action, tenant.default_id.clone());
+        judgement.inserted = self.insert(query);
+        let denials = judgement.inserted.iter().filter(|insertion| insertion.denies);
+        // Where a denial comes among others: an access policy speaks for the tenant.
+        let mut denial = denials.clone().next().map(|denial| (denial.level, denial.rule.clone()));
+        judgement.matched = denials.map(|denial| denial.rule.clone()).collect();
+        let mut allowed = false;
         for rule in Self::candidates(tenant, query).filter(|rule| rule.holds(query)) {
-            match rule.mode {
-                Mode::Audit => judgement.audited.push((rule.id.clone(), rule.action)),
-                Mode::Enforce => {
+            match (rule.mode, rule.action) {
+                (Mode::Audit, action) => judgement.audited.push((rule.id.clone(), action)),
+                (Mode::Enforce, Action::Allow) => {
                     judgement.matched.push(rule.id.clone());
-                    if decided.is_none() || (decided == Some(Action::Allow) && rule.action == Action::Deny) {
-                        decided = Some(rule.action);
-                        judgement.action = rule.action;
-                        judgement.decided_by = rule.id.clone();
+                    if !std::mem::replace(&mut allowed, true) {
+                        (judgement.action, judgement.decided_by) = (Action::Allow, rule.id.clone());
+                    }
+                }
+                (Mode::Enforce, Action::Deny) => {
+                    judgement.matched.push(rule.id.clone());
+                    if denial.as_ref().is_none_or(|(level, _)| *level > Level::Tenant) {
+                        denial = Some((Level::Tenant, rule.id.clone()));
                     }
                 }
             }
+        }
+        if let Some((_, rule)) = denial {
+            (judgement.action, judgement.decided_by) = (Action::Deny, rule);
         }
         judgement
     }
 
     fn detour(&self, query: &FlowQuery<'_>) -> Option<Detour> {
-        self.treatment(query, |flow_rule| flow_rule.detour)
+        self.tenant_of(query)?.flow_rules.matching(query).find_map(|rule| rule.detour)
     }
 
-    fn mirror(&self, query: &FlowQuery<'_>) -> Option<VmIndex> {
-        self.treatment(query, |flow_rule| flow_rule.mirror)
+    fn insert(&self, query: &FlowQuery<'_>) -> Vec<Arc<Insertion>> {
+        let own = self.tenant_of(query).into_iter().flat_map(|tenant| tenant.flow_rules.matching(query));
+        self.infrastructure.matching(query).chain(own).map(|rule| Arc::clone(&rule.insertion)).collect()
     }
 }

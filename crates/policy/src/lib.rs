@@ -11,6 +11,11 @@
 //! 3. A matching Deny wins over every matching Allow; without either the tenant's default decides.
 //! 4. Policies in audit mode never decide; those that match are reported beside the verdict.
 //!
+//! **Flow policies** add services to flows, at four levels. All that match add what they add. They are taken from the
+//! infrastructure inwards, at each level by their order and then by their files; where a service can be had only
+//! once (a mirror, a redirection), the first counts. A matching one that denies wins over every Allow; of several
+//! Denies the first is named, access policies coming behind the flow policies of the tenant's level.
+//!
 //! **Unknown processes.** A selector that names a process matches only a process that is known: an
 //! *unknown* one matches neither an Allow nor a Deny that names a process. Where introspection knows
 //! the socket but not its process, `user`, `uid`, `unit` and `container` are matched against the socket's,
@@ -37,6 +42,7 @@ mod classifier;
 mod clause;
 mod compile;
 mod explain;
+mod insertion;
 mod judge;
 mod prefixes;
 mod rule_set;

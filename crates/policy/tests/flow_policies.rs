@@ -24,12 +24,9 @@ fn policy(name: &str, exe: Option<&str>) -> FlowPolicy {
     let api = VmSelector { name: Some("api".parse().unwrap()), ..VmSelector::default() };
     let port = PortMatch { ports: Some(80.into()), protocol: Protocol::Tcp };
     FlowPolicy {
-        tenant: "acme".parse().unwrap(),
-        name: name.parse().unwrap(),
         from: vec![Origin::Workload(Workload { process, ..Workload::default() })],
         to: vec![Target::Workload(Workload { vm: api, process: None }, vec![port])],
-        mirror: None,
-        redirect: None,
+        ..FlowPolicy::new("acme".parse().unwrap(), name.parse().unwrap())
     }
 }
 
@@ -83,9 +80,9 @@ fn mirroring_may_depend_on_who_calls_and_then_asks_for_it() {
             unknown: None,
             ..Attribution::unknown(UnknownReason::NoSocket)
         };
-        assert_eq!(policy.mirror(&query(80, Some(&caller))), mirror, "{exe}");
+        assert_eq!(policy.judge(&query(80, Some(&caller))).mirror(), mirror, "{exe}");
     }
-    assert_eq!(policy.mirror(&query(80, None)), None);
+    assert_eq!(policy.judge(&query(80, None)).mirror(), None);
     // What is done with a flow never decides whether it passes.
     assert_eq!(policy.judge(&query(80, None)).audited, []);
 }

@@ -35,6 +35,9 @@ pub struct SwitchConfig {
     pub errors_per_second_max: u32,
     /// Most denials of one port reported as events in a second. Default: 100. At zero none is reported.
     pub denials_per_second_max: u32,
+    /// Most events of flows that one port has opened that are marked to be logged in a second, where rules ask for that.
+    /// Default: 100. At zero none is.
+    pub logged_per_second_max: u32,
     /// How long a DHCP lease lasts, in whole seconds. Default: one hour.
     pub dhcp_lease: Duration,
     /// How long flows are remembered.
@@ -56,6 +59,7 @@ impl SwitchConfig {
             fragment_timeout: Duration::from_secs(5),
             errors_per_second_max: 100,
             denials_per_second_max: 100,
+            logged_per_second_max: 100,
             dhcp_lease: Duration::from_secs(3600),
             timeouts: Timeouts::default(),
         }

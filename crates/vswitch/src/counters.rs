@@ -38,6 +38,8 @@ pub struct Counters {
     pub emissions_lost: u64,
     /// Events that did not fit the queue or exceeded a port's rate.
     pub events_lost: u64,
+    /// Events that a rule wanted logged and that exceeded a port's rate.
+    pub log_lost: u64,
     drops: Drops,
 }
 

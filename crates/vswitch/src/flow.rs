@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What is known about a flow, and how it is told to others.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{Attribution, FiveTuple, Generation, Judgement, Moment, NicRef};
+use model::{Attribution, FiveTuple, Generation, Judgement, Moment, NicRef, ServiceFlags};
 use packet::TcpFlags;
 
 use crate::services::Served;
@@ -31,6 +32,8 @@ pub(crate) struct Flow {
     pub served: Option<Served>,
     /// When it was opened, or adopted.
     pub opened: Moment,
+    /// Which services it goes through.
+    pub services: ServiceFlags,
     /// Who gets copies of its frames.
     pub mirror: Option<PortId>,
     /// Round-trip time of its handshake, once that is complete.
@@ -91,6 +94,17 @@ pub enum FlowChange {
     Closed,
 }
 
+impl fmt::Display for FlowChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Opened => "opened",
+            Self::Denied => "denied",
+            Self::Reset => "reset",
+            Self::Closed => "closed",
+        })
+    }
+}
+
 /// Something that happened to a flow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FlowEvent {
@@ -102,4 +116,6 @@ pub struct FlowEvent {
     pub record: FlowRecord,
     /// How many flows alike this tells of: more than one only when whoever takes the events had to add them up.
     pub flows: u64,
+    /// Whether a rule wants it written to the log.
+    pub logged: bool,
 }

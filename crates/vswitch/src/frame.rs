@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use model::ServiceFlags;
 use packet::{Head, VnetHeader};
 
 /// A switch port: one network card of one machine.
@@ -39,6 +40,8 @@ pub struct Frame {
     pub head_len_bytes: usize,
     /// Length of the whole frame, from the Ethernet header on.
     pub total_len_bytes: usize,
+    /// Set by the switch: the services whose stages the frame goes through.
+    pub services: ServiceFlags,
     /// Set by the switch: where a copy of the frame goes, as it is forwarded.
     pub mirror: Option<PortId>,
 }
@@ -50,6 +53,7 @@ impl Default for Frame {
             head: [0; HEAD_LEN_BYTES_MAX],
             head_len_bytes: 0,
             total_len_bytes: 0,
+            services: ServiceFlags::NONE,
             mirror: None,
         }
     }

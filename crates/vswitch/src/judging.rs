@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use model::{
-    Action, Attribution, FiveTuple, FlowQuery, Judgement, Needs, OfferIndex, Party, Sight, Snapshot,
+    Attribution, FiveTuple, FlowQuery, Judgement, Needs, OfferIndex, Party, ServiceFlags, Sight, Snapshot,
 };
 use packet::emit::Unreachable;
 use packet::{TcpFlags, Transport, emit};
@@ -12,7 +12,7 @@ use packet::{TcpFlags, Transport, emit};
 use crate::flow::Flow;
 use crate::key::FlowKey;
 use crate::ports::Port;
-use crate::services::Served;
+use crate::stage::Opening;
 use crate::sweep::Conclusion;
 use crate::switch::Arrival;
 use crate::table::{Room, millisecond};
@@ -23,6 +23,9 @@ use crate::{
 
 /// Most flows evicted to make room for one: each direction may need one.
 const EVICTIONS_MAX: usize = 2;
+
+/// What the first frame of every flow goes through.
+const FIRST: ServiceFlags = ServiceFlags::union(&[ServiceFlags::DISCOVERY, ServiceFlags::AUTHORIZE]);
 
 /// A flow in question: both ends, and what is known about them.
 pub(crate) struct Case {
@@ -57,12 +60,12 @@ impl Case {
     }
 
     /// Whether what the flow is for exists for whoever opens it.
-    fn sight(&self) -> Sight {
+    pub(crate) fn sight(&self) -> Sight {
         self.snapshot.sight(&self.query(), self.via)
     }
 
     /// Whether whoever listens is the one that offers the service.
-    fn is_offered(&self) -> bool {
+    pub(crate) fn is_offered(&self) -> bool {
         let nobody = || Attribution::unknown(model::UnknownReason::NoSocket);
         let listens = |offer| match &self.destination_is {
             Some(listener) => self.snapshot.services.listens(offer, listener),
@@ -132,19 +135,12 @@ impl<S: FlowSlots> Switch<S> {
                 }
             }
         }
-        if case.sight() != Sight::Seen {
-            return self.refuse_unknown(arrival);
-        }
-        if let Some(served) = served.as_ref().filter(|_| !case.is_offered()) {
-            // Each time there is one endpoint less to choose from.
-            self.nobody_listens(served);
-            arrival.answers = None;
-            return self.open_flow(arrival, key, replaced);
-        }
-        let judgement = Arc::new(case.judge());
-        match judgement.action {
-            Action::Deny => self.deny(arrival, keys, case, judgement),
-            Action::Allow => self.admit(arrival, (keys, served), case, judgement, replaced),
+        let balanced = if served.is_some() { ServiceFlags::BALANCE } else { ServiceFlags::NONE };
+        arrival.frame.services = FIRST | balanced;
+        let mut opening = Opening { keys, served, case, replaced, judgement: None };
+        match self.open_stages(arrival, &mut opening) {
+            Some(verdict) => verdict,
+            None => self.admit(arrival, opening),
         }
     }
 
@@ -209,11 +205,9 @@ impl<S: FlowSlots> Switch<S> {
     fn admit(
         &mut self,
         arrival: &mut Arrival<'_>,
-        (keys, served): ((FlowKey, FlowKey), Option<Served>),
-        case: Case,
-        judgement: Arc<Judgement>,
-        replaced: Option<usize>,
+        Opening { keys, served, case, replaced, judgement }: Opening,
     ) -> Verdict {
+        let judgement = judgement.expect("every flow is authorized before it is admitted");
         if let Some(index) = replaced {
             self.end_flow(self.table.flow_at(index), FlowChange::Closed);
         }
@@ -226,7 +220,7 @@ impl<S: FlowSlots> Switch<S> {
             Transport::Tcp(_) => FlowState::SynSent,
             _ => FlowState::OneWay,
         };
-        let position = self.enter(keys, (at.0, Some(at.1)), state, (case, judgement));
+        let position = self.enter(keys, (at.0, Some(at.1)), state, (&case, judgement));
         if let Some(served) = served {
             self.serve(position, served);
         }
@@ -244,35 +238,29 @@ impl<S: FlowSlots> Switch<S> {
         keys: (FlowKey, FlowKey),
         at: (u32, Option<u32>),
         state: FlowState,
-        (case, judgement): (Case, Arc<Judgement>),
+        (case, judgement): (&Case, Arc<Judgement>),
     ) -> usize {
         let opened = self.now;
         let generation = case.snapshot.generation;
-        let mirror = self.collector(&case);
+        let compiled = Arc::clone(&judgement);
         let position = self.table.insert(keys, at, state, |initiator, responder| Flow {
             initiator,
             responder,
-            source: case.source_is,
-            destination: case.destination_is,
+            source: case.source_is.clone(),
+            destination: case.destination_is.clone(),
             judgement: Some(judgement),
             generation,
             opened,
             left_in_epoch: None,
             served: None,
+            services: ServiceFlags::NONE,
             mirror: None,
             rtt: None,
         });
         self.table.set_epoch(position, self.epoch);
-        self.table.set_mirror(position, mirror);
+        self.compile_stages(position, &compiled);
         self.table.touch(position, millisecond(opened));
         position
-    }
-
-    /// The port that gets copies of a flow's frames; never an end of it.
-    pub(crate) fn collector(&self, case: &Case) -> Option<PortId> {
-        let vm = case.snapshot.judge.mirror(&case.query())?;
-        let is_end = [case.source.vm(), case.destination.vm()].contains(&Some(vm));
-        self.ports.of_machine(vm).next().map(|(id, _)| id).filter(|_| !is_end)
     }
 
     /// Two free slots for both directions of a flow, if need be after evicting what matters least.
@@ -300,15 +288,15 @@ impl<S: FlowSlots> Switch<S> {
 
     /// Refuses a flow: TCP with a reset, anything else with an error, and remembers the latter for a while
     /// so that a stream of datagrams is not judged one by one.
-    fn deny(
+    pub(crate) fn deny(
         &mut self,
         arrival: &mut Arrival<'_>,
         keys: (FlowKey, FlowKey),
-        case: Case,
+        case: &Case,
         judgement: Arc<Judgement>,
     ) -> Verdict {
         self.counters.flows_denied += 1;
-        let record = self.denied_record(arrival, &keys, &case, &judgement);
+        let record = self.denied_record(arrival, &keys, case, &judgement);
         let rate = &mut self.states[usize::from(arrival.ingress.0)].denials;
         if rate.allows(self.now, self.config.denials_per_second_max) {
             self.report(FlowChange::Denied, record);

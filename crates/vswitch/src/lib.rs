@@ -10,12 +10,13 @@
 //! again. Frames that the switch makes itself are drained through [`Switch::emissions`].
 //!
 //! Invariants:
-//! - A frame leaves only towards a port of its sender's tenant or one that leads outside and that its tenant has a
-//!   network at, from its sender's own addresses, and only as part of a flow that the current generation of
+//! - A frame leaves only towards a port of its sender's tenant, one that leads outside and that its tenant has a
+//!   network at, one that offers its sender a service, or as a copy to the collector that a rule names, from its sender's own addresses, and only as part of a flow that the current generation of
 //!   policy has allowed.
 //! - A flow is two slots of the [`FlowSlots`], one per direction, each pointing at the other. Slots outlive
 //!   the process when the caller's memory does; what was known *about* a flow (identities, judgement) does
 //!   not, so an adopted flow is judged again before its next frame passes.
+//! - What else is done with a flow than forwarding it is done by stages whose flags policy has set; see [`stage`].
 //! - All tables, queues and loops are bounded; what did not fit is counted.
 //!
 //! Deliberately absent: clocks and sockets (time is an argument), threads, reassembly of fragments (each is
@@ -40,6 +41,7 @@ mod preview;
 mod rate;
 mod services;
 mod slot;
+mod stage;
 mod state;
 mod sweep;
 mod switch;

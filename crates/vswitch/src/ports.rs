@@ -158,6 +158,8 @@ pub(crate) struct PortState {
     pub errors: Rate,
     /// Denials of it that were reported.
     pub denials: Rate,
+    /// Events of flows it has opened that were marked to be logged.
+    pub logged: Rate,
     /// Which endpoints were chosen for frames of it that wait for answers.
     pub choices: Choices,
 }

@@ -39,10 +39,9 @@ const _: () = assert!(size_of::<FlowSlot>() == 64, "a slot is one cache line");
 const INITIATOR: u8 = 0x80;
 /// Set in the states of both slots of a flow whose packets leave under another tuple than they came in with.
 const TRANSLATED: u8 = 0x40;
-
-/// Set in the states of both slots of a flow whose frames are copied to a third port. That port is known to this
-/// process only, so it is not taken over.
-const MIRRORED: u8 = 0x20;
+/// Set in the states of both slots of a flow whose frames have stages to go through. Which, is known to this process
+/// only, so it is not taken over.
+const SERVED: u8 = 0x20;
 const STATE: u8 = 0x1f;
 
 /// What of `partner` is a position.
@@ -105,15 +104,16 @@ impl FlowSlot {
     /// Whether more is done with frames of this direction than forwarding them.
     #[inline]
     pub(crate) fn is_treated(&self) -> bool {
-        self.state & (TRANSLATED | MIRRORED) != 0
+        self.state & (TRANSLATED | SERVED) != 0
     }
 
-    pub(crate) fn is_mirrored(&self) -> bool {
-        self.state & MIRRORED != 0
+    /// Whether frames of this direction have stages to go through.
+    pub(crate) fn is_served(&self) -> bool {
+        self.state & SERVED != 0
     }
 
-    pub(crate) fn set_mirrored(&mut self, mirrored: bool) {
-        self.state = self.state & !MIRRORED | if mirrored { MIRRORED } else { 0 };
+    pub(crate) fn set_served(&mut self, served: bool) {
+        self.state = self.state & !SERVED | if served { SERVED } else { 0 };
     }
 
     #[inline]

@@ -81,8 +81,7 @@ impl<S: FlowSlots> Switch<S> {
     /// Judges a flow by the current snapshot and ends it if it is now denied.
     pub(crate) fn conclude(&mut self, position: usize, case: Case) -> Conclusion {
         let judgement = case.judge();
-        let mirror = self.collector(&case);
-        self.table.set_mirror(position, mirror);
+        self.compile_stages(position, &judgement);
         let action = judgement.action;
         let generation = self.snapshot.as_ref().map_or(model::Generation::default(), |s| s.generation);
         let flow = self.table.flow_mut(position);

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use model::{Moment, NicRef, Snapshot};
+use model::{Moment, NicRef, ServiceFlags, Snapshot};
 use packet::emit::{Link, Segment, Unreachable};
 use packet::{Addresses, Ethernet, Fragment, Ip, Network, ParseError, Tcp, TcpFlags, Transport, VnetHeader};
 use packet::{edit, emit};
@@ -150,7 +150,7 @@ impl<S: FlowSlots> Switch<S> {
         answers: Option<&Answers>,
     ) -> Verdict {
         self.now = now;
-        frame.mirror = None;
+        (frame.services, frame.mirror) = (ServiceFlags::NONE, None);
         let verdict = self.decide(ingress, frame, preview, answers);
         self.counters.note(&verdict, frame.total_len_bytes);
         verdict
@@ -389,11 +389,11 @@ impl<S: FlowSlots> Switch<S> {
         None
     }
 
-    /// Gives a packet of a translated flow the addresses and ports it leaves with, and has one of a mirrored flow
-    /// copied.
+    /// Gives a packet of a translated flow the addresses and ports it leaves with, and takes one of a flow with
+    /// services through its stages.
     fn treat(&self, arrival: &mut Arrival<'_>, slot: &FlowSlot, index: usize) {
-        if slot.is_mirrored() {
-            arrival.frame.mirror = self.table.flow(self.table.flow_at(index)).mirror;
+        if slot.is_served() {
+            self.leave_stages(self.table.flow_at(index), arrival.frame);
         }
         if slot.is_translated() {
             let (addresses, ports) = self.table.slot(slot.partner()).key.answered();
@@ -507,7 +507,9 @@ impl<S: FlowSlots> Switch<S> {
 
     /// Queues an event.
     pub(crate) fn report(&mut self, change: FlowChange, record: FlowRecord) {
-        if !self.outbox.report(FlowEvent { at: self.now, change, record, flows: 1 }) {
+        let mut event = FlowEvent { at: self.now, change, record, flows: 1, logged: false };
+        self.tell_stages(&mut event);
+        if !self.outbox.report(event) {
             self.counters.events_lost += 1;
         }
     }

@@ -14,13 +14,13 @@ use std::hash::Hasher as _;
 
 use foldhash::SharedSeed;
 use foldhash::quality::FoldHasher;
-use model::{Moment, Protocol};
+use model::{Moment, Protocol, ServiceFlags};
 use packet::{Tcp, TcpFlags};
 
 use crate::flow::Flow;
 use crate::key::FlowKey;
 use crate::tcp::{BothLimits, Ends, Limits, Progress, is_steady};
-use crate::{DropReason, FlowSlot, FlowSlots, FlowState, PortId};
+use crate::{DropReason, FlowSlot, FlowSlots, FlowState};
 
 /// Fewest slots a table can work with.
 pub const SLOTS_MIN: usize = WINDOW_SLOTS;
@@ -136,6 +136,7 @@ impl<S: FlowSlots> FlowTable<S> {
                     opened: Moment::default(),
                     left_in_epoch: None,
                     served: None,
+                    services: ServiceFlags::NONE,
                     mirror: None,
                     rtt: None,
                 };
@@ -143,7 +144,7 @@ impl<S: FlowSlots> FlowTable<S> {
                     table.tallies[member].move_to(table.flows.len() as u32);
                     table.tallies[member].limits = Limits::adopted(table.slot(peer).progress());
                     table.slot_mut(member).set_state(state);
-                    table.slot_mut(member).set_mirrored(false);
+                    table.slot_mut(member).set_served(false);
                     table.slot_mut(member).epoch = 0;
                 }
                 table.flows.push(flow);
@@ -386,12 +387,12 @@ impl<S: FlowSlots> FlowTable<S> {
         }
     }
 
-    /// Copies the flow's frames to a port from now on, or no longer.
-    pub(crate) fn set_mirror(&mut self, position: usize, mirror: Option<PortId>) {
+    /// Sets the flow's services, and whether its frames have stages to go through.
+    pub(crate) fn set_services(&mut self, position: usize, services: ServiceFlags, per_frame: bool) {
         let flow = &mut self.flows[position];
-        flow.mirror = mirror;
+        flow.services = services;
         for index in members(flow) {
-            self.slots.as_mut()[index].set_mirrored(mirror.is_some());
+            self.slots.as_mut()[index].set_served(per_frame);
         }
     }
 

@@ -242,6 +242,7 @@ mod tests {
             decided_by: "acme/default".into(),
             matched: vec![],
             audited: vec![],
+            services: vec![],
             generation: 1,
             state: "new".into(),
             packets: 1,

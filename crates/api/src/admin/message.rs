@@ -368,6 +368,9 @@ pub struct Flow {
     /// All rules in audit mode that matched.
     #[serde(default)]
     pub audited: Vec<String>,
+    /// The data-plane services that it goes through, in the order in which they run.
+    #[serde(default)]
+    pub services: Vec<FlowService>,
     /// The policy generation that decided.
     pub generation: u64,
     /// The connection tracker's word: `new`, `established`, `closing`, ...
@@ -391,6 +394,22 @@ impl Flow {
     pub const LISTED_MAX: usize = 4096;
 }
 
+/// A data-plane service of a flow and why the flow has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowService {
+    /// `discovery`, `balance`, `authorize`, `limit`, `mirror`, `log`, ...
+    pub service: String,
+    /// What set its flag: a flow policy, the rule or default that decided, or the service that was called.
+    pub rule: String,
+    /// The level that a flow policy speaks for.
+    #[serde(default)]
+    pub level: Option<String>,
+    /// A flow policy's place among those of its level, lowest first.
+    #[serde(default)]
+    pub order: Option<u32>,
+}
+
 /// Whether a rule decides or only reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -401,14 +420,23 @@ pub enum Mode {
     Audit,
 }
 
-/// One rule of the tenant and whether it applies to a flow.
+/// One rule that may speak for a flow, and whether it applies to it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExplainedRule {
     /// `tenant/name`.
     pub rule: String,
-    /// What it does.
-    pub action: Verdict,
+    /// The level that it speaks for: `infrastructure`, `tenant`, `application` or `instance`.
+    pub level: String,
+    /// A flow policy's place among those of its level, lowest first; absent for an access policy.
+    #[serde(default)]
+    pub order: Option<u32>,
+    /// What it decides; absent if it only adds something to the flow.
+    #[serde(default)]
+    pub action: Option<Verdict>,
+    /// What a flow policy adds: services, or `redirect`.
+    #[serde(default)]
+    pub adds: Vec<String>,
     /// Whether it decides or only reports.
     pub mode: Mode,
     /// Whether it matches the flow.
@@ -426,8 +454,11 @@ pub struct Explanation {
     pub flow: Option<Flow>,
     /// Whether the verdict is about a flow that was not seen as described.
     pub hypothetical: bool,
-    /// Each rule of the tenant.
+    /// Each rule that may speak for the flow, from the infrastructure inwards, in order.
     pub rules: Vec<ExplainedRule>,
+    /// The data-plane services that the flow goes, or would go, through.
+    #[serde(default)]
+    pub services: Vec<FlowService>,
     /// What is, or would be, decided.
     pub verdict: Verdict,
     /// The rule or default that decides.

@@ -89,7 +89,9 @@ impl<'a> Field<'a> {
 
     fn refuse_kind<T>(&self, expected: &str) -> Option<T> {
         let help = match self.node.value {
-            Value::Bool | Value::Integer(_) | Value::Float if expected == "text" => "put the value in quotes",
+            Value::Bool(_) | Value::Integer(_) | Value::Float if expected == "text" => {
+                "put the value in quotes"
+            }
             _ => "",
         };
         self.refuse(format!("expected {expected}, found {}", self.node.value.kind()), help)
@@ -133,6 +135,14 @@ impl<'a> Field<'a> {
             .ok()
             .filter(|_| (low..=high).contains(&number))
             .or_else(|| self.refuse(format!("{number} is out of range"), format!("use {low} to {high}")))
+    }
+
+    /// The value as true or false.
+    pub(super) fn boolean(&self) -> Option<bool> {
+        match self.node.value {
+            Value::Bool(value) => Some(value),
+            _ => self.refuse_kind("true or false"),
+        }
     }
 
     /// The value as a list of at most `max` items.

@@ -1,32 +1,74 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Flow policies.
 
-use model::{FlowPolicy, Name, Origin, Redirect, Target};
+use model::{Action, Audience, FlowPolicy, Name, Origin, Redirect, Target};
 
 use super::fields::{Field, Fields};
 use super::registry::Kind;
 use super::resources::{Metadata, Resources};
 use super::selectors::maybe;
 
+/// Greatest order.
+const ORDER_MAX: u32 = 1_000_000;
+
+/// What a policy can do.
+const EFFECTS: [&str; 4] = ["action", "mirror", "redirect", "log"];
+
+/// Services that a flow can have and this daemon cannot give, each with what it lacks. A policy that asks for one
+/// means it, so it is refused instead of ignored.
+const ABSENT: [(&str, &str); 4] = [
+    ("trace", "no stage for tracing"),
+    ("authenticate", "no stage for authentication"),
+    ("layer7", "no proxy for application protocols"),
+    ("encrypt", "no encryption between hosts"),
+];
+
 impl<'a> Resources<'a> {
     pub(super) fn flow_policy(&mut self, metadata: Metadata, spec: &mut Fields<'a>) -> Option<FlowPolicy> {
         let tenant = &metadata.tenant;
+        let level = spec.optional("level");
+        let audience = self.audience(tenant, spec, "instances");
+        let order = maybe(spec.optional("order"), |order| order.integer(0..=ORDER_MAX));
         let (from, to) = self.between(tenant, spec);
+        let action = maybe(spec.optional("action"), |action| action.one_of(&[("Deny", Action::Deny)]));
         let mirror = maybe(spec.optional("mirror"), |field| self.machine(tenant, field));
         let redirect_field = spec.optional("redirect");
         let redirect = maybe(redirect_field.clone(), |field| self.redirect(tenant, field));
-        if spec.given(&["mirror", "redirect"]).is_empty() {
-            return spec.owner().refuse("the policy does nothing", "give mirror, redirect or both");
+        let log = maybe(spec.optional("log"), Field::boolean);
+        let absent = absent(spec);
+        if absent.is_some() && spec.given(&EFFECTS).is_empty() {
+            let help = format!("give one or more of {}", EFFECTS.join(", "));
+            return spec.owner().refuse("the policy does nothing", help);
         }
-        let (from, to) = (from?, to?);
+        let (audience, from, to) = (audience?, from?, to?);
+        if let Some(field) = level.filter(|_| audience == Audience::Everyone) {
+            self.speaks_for_all(tenant, &field.place);
+            if redirect_field.is_some() || names_own(&from, &to) {
+                return field.refuse(
+                    "a policy for all tenants cannot redirect, nor name an application or a service",
+                    "those are a tenant's own; select by vm, process, cidr and ports",
+                );
+            }
+        }
         if let Some(field) = redirect_field.filter(|_| names_process(&from, &to)) {
             return field.refuse(
                 "flows of a process cannot be redirected",
                 "where a flow goes is decided before its process is known; select machines and ports only",
             );
         }
-        let (mirror, redirect) = (mirror?, redirect?);
-        Some(FlowPolicy { tenant: metadata.tenant, name: metadata.name, from, to, mirror, redirect })
+        absent?;
+        Some(FlowPolicy {
+            audience,
+            order: order?.unwrap_or(FlowPolicy::ORDER_DEFAULT),
+            from,
+            to,
+            denies: action?.is_some(),
+            mirror: mirror?,
+            redirect: redirect?,
+            log: log?.unwrap_or_default(),
+            tenant: metadata.tenant,
+            name: metadata.name,
+        })
     }
 
     fn machine(&mut self, tenant: &Name, field: &Field<'a>) -> Option<Name> {
@@ -45,6 +87,26 @@ impl<'a> Resources<'a> {
         fields.finish();
         Some(Redirect { vm: vm??, port: port? })
     }
+}
+
+/// Refuses services that are not built in; `None` if there was one.
+fn absent(spec: &mut Fields<'_>) -> Option<()> {
+    let mut found = Some(());
+    for (key, lack) in ABSENT {
+        if let Some(field) = spec.optional(key) {
+            found = field.refuse(
+                format!("this daemon cannot give flows the service `{key}`: it has {lack}"),
+                "leave the field out",
+            );
+        }
+    }
+    found
+}
+
+/// Whether an entry names what only the policy's own tenant has.
+fn names_own(from: &[Origin], to: &[Target]) -> bool {
+    from.iter().any(|origin| matches!(origin, Origin::Application(_)))
+        || to.iter().any(|to| matches!(to, Target::Application(..) | Target::Service(_)))
 }
 
 /// Whether an entry itself selects by process; applications and services are looked into when policy is compiled.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Documents into resources, kind by kind.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -50,6 +50,10 @@ pub(super) struct Resources<'a> {
     vms: Vec<Vm>,
     policies: PolicySet,
     networks: Vec<ExternalNetwork>,
+    /// Tenants that may speak for all others.
+    infrastructure: HashSet<Name>,
+    /// Where a tenant speaks for all others.
+    for_all: Vec<(Name, Place<'a>)>,
 }
 
 /// Who a resource is.
@@ -76,6 +80,8 @@ impl<'a> Resources<'a> {
             vms: Vec::new(),
             policies: PolicySet::default(),
             networks: Vec::new(),
+            infrastructure: HashSet::new(),
+            for_all: Vec::new(),
         }
     }
 
@@ -94,6 +100,7 @@ impl<'a> Resources<'a> {
         // Of a name that leads nowhere one cannot say so while a document is missing.
         if self.complete {
             self.registry.resolve();
+            self.check_speakers();
         }
         if !self.report.is_empty() {
             return None;
@@ -106,6 +113,22 @@ impl<'a> Resources<'a> {
                 let place = Place { file: Path::new("manifests"), at: At::default(), field: String::new() };
                 self.report.note(&place, error.to_string(), String::new());
                 None
+            }
+        }
+    }
+
+    /// Notes that a tenant speaks for all others, here.
+    pub(super) fn speaks_for_all(&mut self, tenant: &Name, place: &Place<'a>) {
+        self.for_all.push((tenant.clone(), place.clone()));
+    }
+
+    /// Refuses what a tenant says for all others without being their infrastructure.
+    fn check_speakers(&self) {
+        for (tenant, place) in &self.for_all {
+            if !self.infrastructure.contains(tenant) {
+                let reason = format!("tenant `{tenant}` may not write for the infrastructure");
+                let help = "set `infrastructure: true` in the tenant's own spec, or choose another level";
+                self.report.note(place, reason, help.to_owned());
             }
         }
     }
@@ -131,7 +154,7 @@ impl<'a> Resources<'a> {
         let mut fields = spec.fields()?;
         match kind {
             Kind::Tenant => {
-                let tenant = tenant(metadata, &mut fields);
+                let tenant = self.tenant(metadata, &mut fields);
                 self.tenants.extend(tenant);
             }
             Kind::VirtualMachine => {
@@ -189,6 +212,15 @@ impl<'a> Resources<'a> {
         let owner = (kind != Kind::Tenant).then(|| tenant.clone());
         self.registry.define(Id { kind, tenant: owner, name: name.clone() }, &name_field.place)?;
         Some(Metadata { tenant, name, labels: labels?.unwrap_or_default() })
+    }
+
+    fn tenant(&mut self, metadata: Metadata, spec: &mut Fields<'_>) -> Option<Tenant> {
+        let action = maybe(spec.optional("defaultAction"), |action| action.one_of(&ACTIONS));
+        let infrastructure = maybe(spec.optional("infrastructure"), Field::boolean);
+        if infrastructure?.unwrap_or(false) {
+            self.infrastructure.insert(metadata.name.clone());
+        }
+        Some(Tenant { name: metadata.name, default_action: action?.unwrap_or(Action::Deny) })
     }
 
     fn virtual_machine(&mut self, metadata: Metadata, spec: &mut Fields<'a>) -> Option<Vm> {
@@ -364,11 +396,6 @@ fn alone(fields: &Fields<'_>, key: &'static str, others: &[&'static str]) -> Opt
             "write two entries, or only one of them",
         ),
     }
-}
-
-fn tenant(metadata: Metadata, spec: &mut Fields<'_>) -> Option<Tenant> {
-    let action = maybe(spec.optional("defaultAction"), |action| action.one_of(&ACTIONS))?;
-    Some(Tenant { name: metadata.name, default_action: action.unwrap_or(Action::Deny) })
 }
 
 fn application(metadata: Metadata, spec: &mut Fields<'_>) -> Option<Application> {

@@ -37,7 +37,7 @@ impl<'a> Resources<'a> {
         let ports = spec.required("ports").and_then(|ports| selectors::ports(&ports, PortList::Offered));
         let hostname = maybe(spec.optional("hostname"), Field::parse::<Name>);
         let version = maybe(spec.optional("version"), version);
-        let audience = self.audience(&metadata.tenant, spec);
+        let audience = self.audience(&metadata.tenant, spec, "visibleTo");
         let addresses = maybe(spec.optional("addresses"), addresses);
         let balancing = maybe(spec.optional("balancing"), balancing);
         let service = Service::new(metadata.tenant, metadata.name, selector?, ports?);
@@ -51,11 +51,17 @@ impl<'a> Resources<'a> {
         })
     }
 
-    /// Reads the level and what belongs to it: an application for the inner two, a subset for the innermost.
-    fn audience(&mut self, tenant: &Name, spec: &mut Fields<'a>) -> Option<Audience> {
+    /// Reads the level and what belongs to it: an application for the inner two, and for the innermost a subset under
+    /// the name `subset_key`.
+    pub(super) fn audience(
+        &mut self,
+        tenant: &Name,
+        spec: &mut Fields<'a>,
+        subset_key: &'static str,
+    ) -> Option<Audience> {
         let level = maybe(spec.optional("level"), |level| level.one_of(&LEVELS));
         let application = self.reference(Kind::Application, tenant, spec.optional("application"));
-        let subset = maybe(spec.optional("visibleTo"), selectors::workload);
+        let subset = maybe(spec.optional(subset_key), selectors::workload);
         let level = level?.unwrap_or(Level::Tenant);
         match (level, application?, subset?) {
             (Level::Infrastructure, None, None) => Some(Audience::Everyone),
@@ -63,9 +69,11 @@ impl<'a> Resources<'a> {
             (Level::Application, Some(application), None) => Some(Audience::Application(application)),
             (Level::Instance, Some(application), Some(subset)) => Some(Audience::Subset(application, subset)),
             _ => spec.owner().refuse(
-                format!("`application` and `visibleTo` do not fit level `{level}`"),
-                "application level needs `application`, instance level needs `application` and `visibleTo`, \
-                 the outer levels need neither",
+                format!("`application` and `{subset_key}` do not fit level `{level}`"),
+                format!(
+                    "application level needs `application`, instance level needs `application` and \
+                     `{subset_key}`, the outer levels need neither"
+                ),
             ),
         }
     }

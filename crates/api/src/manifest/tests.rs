@@ -5,6 +5,8 @@ use model::{Action, Audience, Method, Mode, Origin, Outcome, PortRange, Protocol
 
 use super::*;
 
+mod flow_policies;
+
 const HEADER: &str = "apiVersion: meshvisor.dev/v1alpha1\n";
 
 /// A tenant and a machine that other documents can refer to: 12 lines.
@@ -46,30 +48,6 @@ fn check(text: &str, expected: &[(u32, u32, &str, &str)]) {
 fn check_after_base(document: &str, expected: &[(u32, u32, &str, &str)]) {
     let shifted: Vec<_> = expected.iter().map(|e| (e.0 + 12, e.1, e.2, e.3)).collect();
     check(&format!("{BASE}{document}"), &shifted);
-}
-
-#[test]
-fn flow_policies_load_and_their_mistakes_are_placed() {
-    let policy =
-        |spec: &str| format!("kind: FlowPolicy\nmetadata: {{name: watch, tenant: acme}}\nspec: {{{spec}}}\n");
-    let good = policy("to: [{ports: [{port: 80}]}], mirror: {vm: web}, redirect: {vm: web, port: 81}");
-    let manifests = load_text(&format!("{BASE}{good}")).unwrap();
-    let [flow_policy] = manifests.policies().flow_policies.as_slice() else { panic!("one policy") };
-    assert_eq!(flow_policy.redirect.as_ref().and_then(|redirect| redirect.port), Some(81));
-    assert_eq!(flow_policy.mirror.as_ref().map(model::Name::as_str), Some("web"));
-    assert_eq!(manifests.resources()["FlowPolicy"], 1);
-    for (spec, expected) in [
-        ("to: [{ports: [{port: 80}]}]", (3, 7, "spec", "does nothing")),
-        ("mirror: {vm: wob}", (3, 21, "spec.mirror.vm", "not defined")),
-        ("mirror: {}", (3, 16, "spec.mirror", "`vm` is missing")),
-        ("redirect: {vm: web, port: 0}", (3, 34, "spec.redirect.port", "1 to 65535")),
-        (
-            "from: [{process: {uid: 0}}], redirect: {vm: web}",
-            (3, 47, "spec.redirect", "before its process is known"),
-        ),
-    ] {
-        check_after_base(&policy(spec), &[expected]);
-    }
 }
 
 #[test]

@@ -3,9 +3,9 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use api::admin::{Flow, Latency, Party, Refusal, Socket, SocketOwner, Verdict};
+use api::admin::{Flow, FlowService, Latency, Party, Refusal, Socket, SocketOwner, Verdict};
 use hdrhistogram::Histogram;
-use model::{Moment, VmRef};
+use model::{Judgement, Moment, RuleId, ServiceFlags, VmRef};
 use vhost_port::Features;
 use vswitch::{FlowEnd, FlowRecord, FlowState};
 
@@ -39,6 +39,7 @@ pub fn flow(record: &FlowRecord, now: Moment) -> Flow {
         matched: judgement.map_or(Vec::new(), |j| j.matched.iter().map(ToString::to_string).collect()),
         audited: judgement
             .map_or(Vec::new(), |j| j.audited.iter().map(|(rule, _)| rule.to_string()).collect()),
+        services: judgement.map_or(Vec::new(), services),
         generation: record.generation.0,
         state: record.state.to_string(),
         packets: record.initiator.sent_frames + record.responder.sent_frames,
@@ -51,6 +52,29 @@ pub fn flow(record: &FlowRecord, now: Moment) -> Flow {
             _ => None,
         },
     }
+}
+
+/// The services of a flow with what set the flag of each, in the order in which they run.
+pub fn services(judgement: &Judgement) -> Vec<FlowService> {
+    let mut services = Vec::new();
+    for (flag, word) in ServiceFlags::ALL {
+        let mut add = |rule: &RuleId, place: Option<(model::Level, u32)>| {
+            let (level, order) = place.unzip();
+            let level = level.map(|level| level.to_string());
+            services.push(FlowService { service: word.to_owned(), rule: rule.to_string(), level, order });
+        };
+        match flag {
+            ServiceFlags::DISCOVERY | ServiceFlags::BALANCE => {
+                judgement.via.iter().for_each(|service| add(service, None));
+            }
+            ServiceFlags::AUTHORIZE => add(&judgement.decided_by, None),
+            _ => {}
+        }
+        for insertion in judgement.inserted.iter().filter(|insertion| insertion.services.has(flag)) {
+            add(&insertion.rule, Some((insertion.level, insertion.order)));
+        }
+    }
+    services
 }
 
 /// A number for the flow: the same each time it is shown, small enough for every JSON reader (53 bits).

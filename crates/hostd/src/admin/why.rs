@@ -113,7 +113,10 @@ impl WhyQuestion {
         let judgement = published.snapshot.judge(&query, self.via);
         let rules = published.policy.explain(&query).into_iter().map(|trace| ExplainedRule {
             rule: trace.rule.to_string(),
-            action: trace.action.into(),
+            level: trace.level.to_string(),
+            order: trace.order,
+            action: trace.action.map(Into::into),
+            adds: trace.adds.into_iter().map(str::to_owned).collect(),
             mode: match trace.mode {
                 model::Mode::Enforce => Mode::Enforce,
                 model::Mode::Audit => Mode::Audit,
@@ -125,6 +128,7 @@ impl WhyQuestion {
             hypothetical: seen.is_none(),
             flow: seen.map(|record| view::flow(&record, crate::poll::now())),
             rules: rules.collect(),
+            services: view::services(&judgement),
             verdict: judgement.action.into(),
             decided_by: judgement.decided_by.to_string(),
             generation: published.snapshot.generation.0,

@@ -73,6 +73,8 @@ section!("flows", RawFlows => Limits {
     errors_per_second_max = 100 in 0..=1000000,
     /// Denials of one port told in a second; more are only counted
     denials_per_second_max = 100 in 0..=1000000,
+    /// Events of one port's flows written to the log in a second, where a flow policy says `log: true`
+    logged_per_second_max = 100 in 0..=1000000,
 } timeouts: RawTimeouts);
 
 section!("flows.timeouts", RawTimeouts => Seconds {
@@ -138,6 +140,7 @@ impl Flows {
             fragment_timeout: Duration::from_millis(limits.fragment_timeout_ms),
             errors_per_second_max: limits.errors_per_second_max as u32,
             denials_per_second_max: limits.denials_per_second_max as u32,
+            logged_per_second_max: limits.logged_per_second_max as u32,
             timeouts: Timeouts {
                 handshake: Duration::from_secs(timeouts.handshake_s),
                 established: Duration::from_secs(timeouts.established_s),

@@ -407,7 +407,7 @@ fn decided(verdict: &Verdict) -> Decided {
 
 /// Copies the virtio-net header and the start of the frame into private memory.
 fn copy_head(frame: &mut Frame, chain: &Chain<'_>, head_bytes: usize) {
-    let Frame { vnet, head, head_len_bytes, total_len_bytes, mirror: _ } = frame;
+    let Frame { vnet, head, head_len_bytes, total_len_bytes, services: _, mirror: _ } = frame;
     *vnet = VnetHeader::from_bytes(chain.header());
     *total_len_bytes = chain.len_bytes() - VNET_HEADER_BYTES;
     *head_len_bytes = (*total_len_bytes).min(head_bytes);

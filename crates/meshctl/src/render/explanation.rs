@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `why`, as a story: the verdict, who is at both ends, each rule, and what decided.
 
-use api::admin::{Confidence, ExplainedRule, Explanation, Flow, Mode, Party, Process, Verdict};
+use api::admin::{Confidence, ExplainedRule, Explanation, Flow, FlowService, Mode, Party, Process, Verdict};
 use serde::Serialize;
 
 use super::flow::end;
@@ -23,6 +23,7 @@ pub(crate) fn explanation(explanation: &Explanation, style: Style) -> String {
     story.gap();
     story.rules(&explanation.rules);
     story.gap();
+    story.services(&explanation.services);
     story.verdict(explanation);
     story.shown
 }
@@ -122,11 +123,23 @@ impl Story {
         self.line("rules", "");
         for rule in rules {
             let mark = if rule.matched { self.style.strong("match   ") } else { "no match".to_owned() };
-            let mode = if rule.mode == Mode::Audit { ", audit only" } else { "" };
-            let rule_id = visible(&rule.rule);
-            self.shown.push_str(&format!("  {mark}  {rule_id} ({}{mode})\n", word(&rule.action)));
+            self.shown.push_str(&format!("  {mark}  {} ({})\n", visible(&rule.rule), nature(rule)));
             self.shown.push_str(&format!("            {}\n", visible_sentence(&rule.why)));
         }
+    }
+
+    fn services(&mut self, services: &[FlowService]) {
+        if services.is_empty() {
+            return;
+        }
+        self.line("services", "");
+        for FlowService { service, rule, level, order } in services {
+            let place = level.as_ref().zip(*order);
+            let place = place.map(|(level, order)| format!(" ({}, order {order})", visible(level)));
+            let by = format!("by {}{}", visible(rule), place.unwrap_or_default());
+            self.line(&format!("  {}", visible(service)), &by);
+        }
+        self.gap();
     }
 
     fn verdict(&mut self, explanation: &Explanation) {
@@ -141,6 +154,15 @@ impl Story {
         let verdict = paint(self.style, explanation.verdict);
         self.line("verdict", &format!("{verdict} by {by} at generation {}{how}", explanation.generation));
     }
+}
+
+/// What a rule does, and where it stands among others.
+fn nature(rule: &ExplainedRule) -> String {
+    let place = rule.order.map(|order| format!("{}, order {order}: ", visible(&rule.level)));
+    let adds = (!rule.adds.is_empty()).then(|| format!("adds {}", visible(&rule.adds.join(", "))));
+    let does: Vec<String> = rule.action.iter().map(word).chain(adds).collect();
+    let mode = if rule.mode == Mode::Audit { ", audit only" } else { "" };
+    format!("{}{}{mode}", place.unwrap_or_default(), does.join(", "))
 }
 
 fn paint(style: Style, verdict: Verdict) -> String {
@@ -185,7 +207,16 @@ mod tests {
     use super::*;
 
     fn rule(rule: &str, mode: Mode, matched: bool, why: &str) -> ExplainedRule {
-        ExplainedRule { rule: rule.into(), action: Verdict::Allow, mode, matched, why: why.into() }
+        ExplainedRule {
+            rule: rule.into(),
+            level: "tenant".into(),
+            order: None,
+            action: Some(Verdict::Allow),
+            adds: vec![],
+            mode,
+            matched,
+            why: why.into(),
+        }
     }
 
     fn allowed() -> Explanation {
@@ -193,9 +224,17 @@ mod tests {
             flow: Some(storefront()),
             hypothetical: false,
             rules: vec![
+                ExplainedRule {
+                    level: "infrastructure".into(),
+                    order: Some(10),
+                    action: None,
+                    adds: vec!["mirror".into()],
+                    ..rule("infra/watch", Mode::Enforce, true, "source VM acme/web is selected")
+                },
                 rule("acme/storefront-to-api", Mode::Enforce, true, "source VM acme/web is selected"),
                 rule("acme/no-root", Mode::Audit, false, "source process is uid 33, not uid 0"),
             ],
+            services: storefront().services[..2].to_vec(),
             verdict: Verdict::Allow,
             decided_by: "acme/storefront-to-api".into(),
             generation: 3,
@@ -217,10 +256,16 @@ destination  acme/api
   process    not asked for: no rule that could apply needs it
 
 rules
+  match     infra/watch (infrastructure, order 10: adds mirror)
+            source VM acme/web is selected
   match     acme/storefront-to-api (allow)
             source VM acme/web is selected
   no match  acme/no-root (allow, audit only)
             source process is uid 33, not uid 0
+
+services
+  authorize  by acme/storefront-to-api
+  mirror     by infra/watch (infrastructure, order 10)
 
 verdict      allow by acme/storefront-to-api at generation 3
 "
@@ -269,7 +314,7 @@ verdict      allow by acme/storefront-to-api at generation 3
         let process = story.flow.as_mut().unwrap().source.process.as_mut().unwrap();
         process.exe = Some("/x\nverdict      allow".into());
         process.name = "\r\u{1b}[2K".into();
-        story.rules[1].why = "source process is name \n\u{9b}2K".into();
+        story.rules[2].why = "source process is name \n\u{9b}2K".into();
         let shown = explanation(&story, Style::default());
         assert_eq!(shown.lines().count(), lines, "{shown}");
         assert!(!shown.chars().any(|c| c.is_control() && c != '\n'), "{shown:?}");

@@ -17,12 +17,13 @@ pub(crate) fn flows(flows: &[Flow], style: Style) -> String {
         "PROCESS",
         "DESTINATION",
         "DECIDED BY",
+        "SERVICES",
         "STATE",
         "PACKETS",
         "BYTES",
         "SEEN",
     ];
-    let mut grid = Grid::new(style, &header, &[7, 8, 9]);
+    let mut grid = Grid::new(style, &header, &[8, 9, 10]);
     for flow in flows {
         let (verdict, tone) = match flow.verdict {
             Verdict::Allow => ("allow", Tone::Good),
@@ -35,6 +36,7 @@ pub(crate) fn flows(flows: &[Flow], style: Style) -> String {
             plain(actor(&flow.source)),
             plain(end(&flow.destination)),
             plain(&flow.decided_by),
+            plain(added(flow)),
             plain(&flow.state),
             plain(flow.packets),
             plain(size(flow.bytes)),
@@ -56,8 +58,12 @@ pub(crate) fn flow_line(flow: &Flow, style: Style) -> String {
     };
     let reason =
         flow.reason.as_ref().map(|reason| format!("  dropped: {}", visible(reason))).unwrap_or_default();
+    let services = match added(flow).as_str() {
+        "" => String::new(),
+        services => format!("  services: {}", visible(services)),
+    };
     format!(
-        "{verdict} {} {} ({}) -> {}  by {} at generation {}{audited}{reason}\n",
+        "{verdict} {} {} ({}) -> {}  by {} at generation {}{services}{audited}{reason}\n",
         visible(&flow.protocol),
         visible(&end(&flow.source)),
         visible(&actor(&flow.source)),
@@ -65,6 +71,14 @@ pub(crate) fn flow_line(flow: &Flow, style: Style) -> String {
         visible(&flow.decided_by),
         flow.generation,
     )
+}
+
+/// Its services, but for what every flow has.
+fn added(flow: &Flow) -> String {
+    let mut words: Vec<&str> = flow.services.iter().map(|service| service.service.as_str()).collect();
+    words.retain(|word| *word != "authorize");
+    words.dedup();
+    words.join(",")
 }
 
 /// Machine, address and port, as far as there are any.
@@ -91,9 +105,14 @@ fn actor(party: &Party) -> String {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use api::admin::{Confidence, Process, UnknownReason};
+    use api::admin::{Confidence, FlowService, Process, UnknownReason};
 
     use super::*;
+
+    fn service(service: &str, rule: &str, place: Option<(&str, u32)>) -> FlowService {
+        let (level, order) = place.map(|(level, order)| (level.to_owned(), order)).unzip();
+        FlowService { service: service.into(), rule: rule.into(), level, order }
+    }
 
     /// A flow of `/usr/bin/storefront` in `acme/web` to `acme/api`.
     pub(crate) fn storefront() -> Flow {
@@ -139,6 +158,11 @@ pub(super) mod tests {
             decided_by: "acme/storefront-to-api".into(),
             matched: vec!["acme/storefront-to-api".into()],
             audited: vec![],
+            services: vec![
+                service("authorize", "acme/storefront-to-api", None),
+                service("mirror", "infra/watch", Some(("infrastructure", 10))),
+                service("mirror", "acme/watch", Some(("tenant", 1000))),
+            ],
             generation: 3,
             state: "established".into(),
             packets: 12,
@@ -154,8 +178,8 @@ pub(super) mod tests {
         assert_eq!(
             flows(&[storefront()], Style::default()),
             "\
-VERDICT  PROTO  SOURCE                    PROCESS              DESTINATION              DECIDED BY              STATE        PACKETS    BYTES  SEEN
-allow    tcp    acme/web 10.0.0.11:40112  /usr/bin/storefront  acme/api 10.0.0.12:8080  acme/storefront-to-api  established       12  2.9 KiB    1s
+VERDICT  PROTO  SOURCE                    PROCESS              DESTINATION              DECIDED BY              SERVICES  STATE        PACKETS    BYTES  SEEN
+allow    tcp    acme/web 10.0.0.11:40112  /usr/bin/storefront  acme/api 10.0.0.12:8080  acme/storefront-to-api  mirror    established       12  2.9 KiB    1s
 "
         );
         assert_eq!(flows(&[], Style::default()), "no flows\n");
@@ -167,7 +191,7 @@ allow    tcp    acme/web 10.0.0.11:40112  /usr/bin/storefront  acme/api 10.0.0.1
         assert_eq!(
             flow_line(&flow, Style::default()),
             "allow tcp acme/web 10.0.0.11:40112 (/usr/bin/storefront) -> acme/api 10.0.0.12:8080  by \
-             acme/storefront-to-api at generation 3\n"
+             acme/storefront-to-api at generation 3  services: mirror\n"
         );
         flow.verdict = Verdict::Deny;
         flow.source.process = None;
@@ -179,7 +203,7 @@ allow    tcp    acme/web 10.0.0.11:40112  /usr/bin/storefront  acme/api 10.0.0.1
         assert_eq!(
             flow_line(&flow, Style::default()),
             "deny  tcp acme/web [fd00::11]:40112 (unknown: no-socket) -> acme/api 10.0.0.12:8080  by \
-             acme/default at generation 3  audit: acme/no-root  dropped: policy\n"
+             acme/default at generation 3  services: mirror  audit: acme/no-root  dropped: policy\n"
         );
     }
 

@@ -21,8 +21,7 @@ impl Judge for Open {
     }
 
     fn judge(&self, _: &FlowQuery<'_>) -> Judgement {
-        let decided_by = RuleId("acme/default".into());
-        Judgement { action: Action::Allow, decided_by, matched: Vec::new(), audited: Vec::new() }
+        Judgement::new(Action::Allow, RuleId("acme/default".into()))
     }
 }
 

@@ -3,7 +3,7 @@
 
 use model::{Detour, VmIndex};
 use packet::emit;
-use vswitch::{DropReason, Frame, PortId, Verdict};
+use vswitch::{DropReason, Frame, PortId, SwitchConfig, Verdict};
 
 use crate::world::*;
 
@@ -88,4 +88,46 @@ fn frames_in_both_directions_are_copied_to_the_collector_until_policy_says_other
     assert_eq!(copied(&mut world, WEB, &question), Some(DB));
     world.install(Rules { mirror: Some((53, machine(DB))), ..deny() });
     world.drops(WEB, &question, DropReason::Denied);
+}
+
+#[test]
+fn what_happens_to_flows_is_marked_for_the_log_where_a_rule_asks_for_it_and_within_a_rate() {
+    let mut memory = memory(256);
+    let config = SwitchConfig { logged_per_second_max: 3, ..config() };
+    let mut world = World::with_config(&mut memory, config, Rules { log: Some(53), ..allow() });
+    let marked = |world: &mut World<'_>| world.events().iter().map(|event| event.logged).collect::<Vec<_>>();
+    world.forwards(WEB, &udp(WEB, API, (1, 53)), API);
+    world.forwards(WEB, &udp(WEB, API, (1, 54)), API);
+    assert_eq!(marked(&mut world), [true, false]);
+    let services =
+        world.switch.flows().map(|flow| (flow.tuple.destination_port, flow.judgement.unwrap().services()));
+    let mut services: Vec<_> = services.map(|(port, services)| (port, services.to_string())).collect();
+    services.sort();
+    assert_eq!(services, [(53, "authorize,log".to_owned()), (54, "authorize".to_owned())]);
+    // What is not told is counted.
+    (2..5).for_each(|port| _ = world.forwards(WEB, &udp(WEB, API, (port, 53)), API));
+    assert_eq!(marked(&mut world), [true, true, false]);
+    assert_eq!(world.switch.counters().log_lost, 1);
+    // A policy that says so later is about open flows, too.
+    world.install(allow());
+    world.tick();
+    world.install(Rules { log: Some(54), ..deny() });
+    world.pass_time(std::time::Duration::from_secs(1));
+    world.tick();
+    let ends = world.events().into_iter().map(|event| (event.record.tuple.destination_port, event.logged));
+    assert!(ends.clone().count() == 5 && ends.into_iter().all(|(port, logged)| logged == (port == 54)));
+}
+
+#[test]
+fn a_frame_carries_the_flags_of_the_stages_it_goes_through() {
+    let mut memory = memory(64);
+    let mut world =
+        World::new(&mut memory, Rules { mirror: Some((53, machine(DB))), log: Some(53), ..allow() });
+    let services = |world: &mut World<'_>, port| {
+        (0..2).for_each(|_| _ = world.forwards(WEB, &udp(WEB, API, (1, port)), API));
+        world.forwards(WEB, &udp(WEB, API, (1, port)), API).services.to_string()
+    };
+    assert_eq!(services(&mut world, 53), "authorize,mirror,log");
+    // Nothing to do is not even looked up.
+    assert_eq!(services(&mut world, 54), "");
 }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use model::{
-    Action, Attribution, Confidence, Detour, Directory, ExternalNetwork, FlowQuery, Generation, Inventory,
-    Judge, Judgement, MacAddr, Moment, Needs, Nic, NicRef, NoServices, Process, Protocol, RuleId, Snapshot,
-    SocketMode, Tenant, Vm, VmIndex,
+    Action, Attribution, Confidence, Detour, Directory, ExternalNetwork, FlowQuery, Generation, Insertion,
+    Inventory, Judge, Judgement, Level, MacAddr, Moment, Needs, Nic, NicRef, NoServices, Process, Protocol,
+    RuleId, ServiceFlags, Snapshot, SocketMode, Tenant, Vm, VmIndex,
 };
 use packet::emit::Link;
 use packet::{Addresses, Head, Network, Packet, Tcp, TcpFlags, Transport, emit};
@@ -79,11 +79,13 @@ pub struct Rules {
     pub detour: Option<(u16, Detour)>,
     /// Flows to this port are copied to a machine.
     pub mirror: Option<(u16, VmIndex)>,
+    /// Flows to this port are logged.
+    pub log: Option<u16>,
 }
 
 impl Rules {
     pub fn always(default: Action) -> Self {
-        Self { default, rules: Vec::new(), detour: None, mirror: None }
+        Self { default, rules: Vec::new(), detour: None, mirror: None, log: None }
     }
 
     pub fn but(mut self, rule: Rule, action: Action) -> Self {
@@ -120,15 +122,23 @@ impl Judge for Rules {
             None => (self.default, "default".to_owned()),
         };
         let decided_by = RuleId(format!("test/{name}").into());
-        Judgement { action, decided_by, matched: Vec::new(), audited: Vec::new() }
+        Judgement { inserted: self.insert(query), ..Judgement::new(action, decided_by) }
     }
 
     fn detour(&self, query: &FlowQuery<'_>) -> Option<Detour> {
         self.detour.filter(|(port, _)| *port == query.tuple.destination_port).map(|(_, detour)| detour)
     }
 
-    fn mirror(&self, query: &FlowQuery<'_>) -> Option<VmIndex> {
-        self.mirror.filter(|(port, _)| *port == query.tuple.destination_port).map(|(_, vm)| vm)
+    fn insert(&self, query: &FlowQuery<'_>) -> Vec<Arc<Insertion>> {
+        let is = |port: u16| port == query.tuple.destination_port;
+        let insertion = |services, mirror| {
+            let rule = RuleId(format!("test/{services}").into());
+            Arc::new(Insertion { rule, level: Level::Tenant, order: 0, denies: false, services, mirror })
+        };
+        let mirror = self.mirror.filter(|(port, _)| is(*port));
+        let mirror = mirror.map(|(_, vm)| insertion(ServiceFlags::MIRROR, Some(vm)));
+        let log = self.log.filter(|port| is(*port)).map(|_| insertion(ServiceFlags::LOG, None));
+        mirror.into_iter().chain(log).collect()
     }
 }
 

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Data-plane services and the rules that add them to flows.
+//!
+//! Each service is a flag. Rules set flags on flows, the flags travel with each frame through the switch, and a
+//! service runs because its flag is set, not because of who is asking.
+
+use std::fmt;
+use std::ops::{BitOr, BitOrAssign};
+use std::sync::Arc;
+
+use crate::{Level, RuleId, VmIndex};
+
+/// A set of data-plane services.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ServiceFlags(u16);
+
+impl ServiceFlags {
+    /// No service.
+    pub const NONE: Self = Self(0);
+    /// What is called is looked up among what exists for the caller.
+    pub const DISCOVERY: Self = Self(1);
+    /// An endpoint is chosen.
+    pub const BALANCE: Self = Self(1 << 1);
+    /// Spans are told to a collector.
+    pub const TRACE: Self = Self(1 << 2);
+    /// The caller must prove who it is.
+    pub const AUTHENTICATE: Self = Self(1 << 3);
+    /// Policy decides whether the flow may pass.
+    pub const AUTHORIZE: Self = Self(1 << 4);
+    /// Frames that exceed a rate wait.
+    pub const LIMIT: Self = Self(1 << 5);
+    /// Frames are copied to a collector.
+    pub const MIRROR: Self = Self(1 << 6);
+    /// What happens to the flow is written to the log.
+    pub const LOG: Self = Self(1 << 7);
+    /// The flow goes through a proxy that understands its application protocol.
+    pub const LAYER7: Self = Self(1 << 8);
+    /// The flow is encrypted between hosts.
+    pub const ENCRYPT: Self = Self(1 << 9);
+
+    /// Each service with the word shown to users, in the order in which they run.
+    pub const ALL: [(Self, &'static str); 10] = [
+        (Self::DISCOVERY, "discovery"),
+        (Self::BALANCE, "balance"),
+        (Self::TRACE, "trace"),
+        (Self::AUTHENTICATE, "authenticate"),
+        (Self::AUTHORIZE, "authorize"),
+        (Self::LIMIT, "limit"),
+        (Self::MIRROR, "mirror"),
+        (Self::LOG, "log"),
+        (Self::LAYER7, "layer7"),
+        (Self::ENCRYPT, "encrypt"),
+    ];
+
+    /// All that is in any of `sets`.
+    #[must_use]
+    pub const fn union(sets: &[Self]) -> Self {
+        let (mut all, mut index) = (0, 0);
+        while index < sets.len() {
+            all |= sets[index].0;
+            index += 1;
+        }
+        Self(all)
+    }
+
+    /// Whether any of `other` is in the set.
+    #[must_use]
+    #[inline]
+    pub fn has(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// The words of the services in the set.
+    pub fn words(self) -> impl Iterator<Item = &'static str> {
+        Self::ALL.into_iter().filter(move |(flag, _)| self.has(*flag)).map(|(_, word)| word)
+    }
+}
+
+impl BitOr for ServiceFlags {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+impl BitOrAssign for ServiceFlags {
+    fn bitor_assign(&mut self, other: Self) {
+        self.0 |= other.0;
+    }
+}
+
+impl fmt::Display for ServiceFlags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words: Vec<&str> = self.words().collect();
+        f.pad(&words.join(","))
+    }
+}
+
+/// What one rule adds to the flows that it matches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Insertion {
+    /// The rule.
+    pub rule: RuleId,
+    /// The level that it speaks for.
+    pub level: Level,
+    /// Its place among the rules of its level, lowest first; those alike go by their files.
+    pub order: u32,
+    /// Whether it denies the flow.
+    pub denies: bool,
+    /// The services that it adds.
+    pub services: ServiceFlags,
+    /// Who gets copies of the flow's frames.
+    pub mirror: Option<VmIndex>,
+}
+
+/// The services that rules add.
+pub(crate) fn added(insertions: &[Arc<Insertion>]) -> ServiceFlags {
+    insertions.iter().fold(ServiceFlags::NONE, |services, insertion| services | insertion.services)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_service_has_a_bit_and_a_word_of_its_own() {
+        let all = ServiceFlags::ALL.into_iter().fold(ServiceFlags::NONE, |all, (flag, word)| {
+            assert!(!all.has(flag), "{word} shares its bit");
+            assert_eq!(flag.to_string(), word);
+            all | flag
+        });
+        assert_eq!(all.words().count(), ServiceFlags::ALL.len());
+        assert_eq!((ServiceFlags::LOG | ServiceFlags::MIRROR).to_string(), "mirror,log");
+        assert_eq!(ServiceFlags::NONE.to_string(), "");
+    }
+}

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Authorization: policy decides whether the flow may pass.
+
+use std::sync::Arc;
+
+use model::{Action, ServiceFlags};
+
+use super::{Opening, Stage};
+use crate::switch::Arrival;
+use crate::{FlowSlots, Switch, Verdict};
+
+pub(crate) struct Authorize;
+
+impl<S: FlowSlots> Stage<S> for Authorize {
+    const FLAG: ServiceFlags = ServiceFlags::AUTHORIZE;
+
+    fn open(
+        switch: &mut Switch<S>,
+        arrival: &mut Arrival<'_>,
+        opening: &mut Opening,
+    ) -> Option<Verdict> {
+        let judgement = Arc::new(opening.case.judge());
+        match judgement.action {
+            Action::Deny => Some(switch.deny(arrival, opening.keys, &opening.case, judgement)),
+            Action::Allow => {
+                opening.judgement = Some(judgement);
+                None
+            }
+        }
+    }
+}

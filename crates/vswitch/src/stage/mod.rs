@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Data-plane services: stages that a flow and its frames go through because a flag of theirs is set.
+//!
+//! Which flags a flow has is decided when it is judged: some come with what it is for, the others are added by rules
+//! ([`model::Judgement::services`]). They are kept with the flow and written into [`crate::Frame::services`] of each of
+//! its frames, where a stage finds its own. A slot of the table says in one bit whether any stage has to do with its
+//! frames at all, so a flow without services costs one test.
+//!
+//! A service is one file with a [`Stage`] in it, and its line in the list below. What a stage remembers of a flow it
+//! keeps in [`crate::flow::Flow`], of a port in [`crate::ports::PortState`].
+
+use std::sync::Arc;
+
+use model::{Judgement, ServiceFlags};
+
+use crate::judging::Case;
+use crate::key::FlowKey;
+use crate::services::Served;
+use crate::switch::Arrival;
+use crate::{FlowEvent, FlowSlots, Frame, Switch, Verdict};
+
+/// A flow that is about to be opened.
+pub(crate) struct Opening {
+    /// The keys of its frames and of its answers.
+    pub keys: (FlowKey, FlowKey),
+    /// Who serves it, if it is to a virtual address.
+    pub served: Option<Served>,
+    pub case: Case,
+    /// The flow whose place it takes, by a slot.
+    pub replaced: Option<usize>,
+    /// What was decided about it; nothing before [`Authorize`].
+    pub judgement: Option<Arc<Judgement>>,
+}
+
+/// One data-plane service. Everything it does not need to do is left out.
+pub(crate) trait Stage<S: FlowSlots> {
+    /// It runs for what has this flag.
+    const FLAG: ServiceFlags;
+
+    /// Whether it has to do with frames after a flow's first.
+    const PER_FRAME: bool = false;
+
+    /// Looks at a flow before it is opened; a verdict on its first frame ends it.
+    fn open(_: &mut Switch<S>, _: &mut Arrival<'_>, _: &mut Opening) -> Option<Verdict> {
+        None
+    }
+
+    /// Compiles what it will need for a flow that was judged for the first time, or anew.
+    fn judged(_switch: &mut Switch<S>, _position: usize, _judgement: &Judgement) {}
+
+    /// A frame of the flow leaves.
+    fn leaves(_switch: &Switch<S>, _position: usize, _frame: &mut Frame) {}
+
+    /// Something has happened to the flow.
+    fn happened(_switch: &mut Switch<S>, _event: &mut FlowEvent) {}
+}
+
+/// Declares the stages in the order in which they run.
+macro_rules! stages {
+    ($($module:ident::$stage:ident,)+) => {
+        $(mod $module;)+
+        $(pub(crate) use $module::$stage;)+
+
+        /// The services whose stages have to do with each frame.
+        pub(crate) const PER_FRAME: ServiceFlags = ServiceFlags::union(&[$(
+            if <$stage as Stage<Vec<crate::FlowSlot>>>::PER_FRAME {
+                <$stage as Stage<Vec<crate::FlowSlot>>>::FLAG
+            } else {
+                ServiceFlags::NONE
+            },
+        )+]);
+
+        impl<S: FlowSlots> Switch<S> {
+            /// Takes a flow that is about to be opened through the stages that its first frame has flags for.
+            pub(crate) fn open_stages(
+                &mut self,
+                arrival: &mut Arrival<'_>,
+                opening: &mut Opening,
+            ) -> Option<Verdict> {
+                $(if arrival.frame.services.has(<$stage as Stage<S>>::FLAG)
+                    && let Some(verdict) = <$stage as Stage<S>>::open(self, arrival, opening)
+                {
+                    return Some(verdict);
+                })+
+                None
+            }
+
+            /// Sets the services of a flow that was judged.
+            pub(crate) fn compile_stages(&mut self, position: usize, judgement: &Judgement) {
+                let services = judgement.services();
+                self.table.set_services(position, services, services.has(PER_FRAME));
+                $(if services.has(<$stage as Stage<S>>::FLAG) {
+                    <$stage as Stage<S>>::judged(self, position, judgement);
+                })+
+            }
+
+            /// Takes a frame that leaves through the stages of its flow.
+            pub(crate) fn leave_stages(&self, position: usize, frame: &mut Frame) {
+                frame.services = self.table.flow(position).services;
+                $(if <$stage as Stage<S>>::PER_FRAME && frame.services.has(<$stage as Stage<S>>::FLAG) {
+                    <$stage as Stage<S>>::leaves(self, position, frame);
+                })+
+            }
+
+            /// Tells the stages of a flow what has happened to it.
+            pub(crate) fn tell_stages(&mut self, event: &mut FlowEvent) {
+                let judgement = event.record.judgement.as_ref();
+                let services = judgement.map_or(ServiceFlags::NONE, |judgement| judgement.services());
+                $(if services.has(<$stage as Stage<S>>::FLAG) {
+                    <$stage as Stage<S>>::happened(self, event);
+                })+
+            }
+        }
+    };
+}
+
+stages! {
+    discovery::Discovery,
+    balance::Balance,
+    authorize::Authorize,
+    mirror::Mirror,
+    log::Log,
+}
