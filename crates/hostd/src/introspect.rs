@@ -371,6 +371,10 @@ impl vmi::PhysicalMemory for GuestRam {
         self.0.read(gpa, out).map_err(|_| vmi::Unmapped)
     }
 
+    fn read_once(&self, gpa: u64, out: &mut [u8]) -> Result<(), vmi::Unmapped> {
+        self.0.read_once(gpa, out).map_err(|_| vmi::Unmapped)
+    }
+
     fn extents(&self) -> Vec<std::ops::Range<u64>> {
         self.0.extents()
     }

@@ -148,6 +148,8 @@ pub(crate) struct Found {
     pub(crate) names: SymbolNames,
     pub(crate) btf: Btf,
     pub(crate) kernel: Kernel,
+    /// Where the last of the RAM in use ends.
+    pub(crate) ram_end: u64,
 }
 
 /// Most kernels, dead, imitated or alive, between which one try decides.
@@ -217,21 +219,21 @@ fn find_by_symbols(
     heartbeats: &mut Heartbeats,
     profiles: Profiles<'_>,
 ) -> Result<Found, AttachError> {
+    let resident = memory.extents();
     // Mostly it is where samples say; if not, or not yet, it may be anywhere.
-    if let Some(likely) = scan::likely(&*memory) {
-        let found = find_in(Arc::clone(&memory), &likely, heartbeats, profiles);
+    if let Some(likely) = scan::likely(&*memory, &resident) {
+        let found = find_in(Arc::clone(&memory), (&likely, &resident), heartbeats, profiles);
         if matches!(found, Ok(_) | Err(AttachError::Ambiguous)) {
             return found;
         }
     }
-    let everything = memory.extents();
-    find_in(memory, &everything, heartbeats, profiles)
+    find_in(memory, (&resident, &resident), heartbeats, profiles)
 }
 
-/// Finds the kernel whose symbol table lies in one of `extents`.
+/// Finds the kernel whose symbol table lies in one of `extents`, and whatever else is `resident`.
 fn find_in(
     memory: Arc<dyn PhysicalMemory>,
-    extents: &[Range<u64>],
+    (extents, resident): (&[Range<u64>], &[Range<u64>]),
     heartbeats: &mut Heartbeats,
     profiles: Profiles<'_>,
 ) -> Result<Found, AttachError> {
@@ -243,7 +245,7 @@ fn find_in(
     let mut candidates: Vec<Candidate> = Vec::new();
     for table in tokens.into_iter().filter_map(|tokens| Table::around(&*memory, tokens)) {
         let Some(symbols) = Symbols::of(&*memory, &table) else { continue };
-        match Place::of(&*memory, &symbols) {
+        match Place::of(&*memory, resident, &symbols) {
             Ok(_) if candidates.iter().any(|other| other.symbols == symbols) => {}
             Ok(_) if candidates.len() == CANDIDATES_MAX => return Err(AttachError::Crowded),
             Ok(place) => candidates.push(Candidate { place, symbols, table }),
@@ -261,7 +263,8 @@ fn find_in(
         }
     }
     let Candidate { place, symbols, table } = candidates.pop().ok_or(problem)?;
-    place.enter(memory, symbols, table, profiles)
+    let ram_end = resident.last().map_or(0, |extent| extent.end);
+    place.enter(memory, ram_end, (symbols, table), profiles)
 }
 
 /// Where a kernel lies, agreed upon by its symbols, page tables, banner and, if it carries any, types.
@@ -276,12 +279,16 @@ struct Place {
 impl Place {
     /// Looks for the types that `symbols` belong to, in the one place of every 2 MiB where they can lie; if there are
     /// none, for the banner in the same way.
-    fn of(memory: &dyn PhysicalMemory, symbols: &Symbols) -> Result<Self, AttachError> {
+    fn of(
+        memory: &dyn PhysicalMemory,
+        resident: &[Range<u64>],
+        symbols: &Symbols,
+    ) -> Result<Self, AttachError> {
         let banner = symbols.require("linux_banner")?;
         let mut problem = AttachError::NoTypes;
         if let Some((start, end)) = symbols.find("__start_BTF").zip(symbols.find("__stop_BTF")) {
             let len_bytes = end.0.wrapping_sub(start.0);
-            for gpa in places(memory, start) {
+            for gpa in places(resident, start) {
                 if types_bytes(memory, gpa).is_some_and(|found| found as u64 == len_bytes) {
                     problem = AttachError::NoKernel;
                     if let Some(place) = Self::at(memory, symbols, start.0.wrapping_sub(gpa)) {
@@ -292,7 +299,7 @@ impl Place {
             }
         }
         if problem == AttachError::NoTypes {
-            for gpa in places(memory, banner) {
+            for gpa in places(resident, banner) {
                 if let Some(place) = Self::at(memory, symbols, banner.0.wrapping_sub(gpa)) {
                     return Ok(place);
                 }
@@ -321,8 +328,8 @@ impl Place {
     fn enter(
         self,
         memory: Arc<dyn PhysicalMemory>,
-        symbols: Symbols,
-        table: Table,
+        ram_end: u64,
+        (symbols, table): (Symbols, Table),
         profiles: Profiles<'_>,
     ) -> Result<Found, AttachError> {
         let release = release_of(&self.banner).to_owned();
@@ -351,14 +358,15 @@ impl Place {
             symbols: table.len(),
         };
         let names = SymbolNames::new(table, self.image_offset, image_range);
-        Ok(Found { reader: Reader::new(memory, self.tables, image), symbols, names, btf, kernel })
+        let reader = Reader::new(memory, self.tables, image);
+        Ok(Found { reader, symbols, names, btf, kernel, ram_end })
     }
 }
 
 /// Every place in RAM where something of the image can lie that is mapped at `gva`.
-fn places(memory: &dyn PhysicalMemory, gva: Gva) -> impl Iterator<Item = u64> + use<> {
+fn places(resident: &[Range<u64>], gva: Gva) -> impl Iterator<Item = u64> {
     let phase = gva.0 % IMAGE_ALIGNMENT;
-    memory.extents().into_iter().flat_map(move |extent| {
+    resident.iter().flat_map(move |extent| {
         let skipped = phase.wrapping_sub(extent.start) % IMAGE_ALIGNMENT;
         (extent.start.saturating_add(skipped)..extent.end).step_by(IMAGE_ALIGNMENT as usize)
     })

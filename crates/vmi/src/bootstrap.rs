@@ -238,6 +238,7 @@ fn word(memory: &dyn PhysicalMemory, gpa: u64) -> Option<u64> {
 impl Candidate {
     fn enter(self, memory: Arc<dyn PhysicalMemory>) -> Result<Found, AttachError> {
         let Place { tables, image_offset, banner, .. } = &self.place;
+        let ram_end = memory.extents().last().map_or(0, |extent| extent.end);
         let reader = Reader::new(memory, *tables, Linear::default());
         let symbols = self.symbols(&reader).map_err(|_| AttachError::Unexpected("first namespaces"))?;
         let kernel = Kernel {
@@ -249,7 +250,7 @@ impl Candidate {
             types: self.btf.type_count() - 1,
             symbols: 0,
         };
-        Ok(Found { reader, symbols, names: SymbolNames::default(), btf: self.btf, kernel })
+        Ok(Found { reader, symbols, names: SymbolNames::default(), btf: self.btf, kernel, ram_end })
     }
 
     /// What a symbol table would name and the first task leads to.

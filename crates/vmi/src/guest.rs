@@ -135,7 +135,7 @@ impl Guest {
         if !core.idle_task_is_there() {
             return Err(AttachError::Unexpected("idle task"));
         }
-        core.find_direct_map().map_err(|_| AttachError::Unexpected("task list"))?;
+        core.find_direct_map(found.ram_end).map_err(|_| AttachError::Unexpected("task list"))?;
         let mut virtqueues = vring.map_or(Virtqueues::Unknown(found.btf), Virtqueues::Known);
         // A module that is not there yet is looked for again when a frame is asked about.
         let _ = virtqueues.learn(&core);
@@ -319,11 +319,10 @@ impl Core {
     }
 
     /// Learns where all of RAM is mapped from the first task, which lies there.
-    fn find_direct_map(&mut self) -> Result<(), Fault> {
+    fn find_direct_map(&mut self, ram_end: u64) -> Result<(), Fault> {
         let first = self.reader.pointer(self.anchors.init_task.at(self.layout.task.tasks))?;
         let gpa = self.reader.translate(first)?.gpa;
         let start = first.0.checked_sub(gpa).ok_or(Fault::Inconsistent)?;
-        let ram_end = self.reader.memory().extents().last().map_or(0, |extent| extent.end);
         let end = start.checked_add(ram_end).ok_or(Fault::Inconsistent)?;
         // Where the short cut would not hold, every read walks the page tables.
         if start % DIRECT_MAP_ALIGNMENT == 0 && !(start..end).contains(&self.anchors.init_task.0) {

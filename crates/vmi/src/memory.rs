@@ -19,7 +19,17 @@ pub trait PhysicalMemory: Send + Sync {
     /// [`Unmapped`] when a byte of the range is not backed by memory.
     fn read(&self, gpa: u64, out: &mut [u8]) -> Result<(), Unmapped>;
 
-    /// Resident ranges of guest-physical addresses, ascending and disjoint. Only these are scanned.
+    /// As [`PhysicalMemory::read`], for what is looked at once: an implementation need not prepare to be asked
+    /// about the place again.
+    ///
+    /// # Errors
+    /// As there.
+    fn read_once(&self, gpa: u64, out: &mut [u8]) -> Result<(), Unmapped> {
+        self.read(gpa, out)
+    }
+
+    /// Resident ranges of guest-physical addresses, ascending and disjoint. Only these are scanned. Takes time for each
+    /// page of memory.
     fn extents(&self) -> Vec<Range<u64>>;
 }
 

@@ -71,10 +71,6 @@ impl Reader {
         !self.exhausted.get()
     }
 
-    pub(crate) fn memory(&self) -> &dyn PhysicalMemory {
-        &*self.memory
-    }
-
     /// Where `gva` lies, by short cut or page walk.
     pub(crate) fn translate(&self, gva: Gva) -> Result<Translation, Fault> {
         for linear in [&self.direct, &self.image] {

@@ -34,10 +34,10 @@ const TABLE_AFTER_BYTES: u64 = 12 << 20;
 const LIKELY_BYTES_MAX: u64 = 256 << 20;
 
 /// The ranges in which symbol tables can be, as samples show; `None` if they show nothing, or too much.
-pub(crate) fn likely(memory: &dyn PhysicalMemory) -> Option<Vec<Range<u64>>> {
+pub(crate) fn likely(memory: &dyn PhysicalMemory, extents: &[Range<u64>]) -> Option<Vec<Range<u64>>> {
     let mut ranges: Vec<Range<u64>> = Vec::new();
     let mut likely_bytes = 0;
-    for extent in memory.extents() {
+    for extent in extents {
         let mut at = extent.start.next_multiple_of(SAMPLE_STEP_BYTES);
         let mut was_likely = false;
         while at < extent.end {
@@ -70,7 +70,7 @@ pub(crate) fn likely(memory: &dyn PhysicalMemory) -> Option<Vec<Range<u64>>> {
 /// Whether what lies at `gpa` ascends, or descends, as offsets of symbols do.
 fn is_of_offsets(memory: &dyn PhysicalMemory, gpa: u64) -> bool {
     let mut bytes = [0; SAMPLE_WORDS * 4];
-    if memory.read(gpa, &mut bytes).is_err() {
+    if memory.read_once(gpa, &mut bytes).is_err() {
         return false;
     }
     let words = bytes.as_chunks().0;
@@ -173,17 +173,20 @@ mod tests {
             |word: u32| !word.wrapping_mul(64),
             |word: u32| (word / 2).wrapping_mul(1024).wrapping_sub(word).wrapping_mul(4),
         ] {
-            let ranges = likely(&with_offsets(offset)).expect("they show");
+            let memory = with_offsets(offset);
+            let ranges = likely(&memory, &memory.extents()).expect("they show");
             let [range] = &ranges[..] else { panic!("{ranges:x?}") };
             assert!(range.start <= PLACE - (3 << 20) && range.end >= PLACE + (11 << 20), "{range:x?}");
         }
         for other in [noise, |_| 7, |word: u32| word << 20, |word: u32| noise(word) % 4096] {
-            assert_eq!(likely(&with_offsets(other)), None);
+            let memory = with_offsets(other);
+            assert_eq!(likely(&memory, &memory.extents()), None);
         }
     }
 
     #[test]
     fn memory_full_of_offsets_tells_nothing() {
-        assert_eq!(likely(&MadeUp(2 * LIKELY_BYTES_MAX, Box::new(|word| word.wrapping_mul(16)))), None);
+        let memory = MadeUp(2 * LIKELY_BYTES_MAX, Box::new(|word| word.wrapping_mul(16)));
+        assert_eq!(likely(&memory, &memory.extents()), None);
     }
 }
