@@ -261,6 +261,9 @@ pub trait Directory: fmt::Debug + Send + Sync {
     /// The IPv4 and the IPv6 range under which endpoints see callers from other tenants.
     fn callers(&self) -> (Cidr, Cidr);
 
+    /// Whether an address lies in a range that virtual addresses come from: if no service has it, nobody does.
+    fn owns(&self, address: IpAddr) -> bool;
+
     /// The service with this virtual address. Virtual addresses are unique in the whole mesh.
     fn at(&self, address: IpAddr) -> Option<OfferIndex>;
 
@@ -303,6 +306,10 @@ impl Directory for NoServices {
 
     fn callers(&self) -> (Cidr, Cidr) {
         Ranges::default().callers()
+    }
+
+    fn owns(&self, _: IpAddr) -> bool {
+        false
     }
 
     fn at(&self, _: IpAddr) -> Option<OfferIndex> {

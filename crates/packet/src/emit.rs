@@ -103,14 +103,41 @@ pub struct Segment {
 /// The frame that carries `segment`; for resets mostly.
 #[must_use]
 pub fn tcp(link: Link, addresses: Addresses, segment: Segment) -> Vec<u8> {
-    let mut header = [0; TCP_LEN_BYTES];
-    header[0..2].copy_from_slice(&segment.source_port.to_be_bytes());
-    header[2..4].copy_from_slice(&segment.destination_port.to_be_bytes());
-    header[4..8].copy_from_slice(&segment.sequence.to_be_bytes());
-    header[8..12].copy_from_slice(&segment.acknowledgment.to_be_bytes());
-    header[12] = (TCP_LEN_BYTES as u8 / 4) << 4;
-    header[13] = segment.flags.0;
-    ip(link, addresses, Protocol::Tcp, TTL, &header)
+    tcp_data(link, addresses, segment, Stream::default(), &[])
+}
+
+/// What a segment of an open connection says beside its [`Segment`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stream {
+    /// How many bytes the sender would take, unscaled.
+    pub window: u16,
+    /// The largest segment that the sender takes, in bytes of data; said in a SYN only (RFC 9293 section 3.7.1).
+    pub segment_len_bytes_max: Option<u16>,
+}
+
+/// The frame that carries `segment` with data.
+#[must_use]
+pub fn tcp_data(
+    link: Link,
+    addresses: Addresses,
+    segment: Segment,
+    stream: Stream,
+    payload: &[u8],
+) -> Vec<u8> {
+    let mut out = vec![0; TCP_LEN_BYTES];
+    out[0..2].copy_from_slice(&segment.source_port.to_be_bytes());
+    out[2..4].copy_from_slice(&segment.destination_port.to_be_bytes());
+    out[4..8].copy_from_slice(&segment.sequence.to_be_bytes());
+    out[8..12].copy_from_slice(&segment.acknowledgment.to_be_bytes());
+    out[13] = segment.flags.0;
+    out[14..16].copy_from_slice(&stream.window.to_be_bytes());
+    if let Some(len) = stream.segment_len_bytes_max {
+        let [a, b] = len.to_be_bytes();
+        out.extend_from_slice(&[2, 4, a, b]);
+    }
+    out[12] = (out.len() as u8 / 4) << 4;
+    out.extend_from_slice(payload);
+    ip(link, addresses, Protocol::Tcp, TTL, &out)
 }
 
 /// The frame that carries one UDP datagram.

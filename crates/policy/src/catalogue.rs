@@ -63,7 +63,7 @@ pub enum CatalogueError {
 #[derive(Clone, Debug)]
 pub struct Catalogue {
     offers: Vec<Offer>,
-    callers: (Cidr, Cidr),
+    ranges: Ranges,
     /// Beside each offer, whom it exists for and who must be listening.
     reaches: Vec<Reach>,
     listeners: Vec<Option<ProcessMatch>>,
@@ -106,7 +106,7 @@ pub fn catalogue(
     let mut addresses = Addresses::new(inventory, ranges, &services)?;
     let mut catalogue = Catalogue {
         offers: Vec::with_capacity(services.len()),
-        callers: ranges.callers(),
+        ranges: ranges.clone(),
         reaches: Vec::new(),
         listeners: Vec::new(),
         by_address: HashMap::new(),
@@ -149,7 +149,11 @@ impl Directory for Catalogue {
     }
 
     fn callers(&self) -> (Cidr, Cidr) {
-        self.callers
+        self.ranges.callers()
+    }
+
+    fn owns(&self, address: IpAddr) -> bool {
+        self.ranges.contains(address)
     }
 
     fn at(&self, address: IpAddr) -> Option<OfferIndex> {

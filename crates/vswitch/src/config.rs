@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use model::MacAddr;
 
-use crate::FlowState;
+use crate::{DnsConfig, FlowState};
 
 /// How the switch behaves, fixed for its life.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +40,8 @@ pub struct SwitchConfig {
     pub logged_per_second_max: u32,
     /// How long a DHCP lease lasts, in whole seconds. Default: one hour.
     pub dhcp_lease: Duration,
+    /// Whether and how names are answered. Default: they are, without upstreams.
+    pub dns: Option<DnsConfig>,
     /// How long flows are remembered.
     pub timeouts: Timeouts,
 }
@@ -61,6 +63,7 @@ impl SwitchConfig {
             denials_per_second_max: 100,
             logged_per_second_max: 100,
             dhcp_lease: Duration::from_secs(3600),
+            dns: Some(DnsConfig::default()),
             timeouts: Timeouts::default(),
         }
     }

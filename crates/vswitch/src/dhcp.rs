@@ -12,6 +12,7 @@ use dhcproto::{Encodable, Encoder};
 use model::MacAddr;
 
 use crate::ports::Port;
+use crate::{DnsConfig, SwitchConfig, dns};
 
 pub(crate) const SERVER_PORT: u16 = 67;
 pub(crate) const CLIENT_PORT: u16 = 68;
@@ -61,7 +62,7 @@ impl Wish {
 }
 
 /// Answers the client behind `port`. The payload is the guest's and is not trusted.
-pub(crate) fn answer(payload: &[u8], port: &Port, lease_time: Duration) -> Outcome {
+pub(crate) fn answer(payload: &[u8], port: &Port, config: &SwitchConfig) -> Outcome {
     let Ok(request) = Request::new(payload) else { return Outcome::Malformed };
     // Checked before anything reads the hardware address: the decoder trusts its length.
     if request.hlen() != 6 || request.opcode() != Opcode::BootRequest {
@@ -90,7 +91,8 @@ pub(crate) fn answer(payload: &[u8], port: &Port, lease_time: Duration) -> Outco
     let leases = wish.kind != u8::from(MessageType::Inform);
     let mut reply = reply_to(&request, port, kind);
     if kind != MessageType::Nak {
-        describe(&mut reply, port, leases.then_some((lease, lease_time)));
+        describe(&mut reply, port, leases.then_some((lease, config.dhcp_lease)));
+        describe_names(&mut reply, port, config.dns.as_ref());
     }
     match encoded(&reply) {
         Some(message) => Outcome::Answer(addressed(&request, port, kind, lease, message)),
@@ -122,6 +124,17 @@ fn describe(reply: &mut Message, port: &Port, lease: Option<(Ipv4Addr, Duration)
         reply.opts_mut().insert(DhcpOption::Router(vec![gateway]));
     }
     reply.opts_mut().insert(DhcpOption::InterfaceMtu(port.mtu_bytes));
+}
+
+/// Adds whom to ask about names, and where to look for short ones (RFC 3397). The resolver is reached through the
+/// gateway.
+fn describe_names(reply: &mut Message, port: &Port, dns: Option<&DnsConfig>) {
+    let Some(dns) = dns.filter(|_| port.lease().is_some_and(|(_, subnet)| subnet.gateway.is_some())) else {
+        return;
+    };
+    reply.opts_mut().insert(DhcpOption::DomainNameServer(vec![dns.resolver]));
+    reply.opts_mut().insert(DhcpOption::DomainName(dns::SEARCH_DOMAIN.to_owned()));
+    reply.opts_mut().insert(DhcpOption::DomainSearch(vec![dns::search_domain()]));
 }
 
 fn encoded(reply: &Message) -> Option<Vec<u8>> {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the switch answers itself: ARP, neighbour discovery, DHCP, echo to the gateway; and what it refuses
-//! before policy is asked: spoofed addresses, broadcast and multicast.
+//! What the switch answers itself: ARP, neighbour discovery, DHCP, echo to the gateway (DNS has a module of its own); and
+//! what it refuses before policy is asked: spoofed addresses, broadcast and multicast.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -47,7 +47,8 @@ impl<S: FlowSlots> Switch<S> {
             }
             Behind::Card { tenant, .. } => *tenant,
         };
-        if port.is_gateway(address) || port.is_on_link(address) && self.shows(port, address) {
+        let is_switch = port.is_gateway(address) || self.is_resolver(address);
+        if is_switch || port.is_on_link(address) && self.shows(port, address) {
             return Some(self.config.gateway_mac);
         }
         if !port.is_on_link(address) {
@@ -67,11 +68,17 @@ impl<S: FlowSlots> Switch<S> {
             return Some(Verdict::Drop(reason));
         }
         match arrival.ip.transport {
-            Transport::Icmp(icmp) if port.is_gateway(destination) || self.shows(port, destination) => {
+            Transport::Icmp(icmp) if self.is_own(port, destination) => {
                 Some(self.answer_echo(arrival, port, &icmp))
             }
+            Transport::Tcp(_) | Transport::Udp(_) => self.serve_dns(arrival, port),
             _ => None,
         }
+    }
+
+    /// Whether the switch answers for an address in the name of whoever has it.
+    fn is_own(&self, port: &Port, address: IpAddr) -> bool {
+        port.is_gateway(address) || self.is_resolver(address) || self.shows(port, address)
     }
 
     fn serve_dhcp(&mut self, arrival: &mut Arrival<'_>, port: &Port) -> Option<Verdict> {
@@ -93,7 +100,7 @@ impl<S: FlowSlots> Switch<S> {
             Ok(payload) => payload,
             Err(error) => return Some(unreadable(error, arrival.frame)),
         };
-        Some(match dhcp::answer(payload, port, self.config.dhcp_lease) {
+        Some(match dhcp::answer(payload, port, &self.config) {
             Outcome::Answer(answer) => {
                 let link = Link { source: self.config.gateway_mac, destination: answer.destination_mac };
                 let addresses = Addresses::V4 { source: server, destination: answer.destination };

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use model::{Cidr, MacAddr, Name, NicRef, Snapshot, VmIndex};
 
 use crate::PortId;
+use crate::dns::PortDns;
 use crate::fragment::Fragments;
 use crate::outside::{Outside, Uplink};
 use crate::rate::Rate;
@@ -162,6 +163,8 @@ pub(crate) struct PortState {
     pub logged: Rate,
     /// Which endpoints were chosen for frames of it that wait for answers.
     pub choices: Choices,
+    /// What it asks about names.
+    pub dns: PortDns,
 }
 
 /// All ports of a snapshot.

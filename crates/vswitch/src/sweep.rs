@@ -31,6 +31,7 @@ impl<S: FlowSlots> Switch<S> {
     /// attributed first; those wait for their next frame.
     pub fn tick(&mut self, now: Moment, flows_max: usize) {
         self.now = now;
+        self.look_after_dns();
         let flows = self.table.len();
         if flows_max >= flows {
             self.cursor = 0;

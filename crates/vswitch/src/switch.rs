@@ -8,6 +8,7 @@ use packet::emit::{Link, Segment, Unreachable};
 use packet::{Addresses, Ethernet, Fragment, Ip, Network, ParseError, Tcp, TcpFlags, Transport, VnetHeader};
 use packet::{edit, emit};
 
+use crate::dns::Dns;
 use crate::fragment;
 use crate::key::FlowKey;
 use crate::outbox::Outbox;
@@ -33,6 +34,7 @@ pub struct Switch<S = Vec<FlowSlot>> {
     pub(crate) epoch: u8,
     pub(crate) balancers: Balancers,
     pub(crate) outbox: Outbox,
+    pub(crate) dns: Dns,
     pub(crate) counters: Counters,
     pub(crate) now: Moment,
     /// The next flow that a sweep looks at.
@@ -89,6 +91,7 @@ impl<S: FlowSlots> Switch<S> {
             epoch: 0,
             balancers: Balancers::default(),
             outbox: Outbox::default(),
+            dns: Dns::default(),
             counters,
             now: Moment::default(),
             cursor: 0,
@@ -110,6 +113,7 @@ impl<S: FlowSlots> Switch<S> {
         let first = self.snapshot.is_none();
         self.end_flows_without_card(&ports, first);
         self.states.resize(ports.len().max(self.states.len()), PortState::default());
+        self.forget_dns_without_card(&ports);
         self.ports = ports;
         self.balancers.update(now, &snapshot, &self.ports);
         self.snapshot = Some(snapshot);

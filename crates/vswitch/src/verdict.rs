@@ -115,10 +115,12 @@ drop_reasons! {
     Broadcast = "broadcast",
     /// Sent to a group.
     Multicast = "multicast",
-    /// An ARP, neighbour discovery or DHCP message that needs no answer.
+    /// An ARP, neighbour discovery, DHCP or DNS message that needs no answer.
     NothingToAnswer = "nothing-to-answer",
     /// DHCP for a card that has no IPv4 address.
     NoLease = "no-lease",
+    /// The sender asks for names more often than it may.
+    DnsRate = "dns-rate",
     /// An ICMP message that is neither echo nor an error about a known flow.
     IcmpKind = "icmp-kind",
     /// Nobody of the tenant has the destination address.

@@ -32,6 +32,7 @@ fn addresses_on_the_link_are_resolved_within_the_tenant() {
         (WEB, "10.0.0.12", Ok(mac(API))),
         (OTHER_WEB, "10.0.0.12", Ok(mac(OTHER_API))),
         (WEB, "10.0.0.1", Ok(gateway)),
+        (WEB, "169.254.1.53", Ok(gateway)),
         (DB, "10.0.1.1", Ok(gateway)),
         (WEB, "10.0.0.77", Err(DropReason::NoEndpoint)),
         (WEB, "10.0.1.13", Err(DropReason::NoEndpoint)),
@@ -232,6 +233,11 @@ fn dhcp_leases_the_cards_own_address() {
         let mask = "255.255.255.0".parse().unwrap();
         assert_eq!(option(OptionCode::SubnetMask), Some(DhcpOption::SubnetMask(mask)));
         assert_eq!(option(OptionCode::InterfaceMtu), Some(DhcpOption::InterfaceMtu(1450)));
+        let resolver = "169.254.1.53".parse().unwrap();
+        let servers = option(OptionCode::DomainNameServer);
+        assert_eq!(servers, Some(DhcpOption::DomainNameServer(vec![resolver])));
+        let domains = vec!["mesh.internal.".parse().unwrap()];
+        assert_eq!(option(OptionCode::DomainSearch), Some(DhcpOption::DomainSearch(domains)));
         let lease = option(OptionCode::AddressLeaseTime);
         if reply.yiaddr() == web {
             assert_eq!(lease, Some(DhcpOption::AddressLeaseTime(3600)));

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The switch as its callers see it: frames in, verdicts, emissions and events out.
 
+mod dns;
+mod dns_tcp;
+mod dns_upstream;
 mod external;
 mod forwarding;
 mod fragments;
@@ -8,6 +11,7 @@ mod hostile;
 mod judging;
 mod local;
 mod model_based;
+mod names;
 mod restart;
 mod services;
 mod table;

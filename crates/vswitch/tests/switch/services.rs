@@ -88,6 +88,10 @@ impl Directory for OneService {
         Ranges::default().callers()
     }
 
+    fn owns(&self, address: IpAddr) -> bool {
+        Ranges::default().contains(address)
+    }
+
     fn at(&self, address: IpAddr) -> Option<OfferIndex> {
         (address == IpAddr::V4(VIP) || address == IpAddr::V6(VIP6)).then_some(OfferIndex(0))
     }

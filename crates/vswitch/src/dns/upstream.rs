@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Questions that an upstream is asked, and the way of its answers back to whoever asked.
+
+use std::time::Duration;
+
+use hickory_proto::op::{Message, Query, ResponseCode};
+use model::{Moment, Name, VmIndex};
+use packet::emit;
+
+use super::STREAMED_LEN_BYTES_MAX;
+use super::message::{Request, Why, encoded};
+use super::stream::Ends;
+use crate::{FlowSlots, PortId, Switch};
+
+/// Most questions of one port that wait for an upstream's answer.
+pub(super) const PENDING_MAX: usize = 64;
+/// How long a question waits at most.
+pub(super) const PENDING_TIME: Duration = Duration::from_secs(15);
+
+/// A question that an upstream is to be asked.
+#[derive(Clone, Debug)]
+pub struct DnsQuestion {
+    /// Names the question; to be given back with the answer.
+    pub ticket: DnsTicket,
+    /// The tenant whose machine asks: its answers are no other tenant's business.
+    pub tenant: Name,
+    /// What is asked.
+    pub query: Query,
+    /// Whether DNSSEC's records are wanted.
+    pub dnssec_ok: bool,
+    /// Whether the asker checks DNSSEC itself.
+    pub checking_disabled: bool,
+}
+
+/// Names a [`DnsQuestion`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DnsTicket {
+    port: PortId,
+    number: u64,
+}
+
+/// What an upstream has said to a [`DnsQuestion`].
+#[derive(Clone, Debug)]
+pub struct DnsReply {
+    /// The question's.
+    pub ticket: DnsTicket,
+    /// The answer, with as much time to live as it has left; `None` if there is none.
+    pub message: Option<Message>,
+}
+
+/// A question that waits for an upstream's answer.
+#[derive(Clone, Debug)]
+pub(crate) struct Pending {
+    number: u64,
+    since: Moment,
+    request: Request,
+    back: Back,
+}
+
+/// The way back to whoever asked.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Back {
+    Datagram(Ends, usize),
+    /// By the connection of this number.
+    Stream(u64),
+}
+
+impl<S: FlowSlots> Switch<S> {
+    /// Questions for upstreams, oldest first.
+    pub fn dns_questions(&mut self) -> impl Iterator<Item = DnsQuestion> + '_ {
+        self.dns.questions.drain(..)
+    }
+
+    /// Passes an upstream's answer on to whoever asked, if it is still waited for.
+    pub fn dns_reply(&mut self, now: Moment, reply: DnsReply) {
+        self.now = now;
+        let DnsTicket { port, number } = reply.ticket;
+        let Some(state) = self.states.get_mut(usize::from(port.0)) else { return };
+        let pending = &mut state.dns.pending;
+        let Some(position) = pending.iter().position(|pending| pending.number == number) else { return };
+        let Some(Pending { request, back, .. }) = pending.remove(position) else { return };
+        let message = match reply.message {
+            Some(message) => request.passed_on(message),
+            None => request.answer(ResponseCode::ServFail, Some(Why::NoReachableAuthority)),
+        };
+        match back {
+            Back::Datagram(ends, len_bytes_max) => {
+                let bytes = encoded(message, len_bytes_max);
+                self.emit(port, emit::udp(ends.link, ends.addresses, ends.ports, &bytes));
+            }
+            Back::Stream(id) => {
+                let streams = &mut state.dns.streams;
+                let Some(position) = streams.iter().position(|stream| stream.id == id) else { return };
+                let stream = &mut streams[position];
+                stream.waited();
+                let frames = if stream.push(&encoded(message, STREAMED_LEN_BYTES_MAX)) {
+                    stream.transmit(now, false)
+                } else {
+                    vec![streams.swap_remove(position).reset()]
+                };
+                frames.into_iter().for_each(|frame| self.emit(port, frame));
+            }
+        }
+    }
+
+    /// Has an upstream asked.
+    ///
+    /// # Errors
+    /// With the answer, when the port waits for too many already.
+    pub(super) fn forward(
+        &mut self,
+        port: PortId,
+        vm: VmIndex,
+        request: Request,
+        back: Back,
+    ) -> Result<(), Box<Message>> {
+        let busy = || Box::new(request.answer(ResponseCode::ServFail, Some(Why::Busy)));
+        let Some(snapshot) = &self.snapshot else { return Err(busy()) };
+        let pending = &mut self.states[usize::from(port.0)].dns.pending;
+        while pending.front().is_some_and(|oldest| self.now.since(oldest.since) > PENDING_TIME) {
+            pending.pop_front();
+        }
+        if pending.len() >= PENDING_MAX {
+            return Err(busy());
+        }
+        let number = self.dns.number();
+        self.dns.questions.push_back(DnsQuestion {
+            ticket: DnsTicket { port, number },
+            tenant: snapshot.inventory.vm(vm).id.tenant.clone(),
+            query: request.query.clone(),
+            dnssec_ok: request.dnssec_ok(),
+            checking_disabled: request.checking_disabled,
+        });
+        pending.push_back(Pending { number, since: self.now, request, back });
+        Ok(())
+    }
+}
