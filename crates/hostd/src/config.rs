@@ -15,6 +15,7 @@ pub use flows::Flows;
 use flows::RawFlows;
 
 use crate::export::ExportConfig;
+use crate::poll;
 
 /// The service mesh under the virtual machines of this host.
 ///
@@ -99,7 +100,29 @@ struct RawIntrospection {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawPoll {
-    cpu: Option<usize>,
+    cores: Option<u64>,
+    #[serde(default)]
+    cpus: Vec<usize>,
+}
+
+/// The poll cores.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PollSettings {
+    /// How many poll cores ports are spread over: 1 to 8, default 1. There is one more for guests whose memory faults.
+    pub cores: usize,
+    /// The one CPU that each core may run on, counted from zero, the side core's last; default any.
+    pub cpus: Vec<usize>,
+}
+
+impl TryFrom<RawPoll> for PollSettings {
+    type Error = ConfigError;
+
+    fn try_from(raw: RawPoll) -> Result<Self, ConfigError> {
+        const RANGE: &str = "1 to 8";
+        let cores = within("poll.cores", raw.cores.unwrap_or(1), 1, poll::CORES_MAX as u64, RANGE)?;
+        let cpus = within("poll.cpus", raw.cpus.len() as u64, 0, cores + 1, "no more CPUs than cores");
+        cpus.map(|_| Self { cores: cores as usize, cpus: raw.cpus })
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -163,8 +186,8 @@ pub struct Config {
     /// Folder with type information of kernels that carry none, `RELEASE.btf` each; default none: such guests are not
     /// understood.
     pub profiles: Option<PathBuf>,
-    /// The one CPU that the poll thread may run on, counted from zero; default any.
-    pub poll_cpu: Option<usize>,
+    /// The poll cores.
+    pub poll: PollSettings,
     /// The flow table, limits and time-outs.
     pub flows: Flows,
     /// Where records of flows go; none: nowhere.
@@ -233,6 +256,7 @@ impl Config {
         let wait_ms =
             within("attribution.wait_ms", raw.attribution.wait_ms.unwrap_or(50), 1, 1000, "1 to 1000")?;
         let flows = raw.flows.validated()?;
+        let poll = raw.poll.try_into()?;
         let export = raw.export.map(ExportConfig::try_from).transpose()?;
         let source = if args.inspect.is_empty() {
             let manifests = args.manifests.clone().or(raw.manifests);
@@ -256,7 +280,7 @@ impl Config {
             introspection: raw.introspection.enabled.unwrap_or(true),
             threats: raw.introspection.threats.unwrap_or(false),
             profiles: raw.introspection.profiles.map(folder).transpose()?,
-            poll_cpu: raw.poll.cpu,
+            poll,
             flows,
             export,
             ranges: ranges(&raw.services)?,
@@ -354,6 +378,9 @@ mod tests {
             ("manifest = 'x'", "unknown field `manifest`"),
             ("manifests = 3", "expected"),
             ("[attribution]\nwait_ms = 0", "`attribution.wait_ms` is 0"),
+            ("[poll]\ncores = 0", "`poll.cores` is 0: must be 1 to 8"),
+            ("[poll]\ncores = 9", "`poll.cores` is 9"),
+            ("[poll]\ncpus = [0, 1, 2]", "`poll.cpus` is 3: must be no more CPUs than cores"),
             ("[flows]\nper_port_max = 1", "`flows.per_port_max` is 1"),
             ("[flows.timeouts]\nclosed_s = 0", "`flows.timeouts.closed_s` is 0"),
             ("[export]\ncollector = 'x'", "invalid socket address"),

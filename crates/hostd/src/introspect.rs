@@ -19,7 +19,6 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use model::{Attribution, FiveTuple, UnknownReason, VmRef};
-use platform::EventFd;
 use vhost_port::GuestMemory;
 use vswitch::{Answers, Ask, How, PortId, Question};
 
@@ -108,15 +107,14 @@ impl Introspection {
         Ok(Arc::new(Self { vms: Mutex::default(), ports: Mutex::default(), attach }))
     }
 
-    /// Starts the thread that answers inquiries.
+    /// Starts the thread that answers inquiries, each through `reply`.
     ///
     /// # Errors
     /// When the thread cannot be started.
     pub fn start_answering(
         self: &Arc<Self>,
         inquiries: Receiver<Inquiry>,
-        replies: Sender<Reply>,
-        waker: Arc<EventFd>,
+        reply: impl Fn(Reply) + Send + 'static,
     ) -> std::io::Result<()> {
         let introspection = Arc::clone(self);
         std::thread::Builder::new().name("introspect".into()).spawn(move || {
@@ -124,11 +122,7 @@ impl Introspection {
                 let started = Instant::now();
                 let outcome = introspection.search(&inquiry.question, inquiry.descriptor);
                 let Inquiry { port, ticket, .. } = inquiry;
-                let reply = Reply { port, ticket, outcome, took: started.elapsed() };
-                if replies.send(reply).is_err() {
-                    return;
-                }
-                waker.signal();
+                reply(Reply { port, ticket, outcome, took: started.elapsed() });
             }
         })?;
         Ok(())

@@ -4,8 +4,8 @@
 //! ```text
 //!   signals -> main: ports open and close as the inventory changes
 //!   watch     files settle -> main loads, compiles, publishes the next generation
-//!   poll      all guests' frames through the switch
-//!   introspect  answers the poll thread's questions     attach   understands kernels
+//!   poll-*    all guests' frames through the switch, each core those of its ports
+//!   introspect  answers the poll cores' questions       attach   understands kernels
 //!   inspect   looks for threats in all guests           presence   watches who listens at services' endpoints
 //!   flow-log  remembers and streams flow events         admin*   one per client
 //!   export    sends flows that are over to a collector
@@ -13,7 +13,7 @@
 //! ```
 //!
 //! Invariants:
-//! - The poll thread never waits for another thread, and nothing is decided about policy here.
+//! - A poll core waits for no other thread, but for its turn at the switch that they share; and nothing is decided about policy here.
 //! - However the process ends, its successor finds the flow table, and guests their rings.
 //!
 //! Deliberately absent: rules and their meaning (`policy`), frames and their meaning (`vswitch`).
@@ -41,7 +41,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Parser;
-use crossbeam_channel::{Receiver, bounded, never, select, unbounded};
+use crossbeam_channel::{Receiver, bounded, never, select};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use vswitch::Switch;
 
@@ -52,7 +52,7 @@ use crate::funnel::Funnel;
 use crate::handover::HandOver;
 use crate::introspect::{Introspection, Ram};
 use crate::mesh::Mesh;
-use crate::poll::{Poll, Wiring};
+use crate::poll::{Command, Poll, Wiring};
 use crate::ports::Ports;
 use crate::profiles::Profiles;
 
@@ -102,30 +102,19 @@ fn serve(config: &Config, mesh: &Arc<Mesh>) -> anyhow::Result<()> {
     let events = Funnel::new(events);
     let mut records = Records::new(events.counts());
     let flow_log = FlowLog::start(logged, records.export(config.export.clone())?)?;
-    let (poll, commands) = poll::handle()?;
+    let cores = Poll::new(config.poll.cores)?;
+    let poll = cores.handle();
     let switch = Switch::new(config.flows.switch_config(hand_over.hash_seed()), flow_memory);
     let (inquiries, inquired) = bounded(handover::PORTS_MAX);
-    let (replied, replies) = unbounded();
-    introspection.start_answering(inquired, replied, poll.waker())?;
+    let answer = poll.clone();
+    introspection.start_answering(inquired, move |reply| answer.send(Command::Answered(reply)))?;
     let wiring = Wiring {
-        commands,
         inquiries,
-        replies,
-        events,
         introspection: Arc::clone(&introspection),
-        waker: poll.waker(),
         attribution_wait: config.attribution_wait,
+        cpus: config.poll.cpus.clone(),
     };
-    let loop_state = Poll::new(switch, wiring)?;
-    let poll_cpu = config.poll_cpu;
-    std::thread::Builder::new().name("poll".into()).spawn(move || {
-        if let Some(cpu) = poll_cpu
-            && let Err(error) = platform::pin_current_thread(cpu)
-        {
-            tracing::warn!(cpu, %error, "the poll thread runs on any CPU");
-        }
-        loop_state.run_or_abort();
-    })?;
+    cores.start(switch, events, wiring)?;
 
     let ports =
         Arc::new(Ports::new(config.runtime_dir.clone(), hand_over, Arc::clone(&introspection), poll.clone()));

@@ -1,66 +1,77 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The poll thread: one loop that moves every guest's frames through the switch.
+//! The poll cores: threads that move every guest's frames through the switch.
 //!
-//! Each round serves every lane (one port and its half-done batch) once, with at most
-//! [`vhost_port::Batch::FRAMES_MAX`] frames, lets the switch do a bounded piece of upkeep, delivers what
-//! the switch made itself, and publishes all rings once. While frames come the loop spins; after
+//! Ports are spread over the cores ([`owners`]); a port's queues are touched by its core only. All cores share one switch
+//! ([`shared`]), which decides about frames one after the other; a frame for a port of another core goes there through a
+//! bounded queue ([`link`]). So nothing about a flow depends on which cores its ends are at, and a port moves from one to
+//! another between two batches.
+//!
+//! Each round of a core ([`round`]) delivers what others sent it, serves every lane (one port and its half-done batch) once,
+//! with at most [`vhost_port::Batch::FRAMES_MAX`] frames, delivers what the switch made itself, and publishes all rings
+//! once. The first core also lets the switch do a bounded piece of upkeep. While frames come the loop spins; after
 //! [`SPIN`] without any it arms the guests' kicks, looks once more and sleeps on eventfds.
 //!
 //! A frame whose process must be known first stays in its guest's ring: its lane is paused, the
 //! question goes to the introspection thread, and the frame is offered to the switch again with the
-//! answer. Nothing is looked up on this thread. A paused lane delays only its own guest, for at most the
+//! answer. Nothing is looked up on this thread beyond a glance. A paused lane delays only its own guest, for at most the
 //! configured wait; a frame whose answer is late, or whose guest is still being attached to, is dropped
 //! without a verdict, so that the guest's retransmission asks again.
 
 mod finish;
 mod lane;
+mod link;
+mod owners;
+mod round;
+mod shared;
+#[cfg(test)]
+mod tests;
 mod upkeep;
 mod uplink;
 
-use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use hdrhistogram::Histogram;
 use model::{Moment, NicRef, RuleId, Snapshot, VmRef};
-use platform::{EventFd, Poller, Tap, Trigger};
-use vhost_port::{GuestMemory, Port, PortCounters, PortEvent};
-use vswitch::{Counters, Emission, FlowRecord, PortId, Switch};
+use platform::{Bell, EventFd, Tap};
+use vhost_port::{Port, PortCounters};
+use vswitch::{Counters, FlowRecord, PortId, Switch};
 
 use crate::funnel::Funnel;
 use crate::handover::FlowMemory;
 use crate::introspect::{Inquiry, Introspection, Reply};
-use finish::Workbench;
-use lane::{Desk, Lane};
-use upkeep::Upkeep;
-use uplink::Uplink;
+use lane::Lane;
+use link::{Incoming, Links, Outgoing, link};
+use owners::Owners;
+pub use owners::{CORES_MAX, CoreId};
+use round::Core;
+use shared::SharedSwitch;
 
 /// How long the loop spins without a frame before it sleeps.
 const SPIN: Duration = Duration::from_micros(50);
-/// Longest sleep: the switch's upkeep is due even when nothing moves.
+/// Longest sleep of the first core: the switch's upkeep is due even when nothing moves.
 const SLEEP_MAX: Duration = upkeep::PERIOD;
 /// Longest wait that is told apart from longer ones.
 pub const WAIT_NS_MAX: u64 = 10_000_000_000;
 /// Flow events waiting for the flow log; more are added up.
 pub const EVENTS_QUEUED_MAX: usize = 65_536;
 
-/// What the other threads want of the poll thread.
+/// What the other threads want of the poll cores.
 #[derive(Debug)]
 pub enum Command {
     /// Serve this port, too.
-    AddPort {
-        /// Its number.
-        id: PortId,
-        /// Its card.
-        card: NicRef,
-        /// The port.
-        port: Box<Port>,
-    },
-    /// Serve this port no longer.
-    RemovePort(PortId),
+    AddPort(Seat),
+    /// Serve this port, which was added under this serial number, no longer.
+    RemovePort(PortId, u64),
+    /// Leave this port to another core from now on.
+    MovePort(PortId, CoreId),
+    /// Serve this port, which another core has let go of.
+    TakeOver(Box<Lane>),
     /// Serve this interface of the host, too, as a port of this number.
     AddUplink(PortId, Tap),
+    /// Serve it no longer.
+    RemoveUplink(PortId),
     /// Work by this snapshot.
     Install {
         /// What to work by.
@@ -79,20 +90,44 @@ pub enum Command {
         /// Whether it is.
         listening: bool,
     },
+    /// What was asked about a frame is known.
+    Answered(Reply),
     /// Send copies of all flows.
     Flows(Sender<Vec<FlowRecord>>),
-    /// Send numbers.
-    Numbers(Sender<Numbers>),
+    /// Send numbers of the switch.
+    SwitchNumbers(Sender<SwitchNumbers>),
+    /// Send numbers of a core.
+    Numbers(Sender<CoreNumbers>),
 }
 
-/// What the poll thread has done so far.
+/// A port that is to be served.
+#[derive(Debug)]
+pub struct Seat {
+    /// Its number.
+    pub id: PortId,
+    /// Tells it from others that had the number before or will have it.
+    pub serial: u64,
+    /// Its card.
+    pub card: NicRef,
+    /// The port.
+    pub port: Box<Port>,
+    /// What it signals when it has something for its poll core.
+    pub waker: Arc<EventFd>,
+}
+
+/// What the switch has done so far.
 #[derive(Clone, Debug, Default)]
-pub struct Numbers {
-    /// The switch's counters.
-    pub switch: Counters,
+pub struct SwitchNumbers {
+    /// Its counters.
+    pub counters: Counters,
     /// Flows in the table.
     pub flows: usize,
-    /// Each port's counters.
+}
+
+/// What a poll core has done so far.
+#[derive(Clone, Debug, Default)]
+pub struct CoreNumbers {
+    /// Counters of each port that it serves.
     pub ports: Vec<(PortId, PortCounters)>,
     /// Rounds over the ports.
     pub rounds: u64,
@@ -100,8 +135,12 @@ pub struct Numbers {
     pub busy_rounds: u64,
     /// Times the loop slept.
     pub sleeps: u64,
-    /// Frames taken from guests.
+    /// Frames taken from guests and from the host.
     pub frames: u64,
+    /// Frames for ports of other cores.
+    pub handed_over: u64,
+    /// Frames that were dropped because too many were on their way to another core.
+    pub link_full: u64,
     /// Frames that the destination could not take.
     pub undelivered: u64,
     /// Frames dropped because their guest was still being attached to.
@@ -114,14 +153,56 @@ pub struct Numbers {
     pub lookups: Option<Histogram<u64>>,
 }
 
-/// The other threads' end of the poll thread.
-#[derive(Clone, Debug)]
-pub struct PollHandle {
-    commands: Sender<Command>,
-    waker: Arc<EventFd>,
+/// What all poll cores have done so far.
+#[derive(Clone, Debug, Default)]
+pub struct Numbers {
+    /// The switch.
+    pub switch: SwitchNumbers,
+    /// Each core, in order; none for one that did not answer in time.
+    pub cores: Vec<Option<CoreNumbers>>,
 }
 
-/// The poll thread does not answer: it is gone, or a bug holds it up.
+impl Numbers {
+    /// The sum over all cores of one of their numbers.
+    pub fn sum(&self, number: impl Fn(&CoreNumbers) -> u64) -> u64 {
+        self.cores.iter().flatten().map(number).sum()
+    }
+
+    /// All cores' times of one kind.
+    pub fn times(&self, of: impl Fn(&CoreNumbers) -> &Option<Histogram<u64>>) -> Histogram<u64> {
+        self.cores.iter().flatten().filter_map(|core| of(core).as_ref()).fold(
+            latencies(),
+            |mut all, times| {
+                // They are all of one shape.
+                let _ = all.add(times);
+                all
+            },
+        )
+    }
+}
+
+/// The other threads' end of the poll cores.
+#[derive(Clone, Debug)]
+pub struct PollHandle {
+    cores: Arc<Cores>,
+}
+
+/// What everyone knows of the cores.
+#[derive(Debug)]
+struct Cores {
+    /// Of each core, the side core's last.
+    ends: Vec<End>,
+    owners: Arc<Owners>,
+}
+
+/// Where a core is told something.
+#[derive(Debug)]
+struct End {
+    commands: Sender<Command>,
+    bell: Arc<Bell>,
+}
+
+/// A poll core does not answer: it is gone, or a bug holds it up.
 #[derive(Debug, thiserror::Error)]
 #[error("the poll thread does not answer")]
 pub struct NoAnswer;
@@ -130,14 +211,34 @@ impl PollHandle {
     /// Longest wait for an answer.
     const ANSWER_WAIT: Duration = Duration::from_secs(2);
 
-    /// Hands a command over.
+    /// Hands a command to the core that it is for.
     pub fn send(&self, command: Command) {
-        // Fails only when the poll thread is gone, and then so is the process.
-        let _ = self.commands.send(command);
-        self.waker.signal();
+        self.send_to(self.addressee(&command), command);
     }
 
-    /// Asks for something and waits for it.
+    fn send_to(&self, core: CoreId, command: Command) {
+        let end = &self.cores.ends[core.index()];
+        // Fails only when the poll core is gone, and then so is the process.
+        let _ = end.commands.send(command);
+        end.bell.ring_always();
+    }
+
+    /// Who does what a command says. Whoever serves a port no longer sends what is for it on.
+    fn addressee(&self, command: &Command) -> CoreId {
+        let owners = &self.cores.owners;
+        let (id, emptiest) = match command {
+            Command::AddPort(Seat { id, .. }) | Command::AddUplink(id, _) => (*id, true),
+            Command::RemovePort(id, _) | Command::MovePort(id, _) | Command::RemoveUplink(id) => (*id, false),
+            Command::Answered(reply) => (reply.port, false),
+            _ => return CoreId::FIRST,
+        };
+        if emptiest {
+            owners.set(id, owners.emptiest());
+        }
+        owners.of(id).unwrap_or(CoreId::FIRST)
+    }
+
+    /// Asks the first core for something and waits for it.
     ///
     /// # Errors
     /// When no answer comes within two seconds.
@@ -147,286 +248,108 @@ impl PollHandle {
         receiver.recv_timeout(Self::ANSWER_WAIT).map_err(|_| NoAnswer)
     }
 
-    /// What ports and threads signal when they have something for the poll thread.
-    pub fn waker(&self) -> Arc<EventFd> {
-        Arc::clone(&self.waker)
+    /// Asks all cores for their numbers.
+    ///
+    /// # Errors
+    /// When the first core does not answer within two seconds. The others may stay away.
+    pub fn numbers(&self) -> Result<Numbers, NoAnswer> {
+        let ask = |core| {
+            let (sender, receiver) = crossbeam_channel::bounded(1);
+            self.send_to(CoreId(core), Command::Numbers(sender));
+            receiver
+        };
+        let asked: Vec<_> = (0..).map(ask).take(self.cores.ends.len()).collect();
+        let switch = self.ask(Command::SwitchNumbers)?;
+        let deadline = Instant::now() + Self::ANSWER_WAIT;
+        let cores = asked.into_iter().map(|answer| answer.recv_deadline(deadline).ok()).collect();
+        Ok(Numbers { switch, cores })
     }
 }
 
-/// Makes the two ends of the command channel.
-///
-/// # Errors
-/// When the process is out of file descriptors.
-pub fn handle() -> std::io::Result<(PollHandle, Receiver<Command>)> {
-    let (commands, receiver) = crossbeam_channel::unbounded();
-    Ok((PollHandle { commands, waker: Arc::new(EventFd::new()?) }, receiver))
-}
-
-/// The channels of the poll thread.
+/// What the poll cores work with.
 pub struct Wiring {
-    /// From everyone.
-    pub commands: Receiver<Command>,
     /// To the introspection thread.
     pub inquiries: Sender<Inquiry>,
-    /// From the introspection thread.
-    pub replies: Receiver<Reply>,
-    /// To the flow log.
-    pub events: Funnel,
     /// Told about memory that comes and goes.
     pub introspection: Arc<Introspection>,
-    /// Signalled by everyone who sends.
-    pub waker: Arc<EventFd>,
     /// Longest wait for an answer.
     pub attribution_wait: Duration,
+    /// The CPU of each core; any CPU for those beyond.
+    pub cpus: Vec<usize>,
 }
 
-/// The loop's state.
+/// The poll cores before they run.
 pub struct Poll {
-    switch: Switch<FlowMemory>,
-    lanes: Vec<Option<Lane>>,
-    uplinks: Vec<Uplink>,
-    wiring: Wiring,
-    poller: Poller,
-    /// The batch being handled.
-    desk: Desk,
-    workbench: Workbench,
-    upkeep: Upkeep,
-    numbers: Numbers,
-    waits: Histogram<u64>,
-    lookups: Histogram<u64>,
+    handle: PollHandle,
+    /// What each is told.
+    commands: Vec<Receiver<Command>>,
 }
-
-const WAKE_TOKEN: u64 = u64::MAX;
 
 impl Poll {
-    /// A loop without ports.
+    /// As many cores, and the side core.
     ///
     /// # Errors
     /// When the process is out of file descriptors.
-    pub fn new(switch: Switch<FlowMemory>, wiring: Wiring) -> std::io::Result<Self> {
-        let poller = Poller::new()?;
-        poller.add(&*wiring.waker, WAKE_TOKEN, Trigger::Level)?;
-        let (lanes, desk, numbers) = (Vec::new(), Desk::new(), Numbers::default());
-        let (waits, lookups, workbench) = (latencies(), latencies(), Workbench::default());
-        let uplinks = Vec::new();
-        Ok(Self {
-            switch,
-            lanes,
-            uplinks,
-            wiring,
-            poller,
-            desk,
-            workbench,
-            upkeep: Upkeep::default(),
-            numbers,
-            waits,
-            lookups,
-        })
+    pub fn new(cores: usize) -> std::io::Result<Self> {
+        let (mut ends, mut commands) = (Vec::new(), Vec::new());
+        for _ in 0..=cores {
+            let (sender, receiver) = crossbeam_channel::unbounded();
+            ends.push(End { commands: sender, bell: Arc::new(Bell::new()?) });
+            commands.push(receiver);
+        }
+        let cores = Arc::new(Cores { ends, owners: Arc::new(Owners::new(cores)) });
+        Ok(Self { handle: PollHandle { cores }, commands })
     }
 
-    /// Runs until the process ends. A panic here is a bug that would leave guests without a network and
-    /// without a word: the process ends instead, and its successor takes over.
-    pub fn run_or_abort(self) {
-        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.run())).is_err();
-        tracing::error!(panicked, "the poll thread has ended");
-        std::process::abort();
+    /// Where they can be told something, now and later.
+    pub fn handle(&self) -> PollHandle {
+        self.handle.clone()
     }
 
-    fn run(mut self) -> ! {
-        let mut last_busy = now();
-        loop {
-            let now = now();
-            self.numbers.rounds += 1;
-            if self.round(now) {
-                self.numbers.busy_rounds += 1;
-                last_busy = now;
-            } else if now.since(last_busy) >= SPIN {
-                self.look_after(now, true);
-                self.deliver_own();
-                if !self.arm() && !self.upkeep.is_urgent() {
-                    self.sleep(now);
+    /// Starts a thread for each core.
+    ///
+    /// # Errors
+    /// When the process is out of threads or file descriptors.
+    pub fn start(self, switch: Switch<FlowMemory>, events: Funnel, wiring: Wiring) -> std::io::Result<()> {
+        let cpus = wiring.cpus.clone();
+        for (index, core) in self.cores(switch, events, wiring)?.into_iter().enumerate() {
+            let cpu = cpus.get(index).copied();
+            std::thread::Builder::new().name(core.name()).spawn(move || {
+                if let Some(cpu) = cpu
+                    && let Err(error) = platform::pin_current_thread(cpu)
+                {
+                    tracing::warn!(cpu, %error, "the poll thread runs on any CPU");
                 }
-                self.suppress();
-            }
+                core.run_or_abort();
+            })?;
         }
+        Ok(())
     }
 
-    /// One round over everything; tells whether any frame moved.
-    fn round(&mut self, now: Moment) -> bool {
-        self.take_commands(now);
-        self.take_replies();
-        let mut busy = false;
-        for index in 0..self.lanes.len() {
-            // The lane is taken out while it is served, so that it can deliver to the others.
-            let Some(mut lane) = self.lanes[index].take() else { continue };
-            self.service(&mut lane);
-            busy |= self.serve(&mut lane, now);
-            self.lanes[index] = Some(lane);
-        }
-        for index in 0..self.uplinks.len() {
-            let mut uplink = self.uplinks.swap_remove(index);
-            busy |= self.serve_uplink(&mut uplink, now);
-            self.uplinks.push(uplink);
-            let last = self.uplinks.len() - 1;
-            self.uplinks.swap(index, last);
-        }
-        self.look_after(now, false);
-        self.deliver_own();
-        for lane in self.lanes.iter_mut().flatten() {
-            lane.port.flush();
-        }
-        busy
-    }
-
-    fn look_after(&mut self, now: Moment, idle: bool) {
-        let flows = self.upkeep.share(now, self.switch.flow_count(), idle);
-        self.switch.tick(now, flows);
-    }
-
-    fn take_commands(&mut self, now: Moment) {
-        while let Ok(command) = self.wiring.commands.try_recv() {
-            match command {
-                Command::AddPort { id, card, port } => {
-                    let index = usize::from(id.0);
-                    if self.lanes.len() <= index {
-                        self.lanes.resize_with(index + 1, || None);
-                    }
-                    self.lanes[index] = Some(Lane::new(id, card, *port));
-                }
-                Command::RemovePort(id) => {
-                    if let Some(lane) = self.lane(id) {
-                        *lane = None;
-                    }
-                    self.uplinks.retain(|uplink| uplink.id() != id);
-                }
-                Command::AddUplink(id, tap) => self.add_uplink(Uplink::new(id, tap)),
-                Command::Install { snapshot, ports, uplinks } => {
-                    self.switch.install(now, snapshot, &ports, &uplinks);
-                    self.upkeep.hurry(self.switch.flow_count());
-                }
-                Command::Listening { service, vm, listening } => {
-                    self.switch.set_listening(now, &service, &vm, listening);
-                }
-                // Whoever asked may have gone.
-                Command::Flows(reply) => drop(reply.try_send(self.switch.flows().collect())),
-                Command::Numbers(reply) => drop(reply.try_send(self.numbers())),
-            }
-        }
-    }
-
-    fn take_replies(&mut self) {
-        while let Ok(reply) = self.wiring.replies.try_recv() {
-            record(&mut self.lookups, reply.took);
-            if let Some(Some(lane)) = self.lane(reply.port) {
-                lane.answered(reply);
-            } else if let Some(uplink) = self.uplinks.iter_mut().find(|uplink| uplink.id() == reply.port) {
-                uplink.answered(reply);
-            }
-        }
-    }
-
-    /// Takes up what the port's VMM wants.
-    fn service(&mut self, lane: &mut Lane) {
-        while let Some(event) = lane.port.service() {
-            match event {
-                PortEvent::Started { pair, memory, transmit, .. } => {
-                    tracing::info!(nic = %lane.card, pair, "guest drives its card");
-                    lane.reset(pair, Some(transmit.descriptors));
-                    self.started(lane, pair, memory);
-                }
-                PortEvent::Stopped { pair } => self.stopped(lane, pair..pair + 1),
-                PortEvent::Disconnected => self.stopped(lane, 0..Port::PAIRS_MAX),
-            }
-        }
-    }
-
-    fn started(&mut self, lane: &mut Lane, pair: usize, memory: Arc<GuestMemory>) {
-        if let Some(kick) = lane.port.kick_fd(pair)
-            && let Err(error) = self.poller.add(kick, u64::from(lane.id.0), Trigger::Edge)
-        {
-            tracing::error!(nic = %lane.card, pair, %error, "cannot wait for the guest's kicks");
-        }
-        if lane.port.running() == [pair] {
-            self.wiring.introspection.memory_shared(lane.id, memory);
-        }
-    }
-
-    fn stopped(&mut self, lane: &mut Lane, pairs: Range<usize>) {
-        for pair in pairs {
-            if let Some(kick) = lane.port.kick_fd(pair) {
-                // Not there if it could not be waited for.
-                let _ = self.poller.remove(kick);
-            }
-            lane.reset(pair, None);
-        }
-        if !lane.port.is_running() {
-            tracing::info!(nic = %lane.card, "guest's card is at rest");
-            self.wiring.introspection.memory_gone(lane.id);
-        }
-    }
-
-    fn lane(&mut self, id: PortId) -> Option<&mut Option<Lane>> {
-        self.lanes.get_mut(usize::from(id.0))
-    }
-
-    /// Delivers the frames that the switch made itself, and passes its events on.
-    fn deliver_own(&mut self) {
-        for Emission { port, frame } in self.switch.emissions() {
-            let sent = match self.lanes.get_mut(usize::from(port.0)) {
-                Some(Some(lane)) => lane.send_own(&frame),
-                _ => match self.uplinks.iter_mut().find(|uplink| uplink.id() == port) {
-                    Some(uplink) => uplink.send_own(&frame),
-                    None => Ok(()),
-                },
+    /// All cores, with a link from each to each other.
+    fn cores(self, switch: Switch<FlowMemory>, events: Funnel, wiring: Wiring) -> std::io::Result<Vec<Core>> {
+        let shared = Arc::new(SharedSwitch::new(switch, events));
+        let wiring = Arc::new(wiring);
+        let count = self.commands.len();
+        let mut outgoing: Vec<Vec<Option<Outgoing>>> = Vec::new();
+        let mut incoming: Vec<Vec<Incoming>> = (0..count).map(|_| Vec::new()).collect();
+        for from in 0..count {
+            let to = |to: usize| {
+                (to != from).then(|| {
+                    let (outgoing, end) = link(Arc::clone(&self.handle.cores.ends[to].bell));
+                    incoming[to].push(end);
+                    outgoing
+                })
             };
-            self.numbers.undelivered += u64::from(sent.is_err());
+            outgoing.push((0..count).map(to).collect());
         }
-        self.wiring.events.drain();
-        for event in self.switch.events() {
-            self.wiring.events.offer(event);
-        }
-    }
-
-    /// Asks all guests to kick; tells whether one has work already.
-    fn arm(&mut self) -> bool {
-        let mut work = false;
-        for lane in self.lanes.iter_mut().flatten() {
-            work |= lane.arm();
-        }
-        work
-    }
-
-    fn suppress(&mut self) {
-        for lane in self.lanes.iter_mut().flatten() {
-            lane.port.suppress_kicks();
-        }
-    }
-
-    fn sleep(&mut self, now: Moment) {
-        let deadlines = self.lanes.iter().flatten().filter_map(Lane::deadline);
-        let deadlines = deadlines.chain(self.uplinks.iter().filter_map(Uplink::deadline));
-        let timeout = deadlines.map(|deadline| deadline.since(now)).min().unwrap_or(SLEEP_MAX).min(SLEEP_MAX);
-        self.numbers.sleeps += 1;
-        match self.poller.wait(Some(timeout)) {
-            Ok(mut woken) => {
-                if woken.any(|token| token == WAKE_TOKEN) {
-                    self.wiring.waker.drain();
-                }
-            }
-            Err(error) => tracing::error!(%error, "cannot wait for kicks"),
-        }
-    }
-
-    fn numbers(&self) -> Numbers {
-        let counters = |lane: &Lane| (lane.id, *lane.port.counters());
-        Numbers {
-            switch: self.switch.counters().clone(),
-            flows: self.switch.flow_count(),
-            ports: self.lanes.iter().flatten().map(counters).collect(),
-            waits: Some(self.waits.clone()),
-            lookups: Some(self.lookups.clone()),
-            ..self.numbers.clone()
-        }
+        let ends = outgoing.into_iter().zip(incoming).zip(self.commands);
+        let core = |(id, ((outgoing, incoming), commands))| {
+            let links = Links { outgoing, incoming, owners: Arc::clone(&self.handle.cores.owners) };
+            let (shared, wiring) = (Arc::clone(&shared), Arc::clone(&wiring));
+            Core::new(CoreId(id), self.handle.clone(), commands, links, shared, wiring)
+        };
+        (0..).zip(ends).map(core).collect()
     }
 }
 

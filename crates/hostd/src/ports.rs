@@ -4,16 +4,17 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use model::{Inventory, MacAddr, Nic, NicRef, Snapshot};
-use platform::Tap;
+use platform::{EventFd, Tap};
 use vhost_port::{PortConfig, PortControl, PortStatus};
 use vswitch::{PortId, Uplink};
 
 use crate::handover::HandOver;
 use crate::introspect::Introspection;
-use crate::poll::{Command, PollHandle};
+use crate::poll::{Command, PollHandle, Seat};
 
 /// All open ports.
 pub struct Ports {
@@ -21,6 +22,7 @@ pub struct Ports {
     hand_over: Mutex<HandOver>,
     open: Mutex<HashMap<NicRef, Open>>,
     uplinks: Mutex<Vec<Uplink>>,
+    opened: AtomicU64,
     introspection: Arc<Introspection>,
     poll: PollHandle,
 }
@@ -28,6 +30,8 @@ pub struct Ports {
 #[derive(Debug)]
 struct Open {
     id: PortId,
+    /// How many ports were opened before it.
+    serial: u64,
     /// As declared when it was opened; a card declared otherwise is another card.
     nic: Nic,
     control: PortControl,
@@ -46,6 +50,7 @@ impl Ports {
             hand_over: Mutex::new(hand_over),
             open: Mutex::default(),
             uplinks: Mutex::default(),
+            opened: AtomicU64::new(0),
             introspection,
             poll,
         }
@@ -87,7 +92,7 @@ impl Ports {
         uplinks.retain(|uplink| {
             let stays = wanted.contains(uplink.interface.as_str());
             if !stays {
-                self.poll.send(Command::RemovePort(uplink.id));
+                self.poll.send(Command::RemoveUplink(uplink.id));
             }
             stays
         });
@@ -152,17 +157,25 @@ impl Ports {
             offloads: true,
             journal: Some(lock(&self.hand_over).journal(id)),
         };
-        let (port, control) = vhost_port::open(config, self.poll.waker())?;
+        let waker = Arc::new(EventFd::new()?);
+        let (port, control) = vhost_port::open(config, Arc::clone(&waker))?;
         self.introspection.add_port(id, &card.vm);
-        self.poll.send(Command::AddPort { id, card: card.clone(), port: Box::new(port) });
-        open.insert(card.clone(), Open { id, nic: nic.clone(), control });
+        let serial = self.opened.fetch_add(1, Ordering::Relaxed);
+        self.poll.send(Command::AddPort(Seat {
+            id,
+            serial,
+            card: card.clone(),
+            port: Box::new(port),
+            waker,
+        }));
+        open.insert(card.clone(), Open { id, serial, nic: nic.clone(), control });
         Ok(())
     }
 
     fn close(&self, open: &mut HashMap<NicRef, Open>, card: &NicRef) {
         if let Some(port) = open.remove(card) {
             drop(port.control);
-            self.poll.send(Command::RemovePort(port.id));
+            self.poll.send(Command::RemovePort(port.id, port.serial));
             self.introspection.remove_port(port.id);
         }
     }

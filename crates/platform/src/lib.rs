@@ -8,16 +8,20 @@
 //! Deliberately absent: guest memory (see `vhost-port`), threads, and anything that knows what the daemon does.
 #![allow(unsafe_code)] // Mapping a file, prefetching a cache line and asking a driver have no safe form.
 
+mod bell;
 mod clock;
 mod cpu;
 mod event;
+mod order;
 mod sparse;
 mod table;
 mod tap;
 
+pub use bell::Bell;
 pub use clock::monotonic_ns;
 pub use cpu::{pin_current_thread, prefetch, prefetch_to_write};
 pub use event::{EventFd, Poller, Trigger};
+pub use order::write_then_read;
 pub use sparse::for_each_data;
 pub use table::{SharedTable, TableError};
 pub use tap::Tap;

@@ -55,7 +55,10 @@ mod ring;
 mod session;
 mod window;
 
-#[cfg(any(test, fuzzing))]
+#[cfg(feature = "testing")]
+pub mod testing;
+#[cfg(any(test, fuzzing, feature = "testing"))]
+#[cfg_attr(not(any(test, fuzzing)), allow(dead_code))] // Other crates' tests need a part of it only.
 mod tests;
 
 pub use chain::{Batch, Chain};

@@ -6,7 +6,6 @@
 //! business: a split ring asks the guest's memory, a packed one its [`Journal`].
 
 mod journal;
-mod order;
 mod packed;
 mod split;
 

@@ -203,10 +203,7 @@ impl<'m> Window<'m> {
     #[inline(always)]
     pub(crate) fn prefetch(&self, offset: usize) {
         if offset < self.len {
-            // SAFETY: `offset` is within the window.
-            let byte = unsafe { self.start.add(offset) };
-            // SAFETY: the byte is mapped; the reference lives for this call, in which nothing is read through it.
-            platform::prefetch(unsafe { byte.cast::<AtomicU8>().as_ref() });
+            platform::prefetch(self.start.addr().get() + offset);
         }
     }
 

@@ -4,12 +4,12 @@
 use packet::{Network, OffloadError, Packet, ParseError, VnetHeader};
 
 use crate::key::FlowKey;
-use crate::table::{FlowTable, Home};
-use crate::{FlowSlot, FlowSlots, Frame, PortId, Switch, Tally};
+use crate::table::{Home, Places, Tally};
+use crate::{FlowSlot, FlowSlots, Frame, PortId, Switch};
 
 /// What a frame says, and where its flow would be: nothing that another frame could change.
 ///
-/// A caller that has many frames at once previews all of them, fetches their slots ([`Switch::likely_slot`])
+/// A caller that has many frames at once previews all of them, fetches their slots ([`Previewer::likely_lines`])
 /// and only then has the first one decided upon: slots are far from the cache.
 #[derive(Clone, Debug)]
 pub struct Preview {
@@ -38,11 +38,11 @@ impl Preview {
     /// Reads `frame`. What was worked out is put into memory last: a processor that reads back in one piece
     /// what it has just written in two must wait for all stores before them.
     #[inline]
-    fn read<S: FlowSlots>(&mut self, table: &FlowTable<S>, ingress: PortId, frame: &Frame) {
+    pub(crate) fn read(&mut self, places: &Places, ingress: PortId, frame: &Frame) {
         let packet = Packet::parse(frame.parsable());
         (self.flow, self.vnet) = match &packet {
             Ok(Packet { network: Network::Ip(ip), .. }) => {
-                let flow = FlowKey::of(ingress, ip).map(|key| (key, table.home(&key)));
+                let flow = FlowKey::of(ingress, ip).map(|key| (key, places.home(&key)));
                 (flow, frame.vnet.forwarded(frame.total_len_bytes, Some(ip)))
             }
             _ => (None, Ok(frame.vnet)),
@@ -51,18 +51,38 @@ impl Preview {
     }
 }
 
+/// Previews frames for a switch without having it, so that several threads can do so at once while one of them has the
+/// switch decide.
+#[derive(Clone, Debug)]
+pub struct Previewer {
+    places: Places,
+    slots_at: usize,
+    tallies_at: usize,
+}
+
 impl<S: FlowSlots> Switch<S> {
+    /// What previews frames for this switch, for as long as it lives.
+    #[must_use]
+    pub fn previewer(&self) -> Previewer {
+        let (slots_at, tallies_at) = self.table.addresses();
+        Previewer { places: self.table.places.clone(), slots_at, tallies_at }
+    }
+}
+
+impl Previewer {
     /// Previews a frame that came in at `ingress`, for [`Switch::process_previewed`].
     #[inline]
     pub fn preview(&self, ingress: PortId, frame: &Frame, preview: &mut Preview) {
-        preview.read(&self.table, ingress, frame);
+        preview.read(&self.places, ingress, frame);
     }
 
-    /// Where a frame's flow most likely lies, if it is known, and its counters: worth fetching while other
-    /// frames are decided upon. Only a hint.
+    /// Addresses of the cache lines that the decision will most likely need: the flow's slot, if the flow is known, and
+    /// its counters. Worth fetching while other frames are decided upon, and only a hint.
     #[inline]
     #[must_use]
-    pub fn likely_slot(&self, preview: &Preview) -> Option<(&FlowSlot, &Tally)> {
-        preview.flow.as_ref().map(|(_, home)| self.table.at_home(*home))
+    pub fn likely_lines(&self, preview: &Preview) -> Option<[usize; 2]> {
+        let position = preview.flow.as_ref().map(|(_, home)| home.position())?;
+        let line = |start: usize, len: usize| start.wrapping_add(position.wrapping_mul(len));
+        Some([line(self.slots_at, size_of::<FlowSlot>()), line(self.tallies_at, size_of::<Tally>())])
     }
 }

@@ -140,7 +140,7 @@ impl<S: FlowSlots> Switch<S> {
         answers: Option<&Answers>,
     ) -> Verdict {
         let mut preview = Preview::default();
-        self.preview(ingress, frame, &mut preview);
+        preview.read(&self.table.places, ingress, frame);
         self.process_previewed(now, ingress, frame, &preview, answers)
     }
 

@@ -48,7 +48,7 @@ pub(crate) fn millisecond(now: Moment) -> u32 {
 /// What is kept of a slot's direction in this process only. Aligned so that one fetch brings all of it.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(32))]
-pub struct Tally {
+pub(crate) struct Tally {
     /// Position in the list of flows; in the high byte all TCP flags seen.
     flow_and_flags: u32,
     /// What the peer allows a TCP sender.
@@ -84,6 +84,12 @@ impl Home {
     pub(crate) fn spread(self) -> u32 {
         self.0 as u32
     }
+
+    /// Its position in the table.
+    #[inline]
+    pub(crate) fn position(self) -> usize {
+        self.0
+    }
 }
 
 /// Where a new key could go.
@@ -97,15 +103,45 @@ pub(crate) enum Room {
     Full,
 }
 
+/// Which slots a key may live in, by its keyed hash. The same for a table's whole life.
+#[derive(Clone, Debug)]
+pub(crate) struct Places {
+    mask: usize,
+    seed: u64,
+    shared: SharedSeed,
+}
+
+impl Places {
+    /// A hasher that has taken in a key.
+    #[inline]
+    fn hasher(&self, seed: u64, key: &FlowKey) -> FoldHasher<'_> {
+        let mut hasher = FoldHasher::with_seed(seed, &self.shared);
+        let [a, b, c, d, e] = key.words();
+        hasher.write_u128(u128::from(a) << 64 | u128::from(b));
+        hasher.write_u128(u128::from(c) << 64 | u128::from(d));
+        hasher.write_u64(e);
+        hasher
+    }
+
+    #[inline]
+    fn hash(&self, key: &FlowKey) -> u64 {
+        self.hasher(self.seed, key).finish()
+    }
+
+    /// Where the window of `key` begins.
+    #[inline]
+    pub(crate) fn home(&self, key: &FlowKey) -> Home {
+        Home(self.hash(key) as usize & self.mask)
+    }
+}
+
 pub(crate) struct FlowTable<S> {
     slots: S,
     tallies: Vec<Tally>,
     flows: Vec<Flow>,
-    mask: usize,
     /// How many slots from its hash the farthest key has ever lived.
     reach: usize,
-    seed: u64,
-    shared: SharedSeed,
+    pub(crate) places: Places,
 }
 
 impl<S: FlowSlots> FlowTable<S> {
@@ -119,10 +155,8 @@ impl<S: FlowSlots> FlowTable<S> {
             slots,
             tallies: vec![Tally::of_flow(NO_FLOW); len],
             flows: Vec::new(),
-            mask: len - 1,
             reach: WINDOW_SLOTS - 1,
-            seed,
-            shared: SharedSeed::from_u64(seed ^ LAYOUT),
+            places: Places { mask: len - 1, seed, shared: SharedSeed::from_u64(seed ^ LAYOUT) },
         };
         for index in 0..len {
             if let Some((partner, state)) = table.intact(index) {
@@ -159,7 +193,7 @@ impl<S: FlowSlots> FlowTable<S> {
     /// The partner and state of the initiator's slot at `index`, if both slots are as they were written.
     fn intact(&self, index: usize) -> Option<(usize, FlowState)> {
         let slot = self.slot(index);
-        let partner = Some(slot.partner()).filter(|p| *p <= self.mask && *p != index)?;
+        let partner = Some(slot.partner()).filter(|p| *p <= self.places.mask && *p != index)?;
         let other = self.slot(partner);
         let paired = slot.is_initiator()
             && !other.is_initiator()
@@ -189,7 +223,7 @@ impl<S: FlowSlots> FlowTable<S> {
     /// Wipes occupied slots that belong to no flow.
     fn discard_strays(&mut self) -> u64 {
         let mut discarded = 0;
-        for index in 0..=self.mask {
+        for index in 0..=self.places.mask {
             if self.tallies[index].flow() == NO_FLOW && self.slots.as_ref()[index] != FlowSlot::FREE {
                 discarded += 1;
                 *self.slot_mut(index) = FlowSlot::FREE;
@@ -198,61 +232,38 @@ impl<S: FlowSlots> FlowTable<S> {
         discarded
     }
 
-    /// A hasher that has taken in a key.
-    #[inline]
-    fn hasher(&self, seed: u64, key: &FlowKey) -> FoldHasher<'_> {
-        let mut hasher = FoldHasher::with_seed(seed, &self.shared);
-        let [a, b, c, d, e] = key.words();
-        hasher.write_u128(u128::from(a) << 64 | u128::from(b));
-        hasher.write_u128(u128::from(c) << 64 | u128::from(d));
-        hasher.write_u64(e);
-        hasher
-    }
-
-    #[inline]
-    fn hash(&self, key: &FlowKey) -> u64 {
-        self.hasher(self.seed, key).finish()
-    }
-
     /// A number that guests cannot foresee, always the same for a key.
     pub(crate) fn scatter(&self, key: &FlowKey) -> u64 {
-        self.hasher(self.seed.rotate_left(32), key).finish()
+        self.places.hasher(self.places.seed.rotate_left(32), key).finish()
     }
 
     fn check(&self, slot: &FlowSlot) -> u32 {
-        let mut hasher = self.hasher(!self.seed, &slot.key);
+        let mut hasher = self.places.hasher(!self.places.seed, &slot.key);
         hasher.write_u64(slot.place());
         (hasher.finish() >> 32) as u32
     }
 
     /// How far from its hash the key in an occupied slot lives.
     fn distance(&self, index: usize) -> usize {
-        index.wrapping_sub(self.hash(&self.slot(index).key) as usize) & self.mask
+        index.wrapping_sub(self.places.home(&self.slot(index).key).0) & self.places.mask
     }
 
-    /// Where the window of `key` begins.
-    #[inline]
-    pub(crate) fn home(&self, key: &FlowKey) -> Home {
-        Home(self.hash(key) as usize & self.mask)
-    }
-
-    /// The first slot of a window, where its key nearly always lives, and what is counted there.
-    #[inline]
-    pub(crate) fn at_home(&self, home: Home) -> (&FlowSlot, &Tally) {
-        (self.slot(home.0), &self.tallies[home.0])
+    /// Addresses of the first slot and of what is counted there.
+    pub(crate) fn addresses(&self) -> (usize, usize) {
+        (self.slots.as_ref().as_ptr().addr(), self.tallies.as_ptr().addr())
     }
 
     /// The first slots in which a key may live.
     #[inline]
     fn window(&self, home: Home, len: usize) -> impl Iterator<Item = usize> + use<S> {
-        let mask = self.mask;
+        let mask = self.places.mask;
         (0..len).map(move |step| home.0.wrapping_add(step) & mask)
     }
 
     /// The slot that holds `key`.
     #[inline]
     pub(crate) fn find(&self, key: &FlowKey) -> Option<u32> {
-        self.find_from(self.home(key), key)
+        self.find_from(self.places.home(key), key)
     }
 
     /// The slot that holds `key`, of which the window begins at `home`.
@@ -276,7 +287,7 @@ impl<S: FlowSlots> FlowTable<S> {
     /// Where `key` could go, if not into `taken`.
     pub(crate) fn room(&self, key: &FlowKey, taken: Option<u32>, now_ms: u32) -> Room {
         let mut least: Option<(u8, u32, usize)> = None;
-        for index in self.window(self.home(key), WINDOW_SLOTS) {
+        for index in self.window(self.places.home(key), WINDOW_SLOTS) {
             if taken == Some(index as u32) {
                 continue;
             }

@@ -34,7 +34,7 @@ pub fn start(dir: &Path, sockets: &[PathBuf], program: Program, flows: usize) ->
     fs::write(
         &settings,
         format!(
-            "[introspection]\nenabled = false\n[poll]\ncpu = 1\n\
+            "[introspection]\nenabled = false\n[poll]\ncpus = [1]\n\
              [flows]\ncapacity = {capacity}\nper_port_max = {capacity}\n"
         ),
     )?;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use api::admin::{
-    Flow, IntrospectionState, Latency, Nic, NicState, PolicyStatus, PollStats, PortStatus, Process, Refusal,
-    Request, Response, Status, Vm,
+    Flow, IntrospectionState, Nic, NicState, PolicyStatus, PollStats, PortStatus, Process, Refusal, Request,
+    Response, Status, Vm,
 };
 use crossbeam_channel::Receiver;
 use model::{NicRef, Protocol, VmRef};
@@ -23,7 +23,7 @@ use crate::export::Records;
 use crate::flowlog::FlowLog;
 use crate::introspect::{Introspection, State};
 use crate::mesh::Mesh;
-use crate::poll::{Command, Numbers, PollHandle};
+use crate::poll::{Command, PollHandle};
 use crate::ports::Ports;
 
 /// Everything that can be asked.
@@ -268,13 +268,12 @@ impl Desk {
     }
 
     fn status(&self) -> Answer {
-        let numbers: Numbers = self
-            .poll
-            .ask(Command::Numbers)
-            .map_err(|error| refusal(&error.to_string(), "see the daemon's log"))?;
+        let numbers =
+            self.poll.numbers().map_err(|error| refusal(&error.to_string(), "see the daemon's log"))?;
         let published = self.mesh.published();
         let cards = self.ports.status();
-        let ports = numbers.ports.iter().filter_map(|(id, counters)| {
+        let counted = numbers.cores.iter().flatten().flat_map(|core| &core.ports);
+        let ports = counted.filter_map(|(id, counters)| {
             let (card, _) = cards.iter().find(|(_, (port, _))| port == id)?;
             Some(PortStatus {
                 nic: card.to_string(),
@@ -287,14 +286,16 @@ impl Desk {
         });
         let mut drops: std::collections::BTreeMap<String, u64> = numbers
             .switch
+            .counters
             .drops_by_reason()
             .filter(|(_, count)| *count > 0)
             .map(|(reason, count)| (reason.to_string(), count))
             .collect();
         for (reason, count) in [
-            ("undelivered", numbers.undelivered),
-            ("attribution-not-ready", numbers.not_ready),
-            ("attribution-late", numbers.late),
+            ("undelivered", numbers.sum(|core| core.undelivered)),
+            ("link-full", numbers.sum(|core| core.link_full)),
+            ("attribution-not-ready", numbers.sum(|core| core.not_ready)),
+            ("attribution-late", numbers.sum(|core| core.late)),
         ] {
             if count > 0 {
                 drops.insert(reason.into(), count);
@@ -307,19 +308,19 @@ impl Desk {
             generation: published.snapshot.generation.0,
             policy_errors: published.refused,
             uptime_ms: age_ms(self.started),
-            flows: numbers.flows as u64,
+            flows: numbers.switch.flows as u64,
             ports,
             drops,
             poll: PollStats {
-                rounds: numbers.rounds,
-                busy_rounds: numbers.busy_rounds,
-                sleeps: numbers.sleeps,
-                frames: numbers.frames,
+                rounds: numbers.sum(|core| core.rounds),
+                busy_rounds: numbers.sum(|core| core.busy_rounds),
+                sleeps: numbers.sum(|core| core.sleeps),
+                frames: numbers.sum(|core| core.frames),
             },
-            attribution: numbers.waits.as_ref().map_or_else(Latency::default, view::latency),
-            lookup: numbers.lookups.as_ref().map_or_else(Latency::default, view::latency),
+            attribution: view::latency(&numbers.times(|core| &core.waits)),
+            lookup: view::latency(&numbers.times(|core| &core.lookups)),
             views: self.views.shown(),
-            records: self.records.stats(numbers.switch.events_lost),
+            records: self.records.stats(numbers.switch.counters.events_lost),
         })))
     }
 

@@ -13,16 +13,21 @@
 //!
 //! Delivery writes to memory that a guest has in its cache. Nothing that was just written is read back in
 //! between, because such a read may wait for all of these writes to be done.
+//!
+//! The switch is taken for the second stage only, in which no guest's memory is touched: where more of a frame must be
+//! copied, or its process looked for, it is given back meanwhile.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use model::{Moment, NicRef};
 use packet::VnetHeader;
-use platform::prefetch;
+use platform::{EventFd, prefetch};
 use vhost_port::{Batch, Chain, Port, SendError, VNET_HEADER_BYTES};
 use vswitch::{Answers, Frame, HEAD_LEN_BYTES_MAX, PortId, Preview, Question, Verdict};
 
-use super::{Poll, record};
+use super::round::Core;
+use super::{Seat, record};
 use crate::introspect::{Inquiry, Outcome, Reply};
 
 /// Bytes of a frame copied at first: the headers of nearly every packet.
@@ -32,8 +37,11 @@ pub(super) const HEAD_FIRST_BYTES: usize = 192;
 #[derive(Debug)]
 pub struct Lane {
     pub(super) id: PortId,
+    pub(super) serial: u64,
     pub(super) card: NicRef,
     pub(super) port: Port,
+    /// What the port signals.
+    pub(super) waker: Arc<EventFd>,
     queues: [Queue; Port::PAIRS_MAX],
 }
 
@@ -90,18 +98,42 @@ impl Desk {
     }
 }
 
-/// What became of a frame.
-enum Decided {
-    /// It can be given back to the guest, once delivered if it has somewhere to go.
-    Done(Option<PortId>),
+/// How the switch is to be asked about the next frame.
+#[derive(Default)]
+struct Turn {
+    /// What was found out for it.
+    answers: Option<Answers>,
+    /// Whether a glance found it.
+    glanced: bool,
+    /// Whether as much of it was copied as may be.
+    whole: bool,
+}
+
+/// Why the switch was given back before all frames were decided on.
+enum Halt {
+    /// All were.
+    Done,
+    /// More of the next frame must be copied.
+    Copy,
+    /// Somebody must be known first. Whether that was glanced at already.
+    Ask(Question, bool),
+}
+
+/// What became of a frame that must wait for an answer.
+enum Looked {
+    /// It waits no longer.
+    Found(Answers),
+    /// It is dropped.
+    Drop,
     /// It stays where it is.
     Held,
 }
 
 impl Lane {
-    pub(super) fn new(id: PortId, card: NicRef, port: Port) -> Self {
+    pub(super) fn new(seat: Seat) -> Self {
+        let Seat { id, serial, card, port, waker } = seat;
         let queues = std::array::from_fn(|pair| Queue { pair, ..Queue::default() });
-        Self { id, card, port, queues }
+        Self { id, serial, card, port: *port, waker, queues }
     }
 
     /// Forgets frames that belong to a pair's rings of before; `transmit` is where the new one lies, if there is one.
@@ -134,14 +166,6 @@ impl Lane {
     pub(super) fn deadline(&self) -> Option<Moment> {
         self.queues.iter().filter_map(Queue::deadline).min()
     }
-
-    /// Delivers a frame of the switch's own, complete with checksums.
-    pub(super) fn send_own(&mut self, frame: &[u8]) -> Result<(), SendError> {
-        let mut bytes = Vec::with_capacity(VNET_HEADER_BYTES + frame.len());
-        bytes.extend_from_slice(&VnetHeader::default().to_bytes());
-        bytes.extend_from_slice(frame);
-        self.port.send(0, &bytes, None)
-    }
 }
 
 impl Queue {
@@ -155,7 +179,7 @@ impl Queue {
     }
 }
 
-impl Poll {
+impl Core {
     /// Moves up to a batch of frames from each of a guest's queues; tells whether there were any.
     pub(super) fn serve(&mut self, lane: &mut Lane, now: Moment) -> bool {
         let Lane { id, port, queues, .. } = lane;
@@ -211,67 +235,98 @@ impl Poll {
 
     /// Copies the heads of the queue's frames, and fetches what the switch will look at.
     fn read(&mut self, id: PortId, queue: &Queue, batch: &Batch) {
-        let Desk { frames, previews, .. } = &mut self.desk;
         for position in queue.next..batch.len() {
-            copy_head(&mut frames[position], &batch.chain(position), HEAD_FIRST_BYTES);
+            copy_head(&mut self.desk.frames[position], &batch.chain(position), HEAD_FIRST_BYTES);
         }
         if let Some((to, spread)) = queue.last_output
-            && let Some(Some(likely)) = self.lanes.get_mut(usize::from(to.0))
+            && let Some(likely) = self.lane(to)
         {
             likely.port.expect_to_send(spread, batch.len() - queue.next);
         }
+        let Desk { frames, previews, .. } = &mut self.desk;
         for (frame, preview) in frames.iter().zip(previews).take(batch.len()).skip(queue.next) {
-            self.switch.preview(id, frame, preview);
-            if let Some((slot, tally)) = self.switch.likely_slot(preview) {
-                prefetch(slot);
-                prefetch(tally);
+            self.previewer.preview(id, frame, preview);
+            for line in self.previewer.likely_lines(preview).into_iter().flatten() {
+                prefetch(line);
             }
         }
     }
 
-    /// Asks the switch about the queue's frames until one must wait.
+    /// Has the switch decide about the queue's frames until one must wait.
     fn decide(&mut self, id: PortId, queue: &mut Queue, batch: &Batch, now: Moment) {
-        while queue.next < batch.len() {
-            match self.decide_one(id, queue, &batch.chain(queue.next), now) {
-                Decided::Done(output) => {
-                    let output = output.map(|to| (to, self.desk.previews[queue.next].spread()));
-                    self.desk.outputs[queue.next] = output;
-                }
-                Decided::Held => break,
+        let mut turn = Turn::default();
+        if let Some(held) = queue.held.take() {
+            turn.answers = self.resume(held, queue.next);
+            match turn.answers {
+                Some(_) => self.preview(id, queue.next),
+                None => self.pass_over(queue),
             }
-            queue.next += 1;
+        }
+        loop {
+            turn = match self.ask_switch(id, queue, batch.len(), turn, now) {
+                Halt::Done => return,
+                Halt::Copy => {
+                    let frame = &mut self.desk.frames[queue.next];
+                    copy_head(frame, &batch.chain(queue.next), HEAD_LEN_BYTES_MAX);
+                    self.preview(id, queue.next);
+                    Turn { whole: true, ..Turn::default() }
+                }
+                Halt::Ask(question, glanced) => {
+                    match self.look(id, queue, &batch.chain(queue.next), (question, glanced), now) {
+                        Looked::Found(answers) => {
+                            Turn { answers: Some(answers), glanced: true, ..Turn::default() }
+                        }
+                        Looked::Held => return,
+                        Looked::Drop => {
+                            self.pass_over(queue);
+                            Turn::default()
+                        }
+                    }
+                }
+            };
         }
     }
 
-    fn decide_one(&mut self, id: PortId, queue: &mut Queue, chain: &Chain<'_>, now: Moment) -> Decided {
-        let mut verdict = match queue.held.take() {
-            None => self.process(id, queue.next, None, now),
-            Some(held) => {
-                let Some(answers) = self.resume(held, queue.next) else { return Decided::Done(None) };
-                self.preview(id, queue.next);
-                self.process(id, queue.next, Some(&answers), now)
-            }
-        };
-        if verdict == Verdict::NeedMore {
-            copy_head(&mut self.desk.frames[queue.next], chain, HEAD_LEN_BYTES_MAX);
-            self.preview(id, queue.next);
-            verdict = self.process(id, queue.next, None, now);
-        }
-        match verdict {
-            Verdict::Ask(question) => self.look(id, queue, chain, question, now),
-            verdict => decided(&verdict),
-        }
+    /// Lets the next frame of the queue go nowhere.
+    fn pass_over(&mut self, queue: &mut Queue) {
+        self.desk.outputs[queue.next] = None;
+        queue.next += 1;
     }
 
     /// Works out what a frame of the batch says, once more because it is not what was read at first.
     fn preview(&mut self, id: PortId, position: usize) {
-        self.switch.preview(id, &self.desk.frames[position], &mut self.desk.previews[position]);
+        self.previewer.preview(id, &self.desk.frames[position], &mut self.desk.previews[position]);
     }
 
-    /// Asks the switch about a frame of the batch.
-    fn process(&mut self, id: PortId, position: usize, answers: Option<&Answers>, now: Moment) -> Verdict {
-        let (frame, preview) = (&mut self.desk.frames[position], &self.desk.previews[position]);
-        self.switch.process_previewed(now, id, frame, preview, answers)
+    /// Takes the switch and asks it frame by frame, for as long as it needs nothing else.
+    fn ask_switch(
+        &mut self,
+        id: PortId,
+        queue: &mut Queue,
+        frames: usize,
+        mut turn: Turn,
+        now: Moment,
+    ) -> Halt {
+        if queue.next == frames {
+            return Halt::Done;
+        }
+        let Self { shared, desk, made, .. } = self;
+        shared.with(now, made, |switch, now| {
+            while queue.next < frames {
+                let (frame, preview) = (&mut desk.frames[queue.next], &desk.previews[queue.next]);
+                let Turn { answers, glanced, whole } = std::mem::take(&mut turn);
+                let verdict = switch.process_previewed(now, id, frame, preview, answers.as_ref());
+                desk.outputs[queue.next] = match verdict {
+                    Verdict::Forward(to) => Some((to, preview.spread())),
+                    Verdict::NeedMore if !whole => return Halt::Copy,
+                    Verdict::Ask(question) => return Halt::Ask(question, glanced),
+                    // The switch has counted why; a frame that asks for more than there is, is dropped.
+                    Verdict::Answered | Verdict::Drop(_) | Verdict::NeedMore => None,
+                };
+                queue.next += 1;
+            }
+            Halt::Done
+        })
     }
 
     /// Looks for the process at once, which mostly suffices. Once for each guest and round, so that no guest takes
@@ -281,28 +336,27 @@ impl Poll {
         id: PortId,
         queue: &mut Queue,
         chain: &Chain<'_>,
-        question: Question,
+        (question, glanced): (Question, bool),
         now: Moment,
-    ) -> Decided {
-        if !std::mem::take(&mut queue.may_glance) {
-            return Decided::Held;
-        }
-        let Some(ring) = queue.transmit else { return Decided::Done(None) };
+    ) -> Looked {
+        let Some(ring) = queue.transmit else { return Looked::Drop };
         let descriptor = (ring, chain.head());
+        if glanced {
+            return self.ask(id, queue, descriptor, question, now);
+        }
+        if !std::mem::take(&mut queue.may_glance) {
+            return Looked::Held;
+        }
         let started = super::now();
         match self.wiring.introspection.glance(&question, descriptor) {
             Some(Outcome::Answers(answers)) => {
                 record(&mut self.lookups, super::now().since(started));
-                let verdict = self.process(id, queue.next, Some(&answers), now);
                 self.record_wait(now);
-                match verdict {
-                    Verdict::Ask(question) => self.ask(id, queue, descriptor, question, now),
-                    verdict => decided(&verdict),
-                }
+                Looked::Found(answers)
             }
             Some(Outcome::NotReady) => {
                 self.numbers.not_ready += 1;
-                Decided::Done(None)
+                Looked::Drop
             }
             None => self.ask(id, queue, descriptor, question, now),
         }
@@ -356,7 +410,7 @@ impl Poll {
         // A machine may call a service that it offers itself; its own lane is taken out.
         let receiver = match self.lanes.get_mut(usize::from(to.0)) {
             _ if to == own => Some(own_port),
-            Some(Some(Lane { port, .. })) => Some(port),
+            Some(Some(lane)) => Some(&mut lane.port),
             _ => None,
         };
         let sent = match receiver {
@@ -366,10 +420,23 @@ impl Poll {
             },
             None => match self.uplinks.iter_mut().find(|uplink| uplink.id() == to) {
                 Some(uplink) => uplink.send_frame(frame, rest),
-                None => Err(SendError::Stopped),
+                None => return self.hand_frame_over((to, spread), position, rest),
             },
         };
         self.numbers.undelivered += u64::from(sent.is_err());
+    }
+
+    /// Sends a frame to the core that has its port.
+    fn hand_frame_over(&mut self, to: (PortId, u32), position: usize, (chain, from): (Chain<'_>, usize)) {
+        let Self { desk, links, numbers, .. } = self;
+        let frame = &desk.frames[position];
+        let head_bytes = VNET_HEADER_BYTES + frame.head_len_bytes;
+        links.hand_over(numbers, to, VNET_HEADER_BYTES + frame.total_len_bytes, |room| {
+            let (head, rest) = room.split_at_mut(head_bytes);
+            head[..VNET_HEADER_BYTES].copy_from_slice(&frame.vnet.to_bytes());
+            head[VNET_HEADER_BYTES..].copy_from_slice(frame.bytes());
+            chain.copy_out(from, rest) == rest.len()
+        });
     }
 
     /// Pauses the queue until the introspection thread has answered.
@@ -380,28 +447,19 @@ impl Poll {
         descriptor: (u64, u16),
         question: Question,
         now: Moment,
-    ) -> Decided {
+    ) -> Looked {
         queue.tickets += 1;
         // Of all queues of a port.
         let ticket = queue.tickets * Port::PAIRS_MAX as u64 + queue.pair as u64;
         let inquiry = Inquiry { port: id, ticket, question, descriptor };
         if self.wiring.inquiries.try_send(inquiry).is_err() {
             self.numbers.late += 1;
-            return Decided::Done(None);
+            return Looked::Drop;
         }
         let deadline = now.after(self.wiring.attribution_wait);
         let frame = Box::new(self.desk.frames[queue.next].clone());
         queue.held = Some(Held { ticket, since: now, deadline, frame, outcome: None });
-        Decided::Held
-    }
-}
-
-/// What becomes of a frame that the switch has judged.
-fn decided(verdict: &Verdict) -> Decided {
-    match verdict {
-        Verdict::Forward(to) => Decided::Done(Some(*to)),
-        // The switch has counted why; a frame that asks for more than there is, is dropped.
-        Verdict::Answered | Verdict::Drop(_) | Verdict::NeedMore | Verdict::Ask(_) => Decided::Done(None),
+        Looked::Held
     }
 }
 

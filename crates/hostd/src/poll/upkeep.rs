@@ -16,8 +16,8 @@ pub const PERIOD: Duration = Duration::from_millis(100);
 const BUSY_FLOWS: usize = 2;
 /// The same after a change of policy, until all flows were looked at once.
 const HASTY_FLOWS: usize = 64;
-/// Flows looked after before each sleep.
-const IDLE_FLOWS: usize = 16_384;
+/// The same before a sleep, several times in a row.
+const IDLE_FLOWS: usize = 256;
 
 /// How far the switch's upkeep is.
 #[derive(Debug, Default)]
@@ -34,6 +34,11 @@ impl Upkeep {
     /// Policy has changed: all `flows` are to be looked at soon.
     pub fn hurry(&mut self, flows: usize) {
         *self = Self { left: flows, hasty: true, next: self.next };
+    }
+
+    /// Whether any flow is to be looked at now.
+    pub fn is_due(&self, now: Moment) -> bool {
+        self.left > 0 || now >= self.next
     }
 
     /// How many of all `flows` to look at in this round.
@@ -81,7 +86,9 @@ mod tests {
     fn all_flows_are_looked_at_once_in_a_period() {
         let (mut upkeep, start) = (Upkeep::default(), Moment(1));
         assert_eq!(rounds(&mut upkeep, start, true), FLOWS.div_ceil(IDLE_FLOWS));
+        assert!(!upkeep.is_due(start.after(PERIOD / 2)));
         assert_eq!(upkeep.share(start.after(PERIOD / 2), FLOWS, true), 0);
+        assert!(upkeep.is_due(start.after(PERIOD)));
         assert_eq!(rounds(&mut upkeep, start.after(PERIOD), false), FLOWS / BUSY_FLOWS);
     }
 

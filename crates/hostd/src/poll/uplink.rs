@@ -11,8 +11,8 @@ use platform::{Tap, Trigger};
 use vhost_port::{Batch, Chain, SendError, VNET_HEADER_BYTES};
 use vswitch::{Answers, FRAME_LEN_BYTES_MAX, Frame, HEAD_LEN_BYTES_MAX, PortId, Question, Verdict};
 
-use super::Poll;
-use super::lane::{HEAD_FIRST_BYTES, Lane};
+use super::lane::HEAD_FIRST_BYTES;
+use super::round::Core;
 use crate::introspect::{Inquiry, Outcome, Reply};
 
 /// One uplink in the loop.
@@ -65,9 +65,9 @@ impl Uplink {
         self.held.as_ref().map(|held| held.deadline)
     }
 
-    /// Gives the host a frame of the switch's own.
-    pub(super) fn send_own(&mut self, frame: &[u8]) -> Result<(), SendError> {
-        self.send(VnetHeader::default(), frame, 0, |_| 0)
+    /// Gives the host a frame that is in private memory with its virtio-net header.
+    pub(super) fn send_whole(&mut self, bytes: &[u8]) -> Result<(), SendError> {
+        self.tap.send(bytes).map_err(|_| SendError::Stopped)
     }
 
     /// Gives the host a frame of a guest: its head, and what follows `from` in the chain.
@@ -76,23 +76,13 @@ impl Uplink {
         frame: &Frame,
         (chain, from): (Chain<'_>, usize),
     ) -> Result<(), SendError> {
-        let rest_len_bytes = frame.total_len_bytes - frame.head_len_bytes;
-        self.send(frame.vnet, frame.bytes(), rest_len_bytes, |rest| chain.copy_out(from, rest))
-    }
-
-    fn send(
-        &mut self,
-        vnet: VnetHeader,
-        head: &[u8],
-        rest_len_bytes: usize,
-        copy: impl FnOnce(&mut [u8]) -> usize,
-    ) -> Result<(), SendError> {
         self.outgoing.clear();
-        self.outgoing.extend_from_slice(&vnet.to_bytes());
-        self.outgoing.extend_from_slice(head);
+        self.outgoing.extend_from_slice(&frame.vnet.to_bytes());
+        self.outgoing.extend_from_slice(frame.bytes());
         let start = self.outgoing.len();
+        let rest_len_bytes = frame.total_len_bytes - frame.head_len_bytes;
         self.outgoing.resize(start + rest_len_bytes, 0);
-        if copy(&mut self.outgoing[start..]) != rest_len_bytes {
+        if chain.copy_out(from, &mut self.outgoing[start..]) != rest_len_bytes {
             return Err(SendError::Malformed);
         }
         self.tap.send(&self.outgoing).map_err(|_| SendError::Stopped)
@@ -108,12 +98,13 @@ impl Uplink {
     }
 }
 
-impl Poll {
+impl Core {
     /// Serves another interface of the host.
     pub(super) fn add_uplink(&mut self, uplink: Uplink) {
         if let Err(error) = self.poller.add(&uplink.tap, u64::from(uplink.id.0), Trigger::Edge) {
             tracing::error!(%error, "cannot wait for the host's frames");
         }
+        self.links.owners.set(uplink.id, self.id);
         self.uplinks.push(uplink);
     }
 
@@ -146,13 +137,16 @@ impl Poll {
     }
 
     fn decide_incoming(&mut self, uplink: &mut Uplink, answers: Option<&Answers>, now: Moment) {
-        let (frame, preview) = self.desk.first();
+        let Self { desk, previewer, shared, made, .. } = self;
+        let (frame, preview) = desk.first();
         let mut verdict = Verdict::NeedMore;
         for head_bytes in [HEAD_FIRST_BYTES, HEAD_LEN_BYTES_MAX] {
             if verdict == Verdict::NeedMore {
                 uplink.copy_head(frame, head_bytes);
-                self.switch.preview(uplink.id, frame, preview);
-                verdict = self.switch.process_previewed(now, uplink.id, frame, preview, answers);
+                previewer.preview(uplink.id, frame, preview);
+                verdict = shared.with(now, made, |switch, now| {
+                    switch.process_previewed(now, uplink.id, frame, preview, answers)
+                });
             }
         }
         match verdict {
@@ -164,29 +158,14 @@ impl Poll {
 
     /// Gives a guest what was read last, with its head as rewritten, and another one a copy.
     fn deliver_incoming(&mut self, uplink: &mut Uplink, to: PortId) {
-        self.deliver_incoming_to(uplink, to);
-        if let Some(collector) = self.desk.first().0.mirror {
-            self.deliver_incoming_to(uplink, collector);
-        }
-    }
-
-    fn deliver_incoming_to(&mut self, uplink: &mut Uplink, to: PortId) {
         let (frame, preview) = self.desk.first();
-        let spread = preview.spread();
-        let len_bytes = uplink.incoming_len_bytes;
-        let bytes = &mut uplink.incoming[..len_bytes];
+        let (spread, mirror) = (preview.spread(), frame.mirror);
+        let bytes = &mut uplink.incoming[..uplink.incoming_len_bytes];
         bytes[..VNET_HEADER_BYTES].copy_from_slice(&frame.vnet.to_bytes());
         bytes[VNET_HEADER_BYTES..VNET_HEADER_BYTES + frame.head_len_bytes].copy_from_slice(frame.bytes());
-        let sent = match self.lanes.get_mut(usize::from(to.0)) {
-            Some(Some(Lane { port, .. })) => match port.send(spread, bytes, None) {
-                Err(SendError::Offload) => {
-                    self.workbench.deliver_whole(port, spread, &frame.vnet, &bytes[VNET_HEADER_BYTES..])
-                }
-                sent => sent,
-            },
-            _ => Err(SendError::Stopped),
-        };
-        self.numbers.undelivered += u64::from(sent.is_err());
+        for to in [Some(to), mirror].into_iter().flatten() {
+            self.deliver_whole(to, spread, bytes);
+        }
     }
 
     fn ask_incoming(&mut self, uplink: &mut Uplink, question: Question, now: Moment) {

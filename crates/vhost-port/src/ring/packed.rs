@@ -11,8 +11,9 @@
 
 use std::sync::Arc;
 
+use platform::write_then_read;
+
 use super::journal::{Entry, Step};
-use super::order::write_then_read;
 use super::{Call, Head, Journal, LayoutError, Position, RING_SIZE_MAX, RingAddresses, Vring, part};
 use crate::chain::{self, CHAIN_DESCRIPTORS_MAX, Descriptor, Rules, Table, Tally};
 use crate::fault::{ChainFault, RingFault};

@@ -7,7 +7,8 @@
 
 use std::sync::Arc;
 
-use super::order::write_then_read;
+use platform::write_then_read;
+
 use super::{Call, Head, LayoutError, Position, RING_SIZE_MAX, RingAddresses, Vring, part};
 use crate::chain::{Descriptor, Rules, Table};
 use crate::fault::{ChainFault, RingFault};

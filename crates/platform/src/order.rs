@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The one order on which waking depends, on both sides of a ring.
+//! The one order on which waking depends, on both sides of a ring or queue.
 //!
 //! Each side writes something that the other must learn of, and then reads whether the other has written. Were
-//! the read done before the write is visible, both could miss each other's: the guest sleeps on a full ring, or we do. Only
-//! a full fence between the two rules that out (virtio 1.2, sections 2.7.13.4.1 and 2.8.21.3).
+//! the read done before the write is visible, both could miss each other's: the one sleeps on a full ring that the other
+//! thinks is watched. Only a full fence between the two rules that out (for vrings: virtio 1.2, sections 2.7.13.4.1 and
+//! 2.8.21.3).
 
 use std::sync::atomic::{Ordering, fence};
 
 /// Writes, and when that is visible to all, reads.
 #[inline(always)]
-pub(super) fn write_then_read<T>(write: impl FnOnce(), read: impl FnOnce() -> T) -> T {
+pub fn write_then_read<T>(write: impl FnOnce(), read: impl FnOnce() -> T) -> T {
     ordered(write, || fence(Ordering::SeqCst), read)
 }
 

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The one switch that all poll cores share.
+//!
+//! Every decision about a frame is made by one switch, one at a time, whichever core the frame came in at. So a flow is
+//! tracked, translated, counted and charged as if there were one core only: there is nothing to be kept in step. What takes
+//! most of the time (guests' rings, copies of heads and payloads, parsing, hashing) is done without the switch, and the
+//! switch is taken for a batch of frames, not for each.
+//!
+//! Rules for whoever has it:
+//! - Nobody touches a guest's memory meanwhile: it may fault, and all cores would wait.
+//! - Poll cores alone take it, never a thread that the kernel would rather have wait.
+//! - What the switch has made itself is taken out before it is given back, so that nobody has to look for it.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+
+use model::Moment;
+use vswitch::{Emission, Previewer, Switch};
+
+use crate::funnel::Funnel;
+use crate::handover::FlowMemory;
+
+/// A switch that one poll core has at a time.
+pub struct SharedSwitch {
+    inner: Mutex<Inner>,
+    /// Cores that wait for it.
+    waiting: AtomicUsize,
+    previewer: Previewer,
+}
+
+struct Inner {
+    switch: Switch<FlowMemory>,
+    events: Funnel,
+    /// The latest time that any core has told it: each reads the clock for itself, and time must not run backwards.
+    latest: Moment,
+}
+
+impl SharedSwitch {
+    /// Shares a switch, whose events go into `events`.
+    pub fn new(switch: Switch<FlowMemory>, events: Funnel) -> Self {
+        let previewer = switch.previewer();
+        let inner = Mutex::new(Inner { switch, events, latest: Moment::default() });
+        Self { inner, waiting: AtomicUsize::new(0), previewer }
+    }
+
+    /// What previews frames for it, without having it.
+    pub fn previewer(&self) -> Previewer {
+        self.previewer.clone()
+    }
+
+    /// Has the switch do something at a time that is never before that of anything it did earlier. Waits while another core
+    /// has it. Frames that it made are appended to `made`.
+    pub fn with<R>(
+        &self,
+        now: Moment,
+        made: &mut Vec<Emission>,
+        act: impl FnOnce(&mut Switch<FlowMemory>, Moment) -> R,
+    ) -> R {
+        let inner = match self.inner.try_lock() {
+            Ok(inner) => inner,
+            // A panic in a poll core ends the process.
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                self.waiting.fetch_add(1, Ordering::Relaxed);
+                let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+                self.waiting.fetch_sub(1, Ordering::Relaxed);
+                inner
+            }
+        };
+        use_it(inner, now, made, act)
+    }
+
+    /// As [`SharedSwitch::with`], unless another core has it.
+    pub fn try_with<R>(
+        &self,
+        now: Moment,
+        made: &mut Vec<Emission>,
+        act: impl FnOnce(&mut Switch<FlowMemory>, Moment) -> R,
+    ) -> Option<R> {
+        Some(use_it(self.inner.try_lock().ok()?, now, made, act))
+    }
+
+    /// Whether a core waits for it: whatever is not urgent should be put off.
+    pub fn is_wanted(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
+    }
+}
+
+fn use_it<R>(
+    mut inner: MutexGuard<'_, Inner>,
+    now: Moment,
+    made: &mut Vec<Emission>,
+    act: impl FnOnce(&mut Switch<FlowMemory>, Moment) -> R,
+) -> R {
+    let Inner { switch, events, latest } = &mut *inner;
+    *latest = now.max(*latest);
+    let result = act(switch, *latest);
+    made.extend(switch.emissions());
+    events.drain();
+    for event in switch.events() {
+        events.offer(event);
+    }
+    result
+}

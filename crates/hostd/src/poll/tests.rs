@@ -1,0 +1,374 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Several cores must come to what one would: guests of a few lines on cores that are stepped by hand.
+
+use std::net::Ipv4Addr;
+
+use crossbeam_channel::bounded;
+use model::{MacAddr, Ranges};
+use packet::emit::{self, Link, Segment};
+use packet::{Addresses, TcpFlags};
+use proptest::prelude::*;
+use testkit::scratch::Scratch;
+use vhost_port::VNET_HEADER_BYTES;
+use vhost_port::testing::TestGuest;
+use vswitch::{FlowEvent, SwitchConfig};
+
+use super::*;
+use crate::handover::HandOver;
+use crate::mesh::Mesh;
+use crate::profiles::Profiles;
+
+/// Guests of the tests: three of one tenant, and one of another with the address of the second.
+const GUESTS: [(&str, u8, u8); 4] = [("acme", 0, 11), ("acme", 1, 12), ("acme", 2, 13), ("globex", 3, 12)];
+/// More rounds than anything takes to come to rest.
+const ROUNDS_MAX: usize = 64;
+const MILLISECOND: Duration = Duration::from_millis(1);
+
+/// Everything of one tenant may talk, except as `refused` says.
+fn manifests(refused_port: u16) -> String {
+    let mut text = String::new();
+    for tenant in ["acme", "globex"] {
+        text += &format!(
+            "apiVersion: meshvisor.dev/v1alpha1\nkind: Tenant\nmetadata: {{name: {tenant}}}\n\
+             spec: {{defaultAction: Allow}}\n---\n"
+        );
+    }
+    for (tenant, number, host) in GUESTS {
+        text += &format!(
+            "apiVersion: meshvisor.dev/v1alpha1\nkind: VirtualMachine\n\
+             metadata: {{name: vm-{number}, tenant: {tenant}}}\n\
+             spec:\n  nics:\n  - {{name: net0, socket: {number}.sock, mac: \"02:00:00:00:00:0{number}\", \
+             addresses: [10.0.0.{host}/24]}}\n---\n"
+        );
+    }
+    text + &format!(
+        "apiVersion: meshvisor.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {{name: refused, tenant: acme}}\n\
+         spec:\n  action: Deny\n  from:\n  - cidr: 10.0.0.0/24\n  to:\n  - cidr: 10.0.0.0/24\n    \
+         ports: [{{port: {refused_port}, protocol: TCP}}, {{port: {refused_port}, protocol: UDP}}]\n"
+    )
+}
+
+/// Cores with all guests, and nothing in between that a clock or a thread decides.
+struct Fabric {
+    cores: Vec<Core>,
+    handle: PollHandle,
+    guests: Vec<TestGuest>,
+    events: Receiver<FlowEvent>,
+    mesh: Mesh,
+    now: Moment,
+    dir: Scratch,
+}
+
+impl Fabric {
+    /// As many cores; guests are spread over them as ports always are.
+    fn new(cores: usize) -> Self {
+        let dir = Scratch::new("fabric").unwrap();
+        std::fs::create_dir(dir.join("resources")).unwrap();
+        std::fs::write(dir.join("resources/all.yaml"), manifests(1)).unwrap();
+        let mesh = Mesh::load(dir.join("resources"), Ranges::default()).unwrap();
+        let (hand_over, memory) = HandOver::take(dir.path(), 1024, 7).unwrap();
+        let (ring, events) = bounded(1 << 16);
+        let introspection = Introspection::start(false, Profiles(None)).unwrap();
+        let wiring = Wiring {
+            inquiries: bounded(1).0,
+            introspection,
+            attribution_wait: Duration::from_millis(50),
+            cpus: Vec::new(),
+        };
+        let poll = Poll::new(cores).unwrap();
+        let handle = poll.handle();
+        let switch = Switch::new(SwitchConfig::new(hand_over.hash_seed()), memory);
+        let cores = poll.cores(switch, Funnel::new(ring), wiring).unwrap();
+        let mut fabric = Self { cores, handle, guests: Vec::new(), events, mesh, now: Moment(1 << 40), dir };
+        for (number, _) in GUESTS.iter().enumerate() {
+            let (guest, port) = TestGuest::new();
+            fabric.guests.push(guest);
+            fabric.handle.send(Command::AddPort(Seat {
+                id: PortId(number as u16),
+                serial: 0,
+                card: card(number),
+                port: Box::new(port),
+                waker: Arc::new(EventFd::new().unwrap()),
+            }));
+        }
+        fabric.install();
+        fabric.settle();
+        fabric
+    }
+
+    fn install(&self) {
+        let ports = (0..GUESTS.len()).map(|number| (PortId(number as u16), card(number))).collect();
+        let snapshot = self.mesh.published().snapshot;
+        self.handle.send(Command::Install { snapshot, ports, uplinks: Vec::new() });
+    }
+
+    /// Puts another policy in force.
+    fn refuse(&mut self, port: u16) {
+        std::fs::write(self.dir.join("resources/all.yaml"), manifests(port)).unwrap();
+        assert!(self.mesh.reload());
+        self.install();
+    }
+
+    fn step(&mut self, core: usize) -> bool {
+        self.now = self.now.after(MILLISECOND);
+        let count = self.cores.len();
+        self.cores[core % count].round(self.now)
+    }
+
+    /// Lets all cores work until none has anything left to do.
+    fn settle(&mut self) {
+        for _ in 0..ROUNDS_MAX {
+            let mut busy = false;
+            for core in 0..self.cores.len() {
+                busy |= self.step(core);
+            }
+            // A frame that the switch made is delivered by the core that has its port one round later.
+            if !busy && self.cores.iter().all(|core| core.is_at_rest()) {
+                return;
+            }
+        }
+        panic!("the cores do not come to rest");
+    }
+
+    fn received(&mut self) -> Vec<Vec<Vec<u8>>> {
+        self.guests.iter_mut().map(TestGuest::received).collect()
+    }
+}
+
+fn card(number: usize) -> NicRef {
+    let (tenant, vm, _) = GUESTS[number];
+    NicRef { vm: format!("{tenant}/vm-{vm}").parse().unwrap(), nic: "net0".parse().unwrap() }
+}
+
+/// What a guest sends.
+#[derive(Clone, Debug)]
+enum Packet {
+    Tcp { flags: u8, sequence: u32, acknowledgment: u32 },
+    Udp { marker: u32, len_bytes: usize },
+}
+
+/// A packet from one guest to another's address, between ports of theirs.
+#[derive(Clone, Debug)]
+struct Sent {
+    from: usize,
+    to: usize,
+    ports: (u16, u16),
+    packet: Packet,
+}
+
+impl Sent {
+    fn frame(&self) -> Vec<u8> {
+        let ((_, number, from), (_, _, to)) = (GUESTS[self.from], GUESTS[self.to]);
+        let mac = |number| MacAddr([2, 0, 0, 0, 0, number]);
+        let link = Link { source: mac(number), destination: mac(GUESTS[self.to].1) };
+        let address = |host| Ipv4Addr::new(10, 0, 0, host);
+        let addresses = Addresses::V4 { source: address(from), destination: address(to) };
+        let frame = match self.packet {
+            Packet::Tcp { flags, sequence, acknowledgment } => {
+                let segment = Segment {
+                    source_port: self.ports.0,
+                    destination_port: self.ports.1,
+                    sequence,
+                    acknowledgment,
+                    flags: TcpFlags(flags),
+                };
+                emit::tcp(link, addresses, segment)
+            }
+            Packet::Udp { marker, len_bytes } => {
+                let mut payload = vec![7; len_bytes];
+                payload[..4].copy_from_slice(&marker.to_ne_bytes());
+                emit::udp(link, addresses, self.ports, &payload)
+            }
+        };
+        [vec![0; VNET_HEADER_BYTES], frame].concat()
+    }
+}
+
+fn sent() -> impl Strategy<Value = Sent> {
+    let flags = prop_oneof![
+        3 => Just(TcpFlags::SYN),
+        3 => Just(TcpFlags::SYN | TcpFlags::ACK),
+        3 => Just(TcpFlags::ACK),
+        1 => Just(TcpFlags::FIN | TcpFlags::ACK),
+        1 => Just(TcpFlags::RST),
+    ];
+    let tcp = (flags, 0..3_u32, 0..3_u32).prop_map(|(flags, sequence, acknowledgment)| Packet::Tcp {
+        flags: flags.0,
+        sequence,
+        acknowledgment,
+    });
+    let udp = (any::<u32>(), 4..1400_usize).prop_map(|(marker, len_bytes)| Packet::Udp { marker, len_bytes });
+    let ports = prop_oneof![4 => Just((1, 2)), 4 => Just((2, 1)), 1 => (1..4_u16, 1..4_u16)];
+    (0..GUESTS.len(), 0..GUESTS.len(), ports, prop_oneof![2 => tcp, 1 => udp])
+        .prop_map(|(from, to, ports, packet)| Sent { from, to, ports, packet })
+}
+
+#[derive(Clone, Debug)]
+enum Act {
+    /// These frames, one after the other.
+    Send(Vec<Sent>),
+    Move(u16, u8),
+    Refuse(u16),
+}
+
+/// A connection opens.
+fn handshake(client: usize, server: usize, port: u16) -> Vec<Sent> {
+    let segment = |from, to, ports, flags: TcpFlags, sequence, acknowledgment| Sent {
+        from,
+        to,
+        ports,
+        packet: Packet::Tcp { flags: flags.0, sequence, acknowledgment },
+    };
+    vec![
+        segment(client, server, (9, port), TcpFlags::SYN, 0, 0),
+        segment(server, client, (port, 9), TcpFlags::SYN | TcpFlags::ACK, 0, 1),
+        segment(client, server, (9, port), TcpFlags::ACK, 1, 1),
+    ]
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        8 => sent().prop_map(|sent| Act::Send(vec![sent])),
+        4 => (0..3_usize, 0..3_usize, 1..4_u16).prop_map(|(a, b, port)| Act::Send(handshake(a, b, port))),
+        2 => (0..4_u16, 0..4_u8).prop_map(|(port, core)| Act::Move(port, core)),
+        1 => (1..4_u16).prop_map(Act::Refuse),
+    ]
+}
+
+/// What of an event does not depend on the time.
+fn told(event: FlowEvent) -> impl PartialEq + std::fmt::Debug {
+    let ends = |end: vswitch::FlowEnd| (end.port, end.sent_frames, end.sent_bytes, end.sent_flags);
+    let record = event.record;
+    (event.change, record.tuple, record.state, ends(record.initiator), ends(record.responder))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Deliveries, resets, records and counts, whatever was sent, whichever cores the ends were at, and however often
+    /// they moved.
+    #[test]
+    fn several_cores_come_to_what_one_does(acts in prop::collection::vec(act(), 1..60)) {
+        let (mut one, mut three) = (Fabric::new(1), Fabric::new(3));
+        for act in &acts {
+            match act {
+                Act::Send(all) => {
+                    for sent in all {
+                        for fabric in [&mut one, &mut three] {
+                            fabric.guests[sent.from].send(&sent.frame());
+                            fabric.settle();
+                        }
+                    }
+                }
+                // The fourth core is the side core.
+                Act::Move(port, core) => three.handle.send(Command::MovePort(PortId(*port), CoreId(*core))),
+                Act::Refuse(port) => {
+                    one.refuse(*port);
+                    three.refuse(*port);
+                }
+            }
+            one.settle();
+            three.settle();
+            prop_assert_eq!(one.received(), three.received(), "after {:?}", act);
+        }
+        let events = |fabric: &Fabric| fabric.events.try_iter().map(told).collect::<Vec<_>>();
+        prop_assert_eq!(events(&one), events(&three));
+        let counters = |fabric: &Fabric| {
+            let made = &mut Vec::new();
+            fabric.cores[0].shared.with(fabric.now, made, |switch, _| switch.counters().clone())
+        };
+        prop_assert_eq!(counters(&one), counters(&three));
+    }
+
+    /// Frames in bursts, while cores work and ports move in any order: each arrives once, and those of a flow in the order in
+    /// which they were sent unless its receiver has moved meanwhile.
+    #[test]
+    fn nothing_is_lost_or_doubled_while_ports_move(
+        acts in prop::collection::vec((0..3_usize, 0..3_usize, 1..8_usize, 0..8_usize, 0..5_u8), 1..60),
+    ) {
+        let mut fabric = Fabric::new(3);
+        let (mut marker, mut moved) = (0, [false; 3]);
+        let mut expected: Vec<Vec<u32>> = vec![Vec::new(); 9];
+        let mut arrived: Vec<Vec<u32>> = vec![Vec::new(); 9];
+        let take = |fabric: &mut Fabric, arrived: &mut Vec<Vec<u32>>| {
+            for (to, frames) in fabric.received().into_iter().take(3).enumerate() {
+                for frame in frames {
+                    let payload = &frame[VNET_HEADER_BYTES + 14 + 20..];
+                    let from = usize::from(u16::from_be_bytes([payload[0], payload[1]]) - 5000);
+                    arrived[from * 3 + to].push(u32::from_ne_bytes(payload[8..12].try_into().unwrap()));
+                }
+            }
+        };
+        for (from, to, burst, core, to_core) in acts {
+            if from != to {
+                for _ in 0..burst {
+                    let packet = Packet::Udp { marker, len_bytes: 64 };
+                    let ports = (5000 + from as u16, 6000);
+                    fabric.guests[from].send(&Sent { from, to, ports, packet }.frame());
+                    expected[from * 3 + to].push(marker);
+                    marker += 1;
+                }
+            } else if to_core < 4 {
+                fabric.handle.send(Command::MovePort(PortId(to as u16), CoreId(to_core)));
+                moved[to] = true;
+            }
+            fabric.step(core);
+            fabric.step(core / 2);
+            // Rings hold 64 frames; nothing may be refused for that.
+            if marker % 5 == 0 {
+                fabric.settle();
+                take(&mut fabric, &mut arrived);
+            }
+        }
+        fabric.settle();
+        take(&mut fabric, &mut arrived);
+        for (pair, (expected, mut arrived)) in expected.into_iter().zip(arrived).enumerate() {
+            if moved[pair % 3] {
+                arrived.sort_unstable();
+            }
+            prop_assert_eq!(expected, arrived, "from {} to {}", pair / 3, pair % 3);
+        }
+    }
+}
+
+#[test]
+fn a_port_that_was_opened_again_is_not_removed_with_the_old_one() {
+    let mut fabric = Fabric::new(2);
+    let other = fabric.handle.cores.owners.of(PortId(0)).unwrap();
+    let (guest, port) = TestGuest::new();
+    fabric.guests[0] = guest;
+    let seat = Seat {
+        id: PortId(0),
+        serial: 1,
+        card: card(0),
+        port: Box::new(port),
+        waker: Arc::new(EventFd::new().unwrap()),
+    };
+    fabric.handle.send(Command::AddPort(seat));
+    fabric.settle();
+    fabric.handle.send(Command::RemovePort(PortId(0), 0));
+    fabric.settle();
+    let packet = Packet::Udp { marker: 1, len_bytes: 64 };
+    fabric.guests[0].send(&Sent { from: 0, to: 1, ports: (5000, 6000), packet }.frame());
+    fabric.settle();
+    assert_eq!(fabric.received()[1].len(), 1, "the port was first at core {other:?}");
+}
+
+#[test]
+fn full_links_drop_and_count() {
+    let mut fabric = Fabric::new(2);
+    fabric.handle.send(Command::MovePort(PortId(0), CoreId(0)));
+    fabric.handle.send(Command::MovePort(PortId(1), CoreId(1)));
+    fabric.settle();
+    let sent = 2 * link::FRAMES_MAX;
+    for marker in 0..sent {
+        let packet = Packet::Udp { marker: marker as u32, len_bytes: 64 };
+        fabric.guests[0].send(&Sent { from: 0, to: 1, ports: (5000, 6000), packet }.frame());
+        // The other core is held up.
+        fabric.step(0);
+        assert_eq!(fabric.guests[0].completed(), 1, "the sender never waits for another core");
+    }
+    let numbers = &fabric.cores[0].numbers;
+    assert_eq!(numbers.handed_over + numbers.link_full, sent as u64);
+    assert!(numbers.link_full > 0);
+}
