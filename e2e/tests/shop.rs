@@ -29,8 +29,8 @@ fn run(words: &[String]) -> Result<Report> {
     println!("{}", choice.reason);
     let mut shop = Shop::open(choice.accel)?;
     let mut report = Report::default();
-    let on_demand = if words.is_empty() { &[][..] } else { &ON_DEMAND[..] };
-    let chosen = STORY.iter().chain(&SCENARIOS).chain(on_demand).enumerate().filter(|(_, chapter)| {
+    let on_demand = if words.is_empty() { &[] } else { ON_DEMAND };
+    let chosen = STORY.iter().chain(SCENARIOS).chain(on_demand).enumerate().filter(|(_, chapter)| {
         words.is_empty() || words.iter().any(|word| chapter.name.contains(word.as_str()))
     });
     for (index, chapter) in chosen {

@@ -10,12 +10,13 @@ mod moves;
 mod outside;
 mod threats;
 mod traffic;
+mod unowned;
 pub(crate) mod views;
 
 use crate::Chapter;
 
 /// Every scenario.
-pub const SCENARIOS: [Chapter; 16] = [
+pub const SCENARIOS: &[Chapter] = &[
     Chapter {
         title: "A damaged manifest is refused as a whole",
         name: "a_bad_manifest_leaves_the_last_good_policy_in_force",
@@ -47,6 +48,11 @@ pub const SCENARIOS: [Chapter; 16] = [
         title: "Rules name containers and users",
         name: "containers_and_users_are_told_apart",
         run: containers::selectors,
+    },
+    Chapter {
+        title: "A kernel speaks for itself, without a socket",
+        name: "what_no_socket_sends_is_unattributed",
+        run: unowned::run,
     },
     Chapter {
         title: "A machine loses its power, its VMM's successor breaks off, and it comes back",
@@ -83,7 +89,7 @@ pub const SCENARIOS: [Chapter; 16] = [
 ];
 
 /// Scenarios that run only when they are named: once in some runs the first finds a clean guest's text changed.
-pub const ON_DEMAND: [Chapter; 1] = [Chapter {
+pub const ON_DEMAND: &[Chapter] = &[Chapter {
     title: "Kernels that hide and hook are found out, and busy ones are not suspected",
     name: "threats_in_a_guests_kernel_are_found",
     run: threats::run,

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use api::admin::{Certainty, Threat, Threats};
-use model::{Confidence, Protocol, VmRef};
+use model::{Confidence, Protocol, UnknownReason, VmRef};
 use vswitch::{FlowEnd, FlowRecord, FlowState};
 
 /// Most connections of a machine asked about.
@@ -39,7 +39,7 @@ pub(super) fn shown(findings: &[vmi::Finding], coverage: vmi::Coverage, now: Dur
     }
 }
 
-/// A connection that a socket of the guest was seen to send on.
+/// A connection that the guest sends on for itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Connection {
     pub(super) local: SocketAddr,
@@ -48,7 +48,8 @@ pub(super) struct Connection {
     pub(super) frames: u64,
 }
 
-/// Open TCP connections of a machine whose frames led to a socket; forwarded ones do not.
+/// Open TCP connections of a machine whose frames led to a socket, or to nothing at all; forwarded ones lead to the
+/// guest's account of them.
 pub(super) fn connections(records: &[FlowRecord], vm: &VmRef) -> Vec<Connection> {
     let live = records
         .iter()
@@ -59,11 +60,13 @@ pub(super) fn connections(records: &[FlowRecord], vm: &VmRef) -> Vec<Connection>
         let destination = SocketAddr::new(tuple.destination, tuple.destination_port);
         [(&record.initiator, source, destination), (&record.responder, destination, source)]
     });
-    let led_to_socket = |end: &FlowEnd| {
+    let is_its = |end: &FlowEnd| {
         let is_own = end.nic.as_ref().is_some_and(|nic| nic.vm == *vm);
-        is_own && end.attribution.as_ref().is_some_and(|found| found.confidence == Confidence::Descriptor)
+        let Some(found) = end.attribution.as_ref().filter(|_| is_own) else { return false };
+        let led_nowhere = found.unknown == Some(UnknownReason::NoSocket) && found.inner.is_none();
+        found.confidence == Confidence::Descriptor || led_nowhere
     };
-    own.filter(|(end, ..)| led_to_socket(end))
+    own.filter(|(end, ..)| is_its(end))
         .map(|(end, local, remote)| Connection { local, remote, frames: end.sent_frames })
         .take(CONNECTIONS_MAX)
         .collect()
