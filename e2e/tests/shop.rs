@@ -7,7 +7,7 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use e2e::scenarios::{ON_DEMAND, SCENARIOS};
+use e2e::scenarios::SCENARIOS;
 use e2e::story::STORY;
 use e2e::{Report, Shop};
 use testkit::accel;
@@ -29,8 +29,7 @@ fn run(words: &[String]) -> Result<Report> {
     println!("{}", choice.reason);
     let mut shop = Shop::open(choice.accel)?;
     let mut report = Report::default();
-    let on_demand = if words.is_empty() { &[] } else { ON_DEMAND };
-    let chosen = STORY.iter().chain(SCENARIOS).chain(on_demand).enumerate().filter(|(_, chapter)| {
+    let chosen = STORY.iter().chain(SCENARIOS).enumerate().filter(|(_, chapter)| {
         words.is_empty() || words.iter().any(|word| chapter.name.contains(word.as_str()))
     });
     for (index, chapter) in chosen {

@@ -85,12 +85,10 @@ pub const SCENARIOS: &[Chapter] = &[
         name: "a_file_of_ram_shows_what_the_guest_does",
         run: detached::run,
     },
+    Chapter {
+        title: "Kernels that hide and hook are found out, and busy ones are not suspected",
+        name: "threats_in_a_guests_kernel_are_found",
+        run: threats::run,
+    },
     Chapter { title: "With nothing to do the daemon rests", name: "an_idle_daemon_rests", run: idle::run },
 ];
-
-/// Scenarios that run only when they are named: once in some runs the first finds a clean guest's text changed.
-pub const ON_DEMAND: &[Chapter] = &[Chapter {
-    title: "Kernels that hide and hook are found out, and busy ones are not suspected",
-    name: "threats_in_a_guests_kernel_are_found",
-    run: threats::run,
-}];
