@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the daemon is told: flags over a TOML file over defaults, validated once.
 
+mod dns;
 mod export;
 mod flows;
 
@@ -11,6 +12,8 @@ use model::{Cidr, CidrError, Level, Ranges, RangesError, VmRef};
 use serde::Deserialize;
 use telemetry::LogFormat;
 
+use dns::RawDns;
+pub use dns::{Dns, Upstreams};
 pub use flows::Flows;
 use flows::RawFlows;
 
@@ -76,6 +79,8 @@ struct RawConfig {
     export: Option<export::RawExport>,
     #[serde(default)]
     services: RawServices,
+    #[serde(default)]
+    dns: RawDns,
 }
 
 /// Ranges of virtual addresses, an IPv4 and an IPv6 one each.
@@ -196,6 +201,8 @@ pub struct Config {
     /// IPv4 and an IPv6 range of 256 addresses or more. Default: 100.96.0.0/16 to 100.100.0.0/16 and
     /// fd6d:6573:6800::/64 to fd6d:6573:6800:4::/64.
     pub ranges: Ranges,
+    /// How names are answered.
+    pub dns: Dns,
 }
 
 /// Why the settings cannot be used.
@@ -234,6 +241,9 @@ pub enum ConfigError {
     /// Ranges that cannot be used together.
     #[error("the ranges in `services` cannot be used")]
     Ranges(#[from] RangesError),
+    /// An upstream that is no address.
+    #[error("`dns.upstreams` has `{0}`: must be an address, with or without a port")]
+    Upstream(String),
     /// A value outside its range.
     #[error("`{key}` is {value}: must be {range}")]
     Range {
@@ -284,6 +294,7 @@ impl Config {
             flows,
             export,
             ranges: ranges(&raw.services)?,
+            dns: raw.dns.validated()?,
         })
     }
 }

@@ -9,6 +9,7 @@
 //!   inspect   looks for threats in all guests           presence   watches who listens at services' endpoints
 //!   flow-log  remembers and streams flow events         admin*   one per client
 //!   export    sends flows that are over to a collector
+//!   dns       asks upstreams about names outside the mesh
 //!   port*     one per network card: talks vhost-user with its VMM
 //! ```
 //!
@@ -21,6 +22,7 @@
 
 mod admin;
 mod config;
+mod dns;
 mod export;
 mod flowlog;
 mod funnel;
@@ -43,16 +45,17 @@ use anyhow::Context;
 use clap::Parser;
 use crossbeam_channel::{Receiver, bounded, never, select};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use vswitch::Switch;
+use vswitch::{Switch, SwitchConfig};
 
 use crate::config::{Args, Config, RamSource, Source};
+use crate::dns::DnsHandle;
 use crate::export::Records;
 use crate::flowlog::FlowLog;
 use crate::funnel::Funnel;
 use crate::handover::HandOver;
 use crate::introspect::{Introspection, Ram};
 use crate::mesh::Mesh;
-use crate::poll::{Command, Poll, Wiring};
+use crate::poll::{Command, Poll, PollHandle, Wiring};
 use crate::ports::Ports;
 use crate::profiles::Profiles;
 
@@ -104,13 +107,16 @@ fn serve(config: &Config, mesh: &Arc<Mesh>) -> anyhow::Result<()> {
     let flow_log = FlowLog::start(logged, records.export(config.export.clone())?)?;
     let cores = Poll::new(config.poll.cores)?;
     let poll = cores.handle();
-    let switch = Switch::new(config.flows.switch_config(hand_over.hash_seed()), flow_memory);
+    let switch_config =
+        SwitchConfig { dns: config.dns.switch.clone(), ..config.flows.switch_config(hand_over.hash_seed()) };
+    let switch = Switch::new(switch_config, flow_memory);
     let (inquiries, inquired) = bounded(handover::PORTS_MAX);
     let answer = poll.clone();
     introspection.start_answering(inquired, move |reply| answer.send(Command::Answered(reply)))?;
     let wiring = Wiring {
         inquiries,
         introspection: Arc::clone(&introspection),
+        dns: dns_upstreams(&config.dns, &poll)?,
         attribution_wait: config.attribution_wait,
         cpus: config.poll.cpus.clone(),
     };
@@ -136,6 +142,16 @@ fn serve(config: &Config, mesh: &Arc<Mesh>) -> anyhow::Result<()> {
     keep_up(mesh, &ports, &reloads, &signals);
     ports.close_all();
     Ok(())
+}
+
+/// Starts asking upstreams, if there are any.
+fn dns_upstreams(dns: &config::Dns, poll: &PollHandle) -> anyhow::Result<Option<DnsHandle>> {
+    if dns.upstreams.addresses.is_empty() || dns.switch.is_none() {
+        return Ok(None);
+    }
+    let poll = poll.clone();
+    let tell = move |reply| poll.send(Command::DnsReply(reply));
+    dns::start(dns.upstreams.clone(), tell).map(Some).context("cannot ask upstreams for names")
 }
 
 /// Opens the files of guests that are only looked into.

@@ -36,8 +36,9 @@ use hdrhistogram::Histogram;
 use model::{Moment, NicRef, RuleId, Snapshot, VmRef};
 use platform::{Bell, EventFd, Tap};
 use vhost_port::{Port, PortCounters};
-use vswitch::{Counters, FlowRecord, PortId, Switch};
+use vswitch::{Counters, DnsReply, FlowRecord, PortId, Switch};
 
+use crate::dns::DnsHandle;
 use crate::funnel::Funnel;
 use crate::handover::FlowMemory;
 use crate::introspect::{Inquiry, Introspection, Reply};
@@ -92,6 +93,8 @@ pub enum Command {
     },
     /// What was asked about a frame is known.
     Answered(Reply),
+    /// Pass on what an upstream has said about a name.
+    DnsReply(DnsReply),
     /// Send copies of all flows.
     Flows(Sender<Vec<FlowRecord>>),
     /// Send numbers of the switch.
@@ -272,6 +275,8 @@ pub struct Wiring {
     pub inquiries: Sender<Inquiry>,
     /// Told about memory that comes and goes.
     pub introspection: Arc<Introspection>,
+    /// To the thread that asks upstreams; none when there are none.
+    pub dns: Option<DnsHandle>,
     /// Longest wait for an answer.
     pub attribution_wait: Duration,
     /// The CPU of each core; any CPU for those beyond.
@@ -328,7 +333,7 @@ impl Poll {
 
     /// All cores, with a link from each to each other.
     fn cores(self, switch: Switch<FlowMemory>, events: Funnel, wiring: Wiring) -> std::io::Result<Vec<Core>> {
-        let shared = Arc::new(SharedSwitch::new(switch, events));
+        let shared = Arc::new(SharedSwitch::new(switch, events, wiring.dns.clone()));
         let wiring = Arc::new(wiring);
         let count = self.commands.len();
         let mut outgoing: Vec<Vec<Option<Outgoing>>> = Vec::new();

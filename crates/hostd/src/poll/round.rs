@@ -238,6 +238,10 @@ impl Core {
                     self.send_on(port, Command::Answered(reply));
                 }
             }
+            Command::DnsReply(reply) => {
+                let Self { shared, made, .. } = self;
+                shared.with(now, made, |switch, now| switch.dns_reply(now, reply));
+            }
             // Whoever asked may have gone.
             Command::Flows(reply) => {
                 let Self { shared, made, .. } = self;

@@ -15,8 +15,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use model::Moment;
-use vswitch::{Emission, Previewer, Switch};
+use vswitch::{DnsQuestion, DnsReply, DnsTicket, Emission, Previewer, Switch};
 
+use crate::dns::DnsHandle;
 use crate::funnel::Funnel;
 use crate::handover::FlowMemory;
 
@@ -31,15 +32,17 @@ pub struct SharedSwitch {
 struct Inner {
     switch: Switch<FlowMemory>,
     events: Funnel,
+    /// Who asks upstreams about names; none when there are none.
+    dns: Option<DnsHandle>,
     /// The latest time that any core has told it: each reads the clock for itself, and time must not run backwards.
     latest: Moment,
 }
 
 impl SharedSwitch {
-    /// Shares a switch, whose events go into `events`.
-    pub fn new(switch: Switch<FlowMemory>, events: Funnel) -> Self {
+    /// Shares a switch, whose events go into `events` and whose questions about names to `dns`.
+    pub fn new(switch: Switch<FlowMemory>, events: Funnel, dns: Option<DnsHandle>) -> Self {
         let previewer = switch.previewer();
-        let inner = Mutex::new(Inner { switch, events, latest: Moment::default() });
+        let inner = Mutex::new(Inner { switch, events, dns, latest: Moment::default() });
         Self { inner, waiting: AtomicUsize::new(0), previewer }
     }
 
@@ -92,13 +95,27 @@ fn use_it<R>(
     made: &mut Vec<Emission>,
     act: impl FnOnce(&mut Switch<FlowMemory>, Moment) -> R,
 ) -> R {
-    let Inner { switch, events, latest } = &mut *inner;
+    let Inner { switch, events, dns, latest } = &mut *inner;
     *latest = now.max(*latest);
     let result = act(switch, *latest);
+    ask_upstreams(switch, dns.as_ref(), *latest);
     made.extend(switch.emissions());
     events.drain();
     for event in switch.events() {
         events.offer(event);
     }
     result
+}
+
+/// Hands over what upstreams are to be asked. Does not wait.
+fn ask_upstreams(switch: &mut Switch<FlowMemory>, dns: Option<&DnsHandle>, now: Moment) {
+    let asked = |question: DnsQuestion| match dns {
+        Some(dns) => dns.ask(question),
+        None => Err(question.ticket),
+    };
+    let refused: Vec<DnsTicket> =
+        switch.dns_questions().filter_map(|question| asked(question).err()).collect();
+    for ticket in refused {
+        switch.dns_reply(now, DnsReply { ticket, message: None });
+    }
 }

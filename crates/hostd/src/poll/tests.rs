@@ -72,6 +72,7 @@ impl Fabric {
         let wiring = Wiring {
             inquiries: bounded(1).0,
             introspection,
+            dns: None,
             attribution_wait: Duration::from_millis(50),
             cpus: Vec::new(),
         };

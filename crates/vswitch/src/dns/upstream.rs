@@ -35,8 +35,10 @@ pub struct DnsQuestion {
 /// Names a [`DnsQuestion`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DnsTicket {
-    port: PortId,
-    number: u64,
+    /// The port of whoever asks.
+    pub port: PortId,
+    /// Differs between all questions of a switch.
+    pub number: u64,
 }
 
 /// What an upstream has said to a [`DnsQuestion`].
