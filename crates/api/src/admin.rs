@@ -12,12 +12,14 @@
 
 mod client;
 mod convert;
+mod cores;
 mod inside;
 mod message;
 mod threats;
 pub mod wire;
 
 pub use client::{Client, ClientError, Watch};
+pub use cores::{CoreStatus, PortMoved};
 pub use inside::{
     AcceptQueue, Conversation, CpuSample, DataFlow, Direction, Feed, FeedConfidence, Namespaces,
     ProcessDetail, ProcessTime, RunQueue, SocketDetail, TcpCounters, ThreadTime, ToldBy,

@@ -20,9 +20,11 @@
 mod finish;
 mod lane;
 mod link;
+mod load;
 mod owners;
 mod round;
 mod shared;
+mod strain;
 #[cfg(test)]
 mod tests;
 mod upkeep;
@@ -44,6 +46,7 @@ use crate::handover::FlowMemory;
 use crate::introspect::{Inquiry, Introspection, Reply};
 use lane::Lane;
 use link::{Incoming, Links, Outgoing, link};
+use load::Loads;
 use owners::Owners;
 pub use owners::{CORES_MAX, CoreId};
 use round::Core;
@@ -196,6 +199,7 @@ struct Cores {
     /// Of each core, the side core's last.
     ends: Vec<End>,
     owners: Arc<Owners>,
+    loads: Arc<Loads>,
 }
 
 /// Where a core is told something.
@@ -269,6 +273,34 @@ impl PollHandle {
     }
 }
 
+impl PollHandle {
+    /// What a core is called: its number, or `side`.
+    pub fn name(&self, core: CoreId) -> String {
+        if core == self.cores.owners.side() { "side".into() } else { core.0.to_string() }
+    }
+
+    /// The core of that name.
+    pub fn named(&self, name: &str) -> Option<CoreId> {
+        (0..=self.cores.owners.side().0).map(CoreId).find(|core| self.name(*core) == name)
+    }
+
+    /// The core that has a port.
+    pub fn core_of(&self, port: PortId) -> Option<CoreId> {
+        self.cores.owners.of(port)
+    }
+
+    /// The part of the last second in which a core worked, in thousandths.
+    pub fn busy_permille(&self, core: CoreId) -> u32 {
+        self.cores.loads.share_permille(core)
+    }
+
+    /// Moves a port to a core, where it stays.
+    pub fn place(&self, port: PortId, core: CoreId) {
+        self.cores.loads.pin(port);
+        self.send(Command::MovePort(port, core));
+    }
+}
+
 /// What the poll cores work with.
 pub struct Wiring {
     /// To the introspection thread.
@@ -302,7 +334,8 @@ impl Poll {
             ends.push(End { commands: sender, bell: Arc::new(Bell::new()?) });
             commands.push(receiver);
         }
-        let cores = Arc::new(Cores { ends, owners: Arc::new(Owners::new(cores)) });
+        let loads = Arc::new(Loads::new(cores + 1));
+        let cores = Arc::new(Cores { ends, owners: Arc::new(Owners::new(cores)), loads });
         Ok(Self { handle: PollHandle { cores }, commands })
     }
 
@@ -316,7 +349,7 @@ impl Poll {
     /// # Errors
     /// When the process is out of threads or file descriptors.
     pub fn start(self, switch: Switch<FlowMemory>, events: Funnel, wiring: Wiring) -> std::io::Result<()> {
-        let cpus = wiring.cpus.clone();
+        let (cpus, handle) = (wiring.cpus.clone(), self.handle());
         for (index, core) in self.cores(switch, events, wiring)?.into_iter().enumerate() {
             let cpu = cpus.get(index).copied();
             std::thread::Builder::new().name(core.name()).spawn(move || {
@@ -328,7 +361,7 @@ impl Poll {
                 core.run_or_abort();
             })?;
         }
-        Ok(())
+        load::start(handle)
     }
 
     /// All cores, with a link from each to each other.

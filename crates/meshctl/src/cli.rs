@@ -70,8 +70,25 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: PolicyCommand,
     },
+    /// Network cards
+    Port {
+        #[command(subcommand)]
+        command: PortCommand,
+    },
     /// The daemon's health
     Status,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PortCommand {
+    /// Have a card served by a certain poll core, where it stays until the daemon ends
+    Move {
+        /// The card, as tenant/machine/card
+        nic: String,
+        /// The core's number, or `side`
+        #[arg(long)]
+        core: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -208,6 +225,7 @@ mod tests {
             "why acme/web",
             "why acme/web api --protocol sctp",
             "policy check",
+            "port move acme/web/net0",
             "status --output yaml",
             "status extra",
         ] {

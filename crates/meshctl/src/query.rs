@@ -5,7 +5,7 @@ use std::path::Path;
 
 use api::admin::{Client, ClientError, Request, Response};
 
-use crate::cli::{Command, FlowCommand, PolicyCommand, VmCommand, WhyArgs};
+use crate::cli::{Command, FlowCommand, PolicyCommand, PortCommand, VmCommand, WhyArgs};
 use crate::output::Output;
 use crate::render;
 use crate::top;
@@ -61,6 +61,9 @@ fn request(command: &Command) -> Option<Request> {
             exe: exe.clone(),
         },
         Command::Policy { command: PolicyCommand::Status } => Request::PolicyStatus,
+        Command::Port { command: PortCommand::Move { nic, core } } => {
+            Request::PortMove { nic: nic.clone(), core: core.clone() }
+        }
         Command::Status => Request::Status,
         Command::Policy { command: PolicyCommand::Check { .. } }
         | Command::Flow { command: FlowCommand::Watch { .. } } => return None,
@@ -81,6 +84,7 @@ fn print(response: &Response, output: &Output) -> anyhow::Result<()> {
         Response::Flows(flows) => output.print(flows.as_slice(), render::flows),
         Response::Flow(flow) => output.print(&**flow, render::flow_line),
         Response::Explanation(explanation) => output.print(&**explanation, render::explanation),
+        Response::PortMoved(moved) => output.print(moved, render::port_moved),
         Response::Status(status) => output.print(&**status, render::status),
         Response::PolicyStatus(status) => output.print(&**status, render::policy_status),
         Response::Error(refusal) => Err(ClientError::Refused(refusal.clone()).into()),

@@ -20,7 +20,7 @@ pub(crate) use self::dataflow::{data_flow, graph};
 pub(crate) use self::explanation::explanation;
 pub(crate) use self::flow::{flow_line, flows};
 pub(crate) use self::inside::{process_details, process_tree, socket_details};
-pub(crate) use self::status::{policy_status, status};
+pub(crate) use self::status::{policy_status, port_moved, status};
 pub(crate) use self::threats::threats;
 pub(crate) use self::top::top;
 pub(crate) use self::vm::{processes, sockets, vms};

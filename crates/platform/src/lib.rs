@@ -6,9 +6,10 @@
 //! - A [`SharedTable`] has one owner among all processes that use this crate.
 //!
 //! Deliberately absent: guest memory (see `vhost-port`), threads, and anything that knows what the daemon does.
-#![allow(unsafe_code)] // Mapping a file, prefetching a cache line and asking a driver have no safe form.
+#![allow(unsafe_code)] // Mapping a file, prefetching a cache line, asking a driver and counting waits have no safe form.
 
 mod bell;
+mod blocked;
 mod clock;
 mod cpu;
 mod event;
@@ -18,6 +19,7 @@ mod table;
 mod tap;
 
 pub use bell::Bell;
+pub use blocked::times_blocked;
 pub use clock::monotonic_ns;
 pub use cpu::{pin_current_thread, prefetch, prefetch_to_write};
 pub use event::{EventFd, Poller, Trigger};

@@ -14,7 +14,7 @@ use std::os::unix::fs::FileExt;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
+use rustix::fs::{FsWord, SealFlags, fcntl_get_seals, fstat, fstatfs};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
@@ -27,12 +27,16 @@ const MEMORY_BYTES_MAX: u64 = 1 << 42;
 /// Granularity of residency, in bytes. Files of larger pages are described right, only in more steps.
 const PAGE_BYTES: u64 = 4096;
 
+/// File systems whose files are in memory: tmpfs, memfds among it, and hugetlbfs (linux/magic.h).
+const IN_MEMORY: [FsWord; 2] = [0x0102_1994, 0x9584_58f6];
+
 /// All memory of one guest, mapped for as long as this exists.
 #[derive(Debug)]
 pub struct GuestMemory {
     /// Ordered by guest address, not overlapping.
     regions: Box<[Region]>,
     sealed: bool,
+    pageable: bool,
     owner: [u64; 2],
 }
 
@@ -129,17 +133,18 @@ impl GuestMemory {
             return Err(MapError::Count { count: requests.len() });
         }
         check_layout(&requests)?;
-        let mut sealed = true;
+        let (mut sealed, mut pageable) = (true, false);
         let stat = fstat(&requests[0].file);
         let owner = stat.map(|stat| [stat.st_dev, stat.st_ino]);
         let owner = owner.map_err(|errno| MapError::Io { gpa: requests[0].gpa, source: errno.into() })?;
         let mut regions = Vec::with_capacity(requests.len());
         for request in requests {
             sealed &= fcntl_get_seals(&request.file).is_ok_and(|seals| seals.contains(SealFlags::SHRINK));
+            pageable |= !fstatfs(&request.file).is_ok_and(|file| IN_MEMORY.contains(&file.f_type));
             regions.push(Region::map(request)?);
         }
         regions.sort_unstable_by_key(|region| region.gpa);
-        Ok(Self { regions: regions.into(), sealed, owner })
+        Ok(Self { regions: regions.into(), sealed, pageable, owner })
     }
 
     /// All of the guest's memory, in bytes; how much of it exists is another question.
@@ -152,6 +157,13 @@ impl GuestMemory {
     #[must_use]
     pub fn sealed(&self) -> bool {
         self.sealed
+    }
+
+    /// Whether some of it is in a file of a disk's, or an unknown, file system: then an access may have to wait until a page
+    /// was read.
+    #[must_use]
+    pub fn is_pageable(&self) -> bool {
+        self.pageable
     }
 
     /// Tells this memory from that of other guests, also across restarts of this process: device and inode of its

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use super::cores::{CoreStatus, PortMoved};
 use super::inside::{CpuSample, DataFlow, ProcessDetail, SocketDetail};
 use super::threats::Threats;
 use crate::Diagnostic;
@@ -75,6 +76,13 @@ pub enum Request {
         #[serde(default)]
         exe: Option<String>,
     },
+    /// Moves a card to a poll core, where it stays until the daemon ends; answered by [`Response::PortMoved`].
+    PortMove {
+        /// The card, `tenant/vm/nic`.
+        nic: String,
+        /// The core's number, or `side`.
+        core: String,
+    },
     /// The daemon's health; answered by [`Response::Status`].
     Status,
     /// What policy is in force; answered by [`Response::PolicyStatus`].
@@ -107,6 +115,8 @@ pub enum Response {
     Flow(Box<Flow>),
     /// To [`Request::Why`].
     Explanation(Box<Explanation>),
+    /// To [`Request::PortMove`].
+    PortMoved(PortMoved),
     /// To [`Request::Status`].
     Status(Box<Status>),
     /// To [`Request::PolicyStatus`].
@@ -483,6 +493,9 @@ pub struct PortStatus {
     pub inbound_bytes: u64,
     /// Frames dropped at this port.
     pub dropped_frames: u64,
+    /// The poll core that serves it.
+    #[serde(default)]
+    pub core: String,
 }
 
 /// How long something took, over all times since the daemon started, in microseconds.
@@ -499,7 +512,7 @@ pub struct Latency {
     pub max_us: u64,
 }
 
-/// What the poll thread does with its time.
+/// What the poll cores do with their time.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PollStats {
@@ -546,9 +559,12 @@ pub struct Status {
     /// Frames dropped, by reason.
     #[serde(default)]
     pub drops: BTreeMap<String, u64>,
-    /// The poll thread.
+    /// All poll cores together.
     #[serde(default)]
     pub poll: PollStats,
+    /// Each of them.
+    #[serde(default)]
+    pub cores: Vec<CoreStatus>,
     /// How long frames waited in their guest's ring for their process to be known.
     #[serde(default)]
     pub attribution: Latency,

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use api::admin::{
-    Flow, IntrospectionState, Nic, NicState, PolicyStatus, PollStats, PortStatus, Process, Refusal, Request,
-    Response, Status, Vm,
+    CoreStatus, Flow, IntrospectionState, Nic, NicState, PolicyStatus, PollStats, PortMoved, PortStatus,
+    Process, Refusal, Request, Response, Status, Vm,
 };
 use crossbeam_channel::Receiver;
 use model::{NicRef, Protocol, VmRef};
@@ -23,7 +23,7 @@ use crate::export::Records;
 use crate::flowlog::FlowLog;
 use crate::introspect::{Introspection, State};
 use crate::mesh::Mesh;
-use crate::poll::{Command, PollHandle};
+use crate::poll::{Command, CoreId, CoreNumbers, Numbers, PollHandle};
 use crate::ports::Ports;
 
 /// Everything that can be asked.
@@ -79,6 +79,7 @@ impl Desk {
             Request::FlowList { vm } => self.flows(vm.as_deref()),
             Request::FlowWatch { .. } => Err(refusal("a watch is not one answer", "")),
             Request::Why { from, to, protocol, exe } => self.why(from, to, protocol, exe.as_deref()),
+            Request::PortMove { nic, core } => self.move_port(nic, core),
             Request::Status => self.status(),
             Request::PolicyStatus => Ok(self.policy_status()),
         };
@@ -282,6 +283,7 @@ impl Desk {
                 inbound_frames: counters.sent_frames,
                 inbound_bytes: counters.sent_bytes,
                 dropped_frames: counters.chain_faults.iter().sum(),
+                core: self.poll.core_of(*id).map_or_else(String::new, |core| self.poll.name(core)),
             })
         });
         let mut drops: std::collections::BTreeMap<String, u64> = numbers
@@ -311,6 +313,7 @@ impl Desk {
             flows: numbers.switch.flows as u64,
             ports,
             drops,
+            cores: self.cores(&numbers),
             poll: PollStats {
                 rounds: numbers.sum(|core| core.rounds),
                 busy_rounds: numbers.sum(|core| core.busy_rounds),
@@ -322,6 +325,42 @@ impl Desk {
             views: self.views.shown(),
             records: self.records.stats(numbers.switch.counters.events_lost),
         })))
+    }
+
+    fn move_port(&self, nic: &str, core: &str) -> Answer {
+        let cards = self.ports.status();
+        let Some((card, (port, _))) = cards.iter().find(|(card, _)| card.to_string() == nic) else {
+            let help = "name it as tenant/vm/nic; `meshctl status` lists all";
+            return Err(refusal(&format!("there is no port `{}`", nic.escape_debug()), help));
+        };
+        let Some(id) = self.poll.named(core) else {
+            let help = "`meshctl status` lists all; their number is `poll.cores` in the settings";
+            return Err(refusal(&format!("there is no poll core `{}`", core.escape_debug()), help));
+        };
+        self.poll.place(*port, id);
+        Ok(Response::PortMoved(PortMoved { nic: card.to_string(), core: self.poll.name(id) }))
+    }
+
+    fn cores(&self, numbers: &Numbers) -> Vec<CoreStatus> {
+        let core = |(index, numbers): (u8, &Option<CoreNumbers>)| {
+            let shown = CoreStatus {
+                core: self.poll.name(CoreId(index)),
+                busy_permille: self.poll.busy_permille(CoreId(index)),
+                ..CoreStatus::default()
+            };
+            match numbers {
+                None => shown,
+                Some(numbers) => CoreStatus {
+                    answers: true,
+                    ports: numbers.ports.len() as u64,
+                    frames: numbers.frames,
+                    handed_over: numbers.handed_over,
+                    link_full: numbers.link_full,
+                    ..shown
+                },
+            }
+        };
+        (0..).zip(&numbers.cores).map(core).collect()
     }
 
     fn policy_status(&self) -> Response {

@@ -27,6 +27,7 @@ use vhost_port::{Batch, Chain, Port, SendError, VNET_HEADER_BYTES};
 use vswitch::{Answers, Frame, HEAD_LEN_BYTES_MAX, PortId, Preview, Question, Verdict};
 
 use super::round::Core;
+use super::strain::Stay;
 use super::{Seat, record};
 use crate::introspect::{Inquiry, Outcome, Reply};
 
@@ -42,6 +43,8 @@ pub struct Lane {
     pub(super) port: Port,
     /// What the port signals.
     pub(super) waker: Arc<EventFd>,
+    /// Why it is on the side core, if it is.
+    pub(super) stay: Stay,
     queues: [Queue; Port::PAIRS_MAX],
 }
 
@@ -100,7 +103,7 @@ impl Desk {
 
 /// How the switch is to be asked about the next frame.
 #[derive(Default)]
-struct Turn {
+struct Attempt {
     /// What was found out for it.
     answers: Option<Answers>,
     /// Whether a glance found it.
@@ -133,7 +136,7 @@ impl Lane {
     pub(super) fn new(seat: Seat) -> Self {
         let Seat { id, serial, card, port, waker } = seat;
         let queues = std::array::from_fn(|pair| Queue { pair, ..Queue::default() });
-        Self { id, serial, card, port: *port, waker, queues }
+        Self { id, serial, card, port: *port, waker, stay: Stay::default(), queues }
     }
 
     /// Forgets frames that belong to a pair's rings of before; `transmit` is where the new one lies, if there is one.
@@ -203,7 +206,18 @@ impl Core {
         let batch = std::mem::take(&mut queue.batch);
         self.read(id, queue, &batch);
         self.decide(id, queue, &batch, now);
+        let own = self.lap();
+        if self.has_waited(own) {
+            self.suspects.push(id);
+        }
         self.deliver((id, port), first..queue.next, &batch);
+        let delivery = self.lap();
+        if self.has_waited(delivery) {
+            // What a guest has just written is there; buffers to receive in may have been posted long ago.
+            let outputs = self.desk.outputs[first..queue.next].iter().flatten();
+            self.suspects.extend(outputs.map(|(to, _)| *to));
+        }
+        self.handle.cores.loads.port_worked(id, own + delivery);
         queue.last_output = self.desk.outputs[first..queue.next].last().copied().flatten();
         queue.batch = batch;
         let done = queue.next - first;
@@ -254,32 +268,32 @@ impl Core {
 
     /// Has the switch decide about the queue's frames until one must wait.
     fn decide(&mut self, id: PortId, queue: &mut Queue, batch: &Batch, now: Moment) {
-        let mut turn = Turn::default();
+        let mut attempt = Attempt::default();
         if let Some(held) = queue.held.take() {
-            turn.answers = self.resume(held, queue.next);
-            match turn.answers {
+            attempt.answers = self.resume(held, queue.next);
+            match attempt.answers {
                 Some(_) => self.preview(id, queue.next),
                 None => self.pass_over(queue),
             }
         }
         loop {
-            turn = match self.ask_switch(id, queue, batch.len(), turn, now) {
+            attempt = match self.ask_switch(id, queue, batch.len(), attempt, now) {
                 Halt::Done => return,
                 Halt::Copy => {
                     let frame = &mut self.desk.frames[queue.next];
                     copy_head(frame, &batch.chain(queue.next), HEAD_LEN_BYTES_MAX);
                     self.preview(id, queue.next);
-                    Turn { whole: true, ..Turn::default() }
+                    Attempt { whole: true, ..Attempt::default() }
                 }
                 Halt::Ask(question, glanced) => {
                     match self.look(id, queue, &batch.chain(queue.next), (question, glanced), now) {
                         Looked::Found(answers) => {
-                            Turn { answers: Some(answers), glanced: true, ..Turn::default() }
+                            Attempt { answers: Some(answers), glanced: true, ..Attempt::default() }
                         }
                         Looked::Held => return,
                         Looked::Drop => {
                             self.pass_over(queue);
-                            Turn::default()
+                            Attempt::default()
                         }
                     }
                 }
@@ -304,17 +318,17 @@ impl Core {
         id: PortId,
         queue: &mut Queue,
         frames: usize,
-        mut turn: Turn,
+        mut attempt: Attempt,
         now: Moment,
     ) -> Halt {
         if queue.next == frames {
             return Halt::Done;
         }
-        let Self { shared, desk, made, .. } = self;
-        shared.with(now, made, |switch, now| {
+        let Self { shared, desk, turn, .. } = self;
+        shared.with(now, turn, |switch, now| {
             while queue.next < frames {
                 let (frame, preview) = (&mut desk.frames[queue.next], &desk.previews[queue.next]);
-                let Turn { answers, glanced, whole } = std::mem::take(&mut turn);
+                let Attempt { answers, glanced, whole } = std::mem::take(&mut attempt);
                 let verdict = switch.process_previewed(now, id, frame, preview, answers.as_ref());
                 desk.outputs[queue.next] = match verdict {
                     Verdict::Forward(to) => Some((to, preview.spread())),
@@ -347,6 +361,9 @@ impl Core {
         if !std::mem::take(&mut queue.may_glance) {
             return Looked::Held;
         }
+        if self.is_aside(&question) {
+            return self.ask(id, queue, descriptor, question, now);
+        }
         let started = super::now();
         match self.wiring.introspection.glance(&question, descriptor) {
             Some(Outcome::Answers(answers)) => {
@@ -360,6 +377,14 @@ impl Core {
             }
             None => self.ask(id, queue, descriptor, question, now),
         }
+    }
+
+    /// Whether an end's memory may have to be waited for, which only the side core does.
+    fn is_aside(&self, question: &Question) -> bool {
+        let side = self.links.owners.side();
+        let asks = [&question.initiator, &question.responder];
+        let mut ports = asks.into_iter().flatten().map(|ask| ask.port);
+        self.id != side && ports.any(|port| self.links.owners.of(port) == Some(side))
     }
 
     /// Notes how long a frame waited for its process to be known.

@@ -16,7 +16,8 @@ use vswitch::{Emission, PortId, Previewer};
 use super::finish::Workbench;
 use super::lane::{Desk, Lane};
 use super::link::{self, Links};
-use super::shared::SharedSwitch;
+use super::shared::{SharedSwitch, Turn};
+use super::strain::Strain;
 use super::upkeep::Upkeep;
 use super::uplink::Uplink;
 use super::{
@@ -33,7 +34,7 @@ const WAKE_TOKEN: u64 = u64::MAX;
 /// One poll core's state.
 pub(super) struct Core {
     pub(super) id: CoreId,
-    handle: PollHandle,
+    pub(super) handle: PollHandle,
     commands: Receiver<Command>,
     pub(super) links: Links,
     pub(super) shared: Arc<SharedSwitch>,
@@ -46,13 +47,20 @@ pub(super) struct Core {
     /// The batch being handled.
     pub(super) desk: Desk,
     pub(super) workbench: Workbench,
-    /// What the switch made itself, to be delivered.
-    pub(super) made: Vec<Emission>,
+    /// What the switch gave beside its decisions.
+    pub(super) turn: Turn,
     /// Where such a frame gets its virtio-net header.
     scratch: Vec<u8>,
     /// Ports that are to be given to other cores before the next batch.
     moves: Vec<(PortId, CoreId)>,
     upkeep: Upkeep,
+    /// When the work that is being timed began.
+    mark: Moment,
+    /// What it is timed by.
+    pub(super) clock: fn() -> Moment,
+    strain: Strain,
+    /// Ports whose memory was waited for in this round.
+    pub(super) suspects: Vec<PortId>,
     pub(super) numbers: CoreNumbers,
     pub(super) waits: Histogram<u64>,
     pub(super) lookups: Histogram<u64>,
@@ -86,10 +94,14 @@ impl Core {
             poller,
             desk: Desk::new(),
             workbench: Workbench::default(),
-            made: Vec::new(),
+            turn: Turn::default(),
             scratch: Vec::new(),
             moves: Vec::new(),
             upkeep: Upkeep::default(),
+            mark: Moment::default(),
+            clock: now,
+            strain: Strain::default(),
+            suspects: Vec::new(),
             numbers: CoreNumbers::default(),
             waits: latencies(),
             lookups: latencies(),
@@ -98,8 +110,7 @@ impl Core {
 
     /// What its thread is called.
     pub(super) fn name(&self) -> String {
-        let owners = &self.links.owners;
-        if self.id == owners.side() { "poll-side".into() } else { format!("poll-{}", self.id.0) }
+        format!("poll-{}", self.handle.name(self.id))
     }
 
     fn bell(&self) -> &Bell {
@@ -117,10 +128,16 @@ impl Core {
 
     fn run(mut self) -> ! {
         let mut last_busy = now();
+        let (mut began, mut busy) = (last_busy, false);
         loop {
             let now = now();
+            if busy {
+                self.handle.cores.loads.core_worked(self.id, now.since(began));
+            }
+            began = now;
             self.numbers.rounds += 1;
-            if self.round(now) {
+            busy = self.round(now);
+            if busy {
                 self.numbers.busy_rounds += 1;
                 last_busy = now;
             } else if now.since(last_busy) >= SPIN {
@@ -145,9 +162,11 @@ impl Core {
 
     /// One round over everything; tells whether any frame moved.
     pub(super) fn round(&mut self, now: Moment) -> bool {
+        self.mark = now;
         self.take_commands(now);
-        let mut busy =
-            self.take_parcels(if self.moves.is_empty() { PARCELS_MAX } else { link::FRAMES_MAX }, now);
+        self.send_back(now);
+        let frames_max = if self.moves.is_empty() { PARCELS_MAX } else { link::FRAMES_MAX };
+        let mut busy = self.take_parcels(frames_max, now);
         self.give_away();
         for index in 0..self.lanes.len() {
             // The lane is taken out while it is served, so that it can deliver to the others.
@@ -169,18 +188,68 @@ impl Core {
             lane.port.flush();
         }
         self.links.ring();
+        self.set_aside(now);
         busy
+    }
+
+    /// Time since the last call, or the round's beginning.
+    pub(super) fn lap(&mut self) -> Duration {
+        let now = (self.clock)();
+        now.since(std::mem::replace(&mut self.mark, now))
+    }
+
+    /// Whether work that took so long had to wait for guests' memory.
+    pub(super) fn has_waited(&mut self, took: Duration) -> bool {
+        if std::mem::take(&mut self.turn.waited) {
+            // For another core.
+            self.strain.waits = platform::times_blocked();
+            return false;
+        }
+        self.strain.waited(took, platform::times_blocked)
+    }
+
+    /// Has ports whose memory was waited for move to the side core.
+    fn set_aside(&mut self, now: Moment) {
+        for id in std::mem::take(&mut self.suspects) {
+            let Some(lane) = self.lane(id) else { continue };
+            lane.stay.waited = Some(now);
+            self.move_aside(id);
+        }
+    }
+
+    fn move_aside(&mut self, id: PortId) {
+        let side = self.links.owners.side();
+        if self.id != side && !self.handle.cores.loads.is_pinned(id) && !self.moves.contains(&(id, side)) {
+            tracing::warn!(
+                port = id.0,
+                "guest's memory may have to be waited for: its port moves to the side core"
+            );
+            self.moves.push((id, side));
+        }
+    }
+
+    /// Has ports that need the side core no longer move away from it.
+    fn send_back(&mut self, now: Moment) {
+        if self.id != self.links.owners.side() {
+            return;
+        }
+        let loads = &self.handle.cores.loads;
+        for lane in self.lanes.iter().flatten() {
+            if lane.stay.is_over(now) && !loads.is_pinned(lane.id) {
+                self.moves.push((lane.id, self.links.owners.emptiest()));
+            }
+        }
     }
 
     /// Lets the switch look after flows. The first core does that for all, a few flows at a time, and stops early when
     /// another core waits for the switch or has it.
     fn look_after(&mut self, now: Moment, idle: bool) {
-        let Self { shared, made, upkeep, .. } = self;
+        let Self { shared, turn, upkeep, .. } = self;
         for _ in 0..if idle { UPKEEP_IDLE_TURNS } else { 1 } {
             if self.id != CoreId::FIRST || !upkeep.is_due(now) || shared.is_wanted() {
                 return;
             }
-            let looked = shared.try_with(now, made, |switch, now| {
+            let looked = shared.try_with(now, turn, |switch, now| {
                 let flows = upkeep.share(now, switch.flow_count(), idle);
                 switch.tick(now, flows);
             });
@@ -193,6 +262,7 @@ impl Core {
     fn take_commands(&mut self, now: Moment) {
         while let Ok(command) = self.commands.try_recv() {
             self.obey(command, now);
+            self.excuse();
         }
     }
 
@@ -215,15 +285,15 @@ impl Core {
                 self.links.owners.clear(id, self.id);
             }
             Command::Install { snapshot, ports, uplinks } => {
-                let Self { shared, made, upkeep, .. } = self;
-                shared.with(now, made, |switch, now| {
+                let Self { shared, turn, upkeep, .. } = self;
+                shared.with(now, turn, |switch, now| {
                     switch.install(now, snapshot, &ports, &uplinks);
                     upkeep.hurry(switch.flow_count());
                 });
             }
             Command::Listening { service, vm, listening } => {
-                let Self { shared, made, .. } = self;
-                shared.with(now, made, |switch, now| switch.set_listening(now, &service, &vm, listening));
+                let Self { shared, turn, .. } = self;
+                shared.with(now, turn, |switch, now| switch.set_listening(now, &service, &vm, listening));
             }
             Command::Answered(reply) => {
                 let port = reply.port;
@@ -239,17 +309,17 @@ impl Core {
                 }
             }
             Command::DnsReply(reply) => {
-                let Self { shared, made, .. } = self;
-                shared.with(now, made, |switch, now| switch.dns_reply(now, reply));
+                let Self { shared, turn, .. } = self;
+                shared.with(now, turn, |switch, now| switch.dns_reply(now, reply));
             }
             // Whoever asked may have gone.
             Command::Flows(reply) => {
-                let Self { shared, made, .. } = self;
-                drop(reply.try_send(shared.with(now, made, |switch, _| switch.flows().collect())));
+                let Self { shared, turn, .. } = self;
+                drop(reply.try_send(shared.with(now, turn, |switch, _| switch.flows().collect())));
             }
             Command::SwitchNumbers(reply) => {
-                let Self { shared, made, .. } = self;
-                let numbers = shared.with(now, made, |switch, _| SwitchNumbers {
+                let Self { shared, turn, .. } = self;
+                let numbers = shared.with(now, turn, |switch, _| SwitchNumbers {
                     counters: switch.counters().clone(),
                     flows: switch.flow_count(),
                 });
@@ -319,7 +389,9 @@ impl Core {
 
     /// Takes up what the port's VMM wants.
     fn service(&mut self, lane: &mut Lane) {
+        let mut events = false;
         while let Some(event) = lane.port.service() {
+            events = true;
             match event {
                 PortEvent::Started { pair, memory, transmit, .. } => {
                     tracing::info!(nic = %lane.card, pair, "guest drives its card");
@@ -330,11 +402,24 @@ impl Core {
                 PortEvent::Disconnected => self.stopped(lane, 0..Port::PAIRS_MAX),
             }
         }
+        if events {
+            self.excuse();
+        }
+    }
+
+    /// Has nobody be blamed for the time that passed up to now.
+    fn excuse(&mut self) {
+        self.lap();
+        self.strain.waits = platform::times_blocked();
     }
 
     fn started(&mut self, lane: &mut Lane, pair: usize, memory: Arc<GuestMemory>) {
         if let Some(kick) = lane.port.kick_fd(pair) {
             self.wait_for(lane, kick);
+        }
+        lane.stay.pageable = memory.is_pageable();
+        if lane.stay.pageable {
+            self.move_aside(lane.id);
         }
         if lane.port.running() == [pair] {
             self.wiring.introspection.memory_shared(lane.id, memory);
@@ -370,8 +455,15 @@ impl Core {
                     self.take_commands(now);
                 }
                 self.deliver_whole(parcel.to, parcel.spread, parcel.bytes());
+                self.suspects.push(parcel.to);
                 self.links.incoming[index].give_back(parcel);
                 busy = true;
+            }
+        }
+        if busy {
+            let took = self.lap();
+            if !self.has_waited(took) {
+                self.suspects.clear();
             }
         }
         busy
@@ -403,17 +495,17 @@ impl Core {
 
     /// Delivers the frames that the switch made itself.
     fn deliver_made(&mut self) {
-        if self.made.is_empty() {
+        if self.turn.made.is_empty() {
             return;
         }
-        let (mut made, mut whole) = (std::mem::take(&mut self.made), std::mem::take(&mut self.scratch));
+        let (mut made, mut whole) = (std::mem::take(&mut self.turn.made), std::mem::take(&mut self.scratch));
         for Emission { port, frame } in made.drain(..) {
             whole.clear();
             whole.extend_from_slice(&VnetHeader::default().to_bytes());
             whole.extend_from_slice(&frame);
             self.deliver_whole(port, 0, &whole);
         }
-        (self.made, self.scratch) = (made, whole);
+        (self.turn.made, self.scratch) = (made, whole);
     }
 
     /// Asks all guests to kick; tells whether one has work already.
@@ -435,7 +527,9 @@ impl Core {
         let deadlines = self.lanes.iter().flatten().filter_map(|lane| lane.deadline());
         let deadlines = deadlines.chain(self.uplinks.iter().filter_map(Uplink::deadline));
         let deadline = deadlines.map(|deadline| deadline.since(now)).min();
-        let upkeep = (self.id == CoreId::FIRST).then_some(SLEEP_MAX);
+        // The first core looks after flows, the side core after ports that may leave it.
+        let side = self.id == self.links.owners.side() && self.lanes.iter().any(Option::is_some);
+        let upkeep = (side || self.id == CoreId::FIRST).then_some(SLEEP_MAX);
         let timeout: Option<Duration> = deadline.into_iter().chain(upkeep).min();
         self.numbers.sleeps += 1;
         let rang = match self.poller.wait(timeout) {
@@ -448,12 +542,17 @@ impl Core {
         if rang {
             self.bell().hush();
         }
+        // So far it was the loop itself that waited.
+        self.strain.waits = platform::times_blocked();
     }
 
     /// Whether nothing waits for this core.
     #[cfg(test)]
     pub(super) fn is_at_rest(&self) -> bool {
-        self.links.are_empty() && self.commands.is_empty() && self.made.is_empty()
+        self.links.are_empty()
+            && self.commands.is_empty()
+            && self.turn.made.is_empty()
+            && self.moves.is_empty()
     }
 
     fn numbers(&self) -> CoreNumbers {

@@ -29,6 +29,15 @@ pub struct SharedSwitch {
     previewer: Previewer,
 }
 
+/// What a core gets with the switch, beside what it asked for.
+#[derive(Debug, Default)]
+pub struct Turn {
+    /// Frames that the switch made, to be delivered.
+    pub made: Vec<Emission>,
+    /// Whether another core was waited for.
+    pub waited: bool,
+}
+
 struct Inner {
     switch: Switch<FlowMemory>,
     events: Funnel,
@@ -52,11 +61,11 @@ impl SharedSwitch {
     }
 
     /// Has the switch do something at a time that is never before that of anything it did earlier. Waits while another core
-    /// has it. Frames that it made are appended to `made`.
+    /// has it.
     pub fn with<R>(
         &self,
         now: Moment,
-        made: &mut Vec<Emission>,
+        turn: &mut Turn,
         act: impl FnOnce(&mut Switch<FlowMemory>, Moment) -> R,
     ) -> R {
         let inner = match self.inner.try_lock() {
@@ -67,20 +76,21 @@ impl SharedSwitch {
                 self.waiting.fetch_add(1, Ordering::Relaxed);
                 let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
                 self.waiting.fetch_sub(1, Ordering::Relaxed);
+                turn.waited = true;
                 inner
             }
         };
-        use_it(inner, now, made, act)
+        use_it(inner, now, turn, act)
     }
 
     /// As [`SharedSwitch::with`], unless another core has it.
     pub fn try_with<R>(
         &self,
         now: Moment,
-        made: &mut Vec<Emission>,
+        turn: &mut Turn,
         act: impl FnOnce(&mut Switch<FlowMemory>, Moment) -> R,
     ) -> Option<R> {
-        Some(use_it(self.inner.try_lock().ok()?, now, made, act))
+        Some(use_it(self.inner.try_lock().ok()?, now, turn, act))
     }
 
     /// Whether a core waits for it: whatever is not urgent should be put off.
@@ -92,14 +102,14 @@ impl SharedSwitch {
 fn use_it<R>(
     mut inner: MutexGuard<'_, Inner>,
     now: Moment,
-    made: &mut Vec<Emission>,
+    turn: &mut Turn,
     act: impl FnOnce(&mut Switch<FlowMemory>, Moment) -> R,
 ) -> R {
     let Inner { switch, events, dns, latest } = &mut *inner;
     *latest = now.max(*latest);
     let result = act(switch, *latest);
     ask_upstreams(switch, dns.as_ref(), *latest);
-    made.extend(switch.emissions());
+    turn.made.extend(switch.emissions());
     events.drain();
     for event in switch.events() {
         events.offer(event);

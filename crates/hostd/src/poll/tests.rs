@@ -79,22 +79,47 @@ impl Fabric {
         let poll = Poll::new(cores).unwrap();
         let handle = poll.handle();
         let switch = Switch::new(SwitchConfig::new(hand_over.hash_seed()), memory);
-        let cores = poll.cores(switch, Funnel::new(ring), wiring).unwrap();
+        let mut cores = poll.cores(switch, Funnel::new(ring), wiring).unwrap();
+        // No work takes any time, unless a test says so.
+        cores.iter_mut().for_each(|core| core.clock = || Moment(0));
         let mut fabric = Self { cores, handle, guests: Vec::new(), events, mesh, now: Moment(1 << 40), dir };
-        for (number, _) in GUESTS.iter().enumerate() {
+        for number in 0..GUESTS.len() {
             let (guest, port) = TestGuest::new();
             fabric.guests.push(guest);
-            fabric.handle.send(Command::AddPort(Seat {
-                id: PortId(number as u16),
-                serial: 0,
-                card: card(number),
-                port: Box::new(port),
-                waker: Arc::new(EventFd::new().unwrap()),
-            }));
+            fabric.seat(number, 0, port);
         }
         fabric.install();
         fabric.settle();
         fabric
+    }
+
+    /// Has a port served in a guest's name.
+    fn seat(&self, number: usize, serial: u64, port: Port) {
+        self.handle.send(Command::AddPort(Seat {
+            id: PortId(number as u16),
+            serial,
+            card: card(number),
+            port: Box::new(port),
+            waker: Arc::new(EventFd::new().unwrap()),
+        }));
+    }
+
+    /// Has another guest take the place of one.
+    fn replace(&mut self, number: usize, (guest, port): (TestGuest, Port)) {
+        self.guests[number] = guest;
+        self.seat(number, 1, port);
+        self.settle();
+        self.handle.send(Command::RemovePort(PortId(number as u16), 0));
+        self.settle();
+    }
+
+    fn send_datagram(&mut self, from: usize, to: usize) {
+        let packet = Packet::Udp { marker: 1, len_bytes: 64 };
+        self.guests[from].send(&Sent { from, to, ports: (5000, 6000), packet }.frame());
+    }
+
+    fn core_of(&self, port: u16) -> CoreId {
+        self.handle.core_of(PortId(port)).unwrap()
     }
 
     fn install(&self) {
@@ -275,8 +300,8 @@ proptest! {
         let events = |fabric: &Fabric| fabric.events.try_iter().map(told).collect::<Vec<_>>();
         prop_assert_eq!(events(&one), events(&three));
         let counters = |fabric: &Fabric| {
-            let made = &mut Vec::new();
-            fabric.cores[0].shared.with(fabric.now, made, |switch, _| switch.counters().clone())
+            let turn = &mut shared::Turn::default();
+            fabric.cores[0].shared.with(fabric.now, turn, |switch, _| switch.counters().clone())
         };
         prop_assert_eq!(counters(&one), counters(&three));
     }
@@ -335,24 +360,46 @@ proptest! {
 #[test]
 fn a_port_that_was_opened_again_is_not_removed_with_the_old_one() {
     let mut fabric = Fabric::new(2);
-    let other = fabric.handle.cores.owners.of(PortId(0)).unwrap();
-    let (guest, port) = TestGuest::new();
-    fabric.guests[0] = guest;
-    let seat = Seat {
-        id: PortId(0),
-        serial: 1,
-        card: card(0),
-        port: Box::new(port),
-        waker: Arc::new(EventFd::new().unwrap()),
+    let first = fabric.core_of(0);
+    fabric.replace(0, TestGuest::new());
+    fabric.send_datagram(0, 1);
+    fabric.settle();
+    assert_eq!(fabric.received()[1].len(), 1, "the port was first at core {first:?}");
+}
+
+#[test]
+fn a_guest_whose_memory_is_slow_is_waited_for_by_the_side_core_alone() {
+    let mut fabric = Fabric::new(1);
+    let side = fabric.handle.named("side").unwrap();
+    fabric.replace(2, TestGuest::with_slow_memory(Duration::from_millis(20)).unwrap());
+    fabric.cores[0].clock = now;
+    // What a round waits for memory, if it does.
+    let waits = |fabric: &mut Fabric, core: usize| {
+        fabric.now = now();
+        let before = platform::times_blocked();
+        fabric.step(core);
+        platform::times_blocked() - before
     };
-    fabric.handle.send(Command::AddPort(seat));
-    fabric.settle();
-    fabric.handle.send(Command::RemovePort(PortId(0), 0));
-    fabric.settle();
-    let packet = Packet::Udp { marker: 1, len_bytes: 64 };
-    fabric.guests[0].send(&Sent { from: 0, to: 1, ports: (5000, 6000), packet }.frame());
-    fabric.settle();
-    assert_eq!(fabric.received()[1].len(), 1, "the port was first at core {other:?}");
+    fabric.send_datagram(0, 2);
+    assert!(waits(&mut fabric, 0) > 0, "the first wait is everybody's");
+    fabric.step(0);
+    assert_eq!(fabric.core_of(2), side);
+
+    fabric.step(side.index());
+    let mut arrived = fabric.received()[2].len();
+    for _ in 0..3 {
+        fabric.send_datagram(0, 2);
+        fabric.send_datagram(0, 1);
+        assert_eq!(waits(&mut fabric, 0), 0, "the others do not notice");
+        assert_eq!(fabric.received()[1].len(), 1);
+        assert!(waits(&mut fabric, side.index()) > 0);
+        arrived += fabric.received()[2].len();
+    }
+    assert_eq!(arrived, 4, "and nothing is lost");
+
+    fabric.now = fabric.now.after(Duration::from_secs(6));
+    fabric.step(side.index());
+    assert_eq!(fabric.core_of(2), CoreId::FIRST, "it goes back after a calm while");
 }
 
 #[test]
@@ -362,9 +409,8 @@ fn full_links_drop_and_count() {
     fabric.handle.send(Command::MovePort(PortId(1), CoreId(1)));
     fabric.settle();
     let sent = 2 * link::FRAMES_MAX;
-    for marker in 0..sent {
-        let packet = Packet::Udp { marker: marker as u32, len_bytes: 64 };
-        fabric.guests[0].send(&Sent { from: 0, to: 1, ports: (5000, 6000), packet }.frame());
+    for _ in 0..sent {
+        fabric.send_datagram(0, 1);
         // The other core is held up.
         fabric.step(0);
         assert_eq!(fabric.guests[0].completed(), 1, "the sender never waits for another core");

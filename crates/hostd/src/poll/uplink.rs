@@ -137,14 +137,14 @@ impl Core {
     }
 
     fn decide_incoming(&mut self, uplink: &mut Uplink, answers: Option<&Answers>, now: Moment) {
-        let Self { desk, previewer, shared, made, .. } = self;
+        let Self { desk, previewer, shared, turn, .. } = self;
         let (frame, preview) = desk.first();
         let mut verdict = Verdict::NeedMore;
         for head_bytes in [HEAD_FIRST_BYTES, HEAD_LEN_BYTES_MAX] {
             if verdict == Verdict::NeedMore {
                 uplink.copy_head(frame, head_bytes);
                 previewer.preview(uplink.id, frame, preview);
-                verdict = shared.with(now, made, |switch, now| {
+                verdict = shared.with(now, turn, |switch, now| {
                     switch.process_previewed(now, uplink.id, frame, preview, answers)
                 });
             }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use api::Diagnostic;
-use api::admin::{Latency, PolicyStatus, Status};
+use api::admin::{Latency, PolicyStatus, PortMoved, Status};
 
 use super::{Grid, Style, diagnostics, plain, plural, size, span};
 use crate::text::{visible, visible_sentence};
@@ -18,7 +18,7 @@ pub(crate) fn status(status: &Status, style: Style) -> String {
         ("generation", status.generation.to_string()),
         ("flows", status.flows.to_string()),
         (
-            "poll thread",
+            "poll cores",
             format!(
                 "{}, {} of {} rounds busy, {}",
                 plural(poll.frames, "frame"),
@@ -29,6 +29,8 @@ pub(crate) fn status(status: &Status, style: Style) -> String {
         ),
         ("attribution", attribution(&status.attribution)),
     ]);
+    shown.push('\n');
+    shown.push_str(&cores(status, style));
     shown.push('\n');
     shown.push_str(&ports(status, style));
     if !status.drops.is_empty() {
@@ -46,12 +48,30 @@ fn attribution(waits: &Latency) -> String {
     format!("{waited} waited, p50 {} us, p99 {} us, max {} us", waits.p50_us, waits.p99_us, waits.max_us)
 }
 
+fn cores(status: &Status, style: Style) -> String {
+    let head = ["CORE", "PORTS", "BUSY", "FRAMES", "HANDED OVER", "LINK FULL"];
+    let mut grid = Grid::new(style, &head, &[1, 2, 3, 4, 5]);
+    for core in &status.cores {
+        let busy = format!("{}.{} %", core.busy_permille / 10, core.busy_permille % 10);
+        grid.row(vec![
+            plain(&core.core),
+            plain(core.ports),
+            plain(if core.answers { busy } else { "no answer".into() }),
+            plain(core.frames),
+            plain(core.handed_over),
+            plain(core.link_full),
+        ]);
+    }
+    grid.finish("no cores")
+}
+
 fn ports(status: &Status, style: Style) -> String {
-    let mut grid =
-        Grid::new(style, &["PORT", "OUT", "OUT BYTES", "IN", "IN BYTES", "DROPPED"], &[1, 2, 3, 4, 5]);
+    let head = ["PORT", "CORE", "OUT", "OUT BYTES", "IN", "IN BYTES", "DROPPED"];
+    let mut grid = Grid::new(style, &head, &[2, 3, 4, 5, 6]);
     for port in &status.ports {
         grid.row(vec![
             plain(&port.nic),
+            plain(&port.core),
             plain(port.outbound_frames),
             plain(size(port.outbound_bytes)),
             plain(port.inbound_frames),
@@ -68,6 +88,11 @@ fn drops(drops: &BTreeMap<String, u64>, style: Style) -> String {
         grid.row(vec![plain(reason), plain(count)]);
     }
     grid.finish("")
+}
+
+/// A port that was told to move.
+pub(crate) fn port_moved(moved: &PortMoved, _: Style) -> String {
+    format!("{} moves to core {}\n", visible(&moved.nic), visible(&moved.core))
 }
 
 /// What policy is in force.
@@ -105,7 +130,7 @@ fn facts(facts: &[(&str, String)]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use api::admin::{PollStats, PortStatus};
+    use api::admin::{CoreStatus, PollStats, PortStatus};
 
     use super::*;
 
@@ -123,8 +148,20 @@ mod tests {
                 inbound_frames: 9,
                 inbound_bytes: 900,
                 dropped_frames: 1,
+                core: "0".into(),
             }],
             drops: BTreeMap::from([("spoofed-mac".into(), 1)]),
+            cores: vec![
+                CoreStatus {
+                    core: "0".into(),
+                    answers: true,
+                    ports: 1,
+                    busy_permille: 123,
+                    frames: 19,
+                    ..CoreStatus::default()
+                },
+                CoreStatus { core: "side".into(), ..CoreStatus::default() },
+            ],
             poll: PollStats { rounds: 100, busy_rounds: 20, sleeps: 1, frames: 19 },
             attribution: Latency { count: 3, p50_us: 20, p99_us: 60, max_us: 61 },
             lookup: Latency::default(),
@@ -139,11 +176,15 @@ version       0.1.0
 uptime        1m 1s
 generation    2
 flows         7
-poll thread   19 frames, 20 of 100 rounds busy, 1 sleep
+poll cores    19 frames, 20 of 100 rounds busy, 1 sleep
 attribution   3 frames waited, p50 20 us, p99 60 us, max 61 us
 
-PORT           OUT  OUT BYTES  IN  IN BYTES  DROPPED
-acme/web/net0   10    1.0 KiB   9     900 B        1
+CORE  PORTS       BUSY  FRAMES  HANDED OVER  LINK FULL
+0         1     12.3 %      19            0          0
+side      0  no answer       0            0          0
+
+PORT           CORE  OUT  OUT BYTES  IN  IN BYTES  DROPPED
+acme/web/net0  0      10    1.0 KiB   9     900 B        1
 
 DROPPED BECAUSE  FRAMES
 spoofed-mac           1
