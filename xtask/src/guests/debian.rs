@@ -24,6 +24,8 @@ const KBUILD: &str = "linux-kbuild-";
 /// Programs that go into the guests: the shell and tools, a real server with its client, and what has the guest
 /// translate addresses.
 const PROGRAMS: [&str; 3] = ["busybox-static", "redis-tools", "nftables"];
+/// Programs of the guests that ask for names, and what they need that is not called a library.
+const CLIENTS: [&str; 5] = ["bind9-dnsutils", "bind9-libs", "curl", "libc-bin", "zlib1g"];
 /// What is unpacked of a kernel: its image, and the modules that any guest can load.
 const KERNEL_FILES: [&str; 14] = [
     "./boot/vmlinuz-*",
@@ -106,7 +108,7 @@ impl Apt {
 
     /// All packages that the guests are made of.
     fn resolve(&self) -> Result<BTreeSet<String>> {
-        let mut all: BTreeSet<String> = PROGRAMS.map(str::to_owned).into();
+        let mut all: BTreeSet<String> = PROGRAMS.into_iter().chain(CLIENTS).map(str::to_owned).collect();
         let mut front: Vec<String> = all.iter().cloned().collect();
         for _ in 0..LIBRARY_DEPTH_MAX {
             let libraries = self.depends(&front)?.into_iter().filter(|name| name.starts_with("lib"));
@@ -134,7 +136,7 @@ impl Apt {
 
 /// What is downloaded and unpacked, to tell whether that has been done already.
 pub fn recipe() -> String {
-    [&PROGRAMS[..], &KERNEL_FILES, &HEADER_FILES, &PROGRAM_FILES].concat().join(" ")
+    [&PROGRAMS[..], &CLIENTS, &KERNEL_FILES, &HEADER_FILES, &PROGRAM_FILES].concat().join(" ")
 }
 
 /// Downloads every package that the guests are made of into `folder/debs`, and says whether it did; if all kinds
@@ -146,7 +148,7 @@ pub fn download(folder: &Path, renew: bool) -> Result<(PathBuf, bool)> {
     }
     let partial = folder.join("debs.partial");
     recreate(&partial)?;
-    progress::step("download guest kernels and programs (about 110 MB)", || {
+    progress::step("download guest kernels and programs (about 130 MB)", || {
         let system = Apt::system();
         let first = system.resolve().and_then(|packages| system.download(&packages, &partial));
         let Err(first) = first else { return Ok(()) };
@@ -166,7 +168,7 @@ pub fn download(folder: &Path, renew: bool) -> Result<(PathBuf, bool)> {
 fn is_complete(debs: &Path) -> Result<bool> {
     let entries = sorted_entries(debs)?;
     let names = || entries.iter().filter_map(|deb| deb.file_name()?.to_str());
-    let kinds = [IMAGE, HEADERS, KBUILD].into_iter().chain(PROGRAMS);
+    let kinds = [IMAGE, HEADERS, KBUILD].into_iter().chain(PROGRAMS).chain(CLIENTS);
     Ok(kinds.into_iter().all(|kind| names().any(|name| name.starts_with(kind))))
 }
 

@@ -54,6 +54,13 @@ const PROGRAMS: [(&str, &str); 3] = [
     ("usr/sbin/nft", "usr/sbin/nft"),
 ];
 
+/// What asks for names, as Debian has it.
+const CLIENTS: [(&str, &str); 3] = [
+    ("usr/bin/dig", "usr/bin/dig"),
+    ("usr/bin/curl", "usr/bin/curl"),
+    ("usr/bin/getent", "usr/bin/getent"),
+];
+
 /// A root file system under construction; makes missing parents by itself.
 #[derive(Default)]
 struct Root {
@@ -91,7 +98,7 @@ pub fn build(unpacked: &Path, kernels: &[Kernel], workload: &[u8], threats: &[Mo
     for name in WORKLOADS {
         root.file(&format!("usr/bin/{name}"), true, workload);
     }
-    add_programs(&mut root, unpacked)?;
+    add_programs(&mut root, unpacked, &PROGRAMS)?;
     for kernel in kernels {
         add_modules(&mut root, &busybox(unpacked), kernel, &DRIVERS, "order")?;
         add_modules(&mut root, &busybox(unpacked), kernel, &TRANSLATION, "translation")?;
@@ -134,11 +141,11 @@ fn add_busybox(root: &mut Root, unpacked: &Path) -> Result<()> {
 }
 
 /// Asks the unpacked dynamic loader itself which libraries the programs need, and copies just those.
-fn add_programs(root: &mut Root, unpacked: &Path) -> Result<()> {
+fn add_programs(root: &mut Root, unpacked: &Path, programs: &[(&str, &str)]) -> Result<()> {
     let loader = fs::canonicalize(unpacked.join(LOADER)).or_else(|_| find_loader(unpacked))?;
     let path = LIBRARIES.map(|folder| unpacked.join(folder).display().to_string()).join(":");
     let mut libraries = BTreeSet::new();
-    for (from, to) in PROGRAMS {
+    for (from, to) in programs {
         let program = unpacked.join(from);
         let mut list = Command::new(&loader);
         list.arg("--library-path").arg(&path).arg("--list").arg(&program);
@@ -168,6 +175,13 @@ fn find_loader(unpacked: &Path) -> Result<PathBuf> {
     let name = Path::new(LOADER).file_name().unwrap_or_default();
     let found = LIBRARIES.iter().map(|folder| unpacked.join(folder).join(name)).find(|file| file.is_file());
     found.context("no dynamic loader in the downloaded packages")
+}
+
+/// Programs that ask for names, as an archive that may follow the whole one.
+pub fn clients(unpacked: &Path) -> Result<Vec<u8>> {
+    let mut root = Root::default();
+    add_programs(&mut root, unpacked, &CLIENTS)?;
+    Ok(root.archive.finish())
 }
 
 /// The drivers of one kernel alone, as an archive that may follow another.

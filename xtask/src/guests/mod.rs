@@ -16,7 +16,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use testkit::guests::{GUEST_KERNELS, GuestKernel, initramfs};
+use testkit::guests::{GUEST_KERNELS, GuestKernel, clients_initramfs, initramfs};
 
 use self::image::Kernel;
 use crate::{progress, repository, shell};
@@ -56,7 +56,10 @@ pub fn build(renew: bool) -> Result<()> {
     progress::step("put the guest image together", || {
         let found = GUEST_KERNELS.map(|kernel| Kernel::known(&unpacked, kernel));
         let found = found.into_iter().collect::<Result<Vec<Kernel>>>()?;
-        place(&initramfs(), &image::build(&unpacked, &found, &workload, &modules.concat())?)?;
+        let mut archive = image::build(&unpacked, &found, &workload, &modules.concat())?;
+        place(&initramfs(), &archive)?;
+        archive.extend(image::clients(&unpacked)?);
+        place(&clients_initramfs(), &archive)?;
         for (kernel, found) in GUEST_KERNELS.iter().zip(&found) {
             place(&kernel.image(), &fs::read(&found.image)?)?;
         }
