@@ -92,6 +92,8 @@ pub struct VmSpec {
     pub processors: u8,
     /// Which board.
     pub board: Board,
+    /// Its initial root file system, where that is not its kernel's usual one.
+    pub initramfs: Option<PathBuf>,
     /// RAM in MiB; beyond what the board has below 4 GiB it lies in two regions.
     pub memory_mib: u32,
     /// What its kernel is told beside what every guest's is.
@@ -127,6 +129,7 @@ impl VmSpec {
             cpu: Cpu::Qemu64,
             processors: 1,
             board: Board::Q35,
+            initramfs: None,
             memory_mib: 256,
             boot_options: String::new(),
             accel,
@@ -397,7 +400,8 @@ pub(crate) fn launch(
     stem: &str,
     incoming: Option<&str>,
 ) -> Result<(Process, Shell)> {
-    let (kernel, initramfs) = (spec.kernel.image(), spec.kernel.initramfs());
+    let kernel = spec.kernel.image();
+    let initramfs = spec.initramfs.clone().unwrap_or_else(|| spec.kernel.initramfs());
     for image in [&kernel, &initramfs] {
         if !image.is_file() {
             bail!("{} is missing: run `cargo xtask guests`", image.display());

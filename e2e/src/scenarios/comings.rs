@@ -13,7 +13,7 @@ use crate::shop::{API, DB, NOTICE_LIMIT};
 use crate::{Report, Shop};
 
 /// One more machine; its VMM makes the socket and waits for us.
-const BATCH: &str = "\
+pub(super) const BATCH: &str = "\
 # SPDX-License-Identifier: Apache-2.0
 apiVersion: meshvisor.dev/v1alpha1
 kind: VirtualMachine

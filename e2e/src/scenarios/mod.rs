@@ -7,6 +7,7 @@ mod detached;
 mod idle;
 mod mistakes;
 mod moves;
+mod names;
 mod outside;
 mod threats;
 mod traffic;
@@ -74,6 +75,11 @@ pub const SCENARIOS: &[Chapter] = &[
         title: "Command lines, namespaces, processor time and round-trip times are the guest's own",
         name: "views_of_ram_equal_the_guests_own",
         run: views::run,
+    },
+    Chapter {
+        title: "Machines ask for services by name, and each gets what is there for it",
+        name: "names_lead_each_machine_to_its_services",
+        run: names::run,
     },
     Chapter {
         title: "Tenants with equal addresses reach the world outside, and it reaches what they publish",

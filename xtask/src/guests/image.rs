@@ -55,11 +55,8 @@ const PROGRAMS: [(&str, &str); 3] = [
 ];
 
 /// What asks for names, as Debian has it.
-const CLIENTS: [(&str, &str); 3] = [
-    ("usr/bin/dig", "usr/bin/dig"),
-    ("usr/bin/curl", "usr/bin/curl"),
-    ("usr/bin/getent", "usr/bin/getent"),
-];
+const CLIENTS: [(&str, &str); 3] =
+    [("usr/bin/dig", "usr/bin/dig"), ("usr/bin/curl", "usr/bin/curl"), ("usr/bin/getent", "usr/bin/getent")];
 
 /// A root file system under construction; makes missing parents by itself.
 #[derive(Default)]

@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Names, asked for by the programs that people use: dig, getent, curl, nslookup and redis-cli.
+
+use std::net::{SocketAddr, UdpSocket};
+
+use anyhow::{Context, Result};
+use testkit::daemon::Daemon;
+use testkit::guests::{clients_initramfs, shipped};
+use testkit::vm::{Vm, VmSpec};
+
+use super::comings::BATCH;
+use super::traffic::take_ipv6;
+use crate::shop::NOTICE_LIMIT;
+use crate::{Report, Shop};
+
+/// What the upstream finds for every name.
+const FOUND: &str = "192.0.2.77";
+/// Memory for a guest with more programs.
+const MEMORY_MIB: u32 = 512;
+
+/// A page that is another one for the machine `batch`, and whom policy lets have it.
+const MANIFESTS: &str = "\
+# SPDX-License-Identifier: Apache-2.0
+apiVersion: meshvisor.dev/v1alpha1
+kind: Service
+metadata: {name: page, tenant: acme}
+spec:
+  selector: {vm: {name: api}}
+  ports: [{port: 8081, protocol: TCP}]
+---
+apiVersion: meshvisor.dev/v1alpha1
+kind: Service
+metadata: {name: page-next, tenant: acme}
+spec:
+  hostname: page
+  version: next
+  level: instance
+  application: shop
+  visibleTo: {vm: {name: batch}}
+  selector: {vm: {name: db}}
+  ports: [{port: 8081, protocol: TCP}]
+---
+apiVersion: meshvisor.dev/v1alpha1
+kind: AccessPolicy
+metadata: {name: pages-for-all, tenant: acme}
+spec:
+  action: Allow
+  to:
+  - service: page
+  - service: page-next
+---
+apiVersion: meshvisor.dev/v1alpha1
+kind: AccessPolicy
+metadata: {name: redis-cli-to-db, tenant: acme}
+spec:
+  action: Allow
+  from:
+  - process: {exe: /usr/bin/redis-cli}
+  to:
+  - service: db
+---
+apiVersion: meshvisor.dev/v1alpha1
+kind: AccessPolicy
+metadata: {name: batch-asks-outside, tenant: acme}
+spec:
+  action: Allow
+  from:
+  - vm: {name: batch}
+  to:
+  - cidr: 169.254.1.53/32
+    ports: [{port: 53, protocol: UDP}]
+";
+
+pub(super) fn run(shop: &mut Shop, report: &mut Report) -> Result<()> {
+    let settings = shop.scratch.join("names.toml");
+    let upstream = upstream()?;
+    std::fs::write(&settings, format!("[dns]\nupstreams = [\"{upstream}\"]\n"))?;
+    shop.write("60-batch.yaml", BATCH)?;
+    shop.write("70-names.yaml", MANIFESTS)?;
+    shop.daemon.stop()?;
+    let program = shipped("meshvisor-hostd");
+    let there = Daemon::start_with(&program, &shop.manifests(), &shop.runtime(), Some(&settings))?;
+    let here = std::mem::replace(&mut shop.daemon, there);
+    let with_clients = |spec| VmSpec { initramfs: Some(clients_initramfs()), memory_mib: MEMORY_MIB, ..spec };
+    shop.start_as("acme/batch", with_clients)?;
+    shop.await_machine("acme/batch")?;
+    shop.await_networks()?;
+    for (id, words) in [("acme/api", "the page"), ("acme/db", "the next page")] {
+        let pages = format!("mkdir -p /tmp/pages && echo {words} >/tmp/pages/index.html");
+        shop.vm(id).expect(&pages)?;
+        shop.vm(id).background("pages", "httpd -f -p 8081 -h /tmp/pages")?;
+    }
+    names(shop, report)?;
+    negatives(shop, report)?;
+    ports_and_addresses(shop, report)?;
+    connections(shop, report)?;
+    outside(shop, report)?;
+    for id in ["acme/api", "acme/db"] {
+        shop.vm(id).expect("killall httpd")?;
+    }
+    shop.cut_power("acme/batch")?;
+    shop.daemon.stop()?;
+    shop.daemon = here;
+    shop.remove("60-batch.yaml")?;
+    shop.remove("70-names.yaml")?;
+    shop.daemon.restart()?;
+    shop.await_networks()
+}
+
+/// What a command in a guest prints, successful or not.
+fn said(vm: &Vm, command: &str) -> Result<String> {
+    Ok(vm.run(command)?.stdout)
+}
+
+/// One name, two levels, and one tenant that has neither.
+fn names(shop: &Shop, report: &mut Report) -> Result<()> {
+    let batch = shop.vm("acme/batch");
+    let told = said(batch, "cat /etc/resolv.conf")?;
+    let expected = "search mesh.internal\nnameserver 169.254.1.53";
+    report.claim("DHCP tells whom to ask and where to look", told == expected, told.replace('\n', ", "));
+    for name in ["page", "page.mesh.internal", "page.instance.mesh.internal"] {
+        let found = said(batch, &format!("getent ahostsv4 {name} | head -n 1"))?;
+        report.claim(format!("getent finds {name} at instance level"), found.starts_with("100.99."), found);
+    }
+    let found = said(batch, "getent ahostsv4 page.tenant.mesh.internal | head -n 1")?;
+    report.claim("and the tenant's beside it", found.starts_with("100.97."), found);
+    // Both kernels; busybox asks for itself.
+    for id in ["acme/web", "acme/api"] {
+        let found = said(shop.vm(id), "nslookup page.mesh.internal")?;
+        let right = found.contains("100.97.") && !found.contains("100.99.");
+        report.claim(format!("nslookup in {id} finds the tenant's only"), right, last_address(&found));
+        let hidden = said(shop.vm(id), "nslookup page.instance.mesh.internal 2>&1")?;
+        report.claim("what is for another is not there", hidden.contains("NXDOMAIN"), last_line(&hidden));
+    }
+    let foreign = said(shop.vm("globex/web"), "nslookup page.mesh.internal 2>&1")?;
+    report.claim("nor is anything of another tenant", foreign.contains("NXDOMAIN"), last_line(&foreign));
+    Ok(())
+}
+
+/// What is not there, and what a name does not have.
+fn negatives(shop: &Shop, report: &mut Report) -> Result<()> {
+    let batch = shop.vm("acme/batch");
+    for (question, status, zone) in [
+        ("nobody.app.mesh.internal A", "NXDOMAIN", "app.mesh.internal."),
+        ("page.tenant.mesh.internal MX", "NOERROR", "tenant.mesh.internal."),
+    ] {
+        let told = said(batch, &format!("dig +noall +comments +authority {question}"))?;
+        let soa = told.lines().last().unwrap_or_default();
+        let right =
+            told.contains(&format!("status: {status},")) && soa.starts_with(zone) && soa.contains("SOA");
+        report.claim(format!("dig {question}: {status} with the zone's SOA"), right, soa);
+    }
+    Ok(())
+}
+
+/// Ports, reverse names, EDNS, TCP, and whomever one asks.
+fn ports_and_addresses(shop: &Shop, report: &mut Report) -> Result<()> {
+    let batch = shop.vm("acme/batch");
+    let told = said(batch, "dig +short _8081._tcp.page.tenant.mesh.internal SRV")?;
+    report.claim("dig finds the port", told == "0 1 8081 page.tenant.mesh.internal.", told);
+    let address = said(batch, "dig +short page.tenant.mesh.internal A")?;
+    let told = said(batch, &format!("dig +short -x {address}"))?;
+    report.claim("and the name behind the address", told == "page.tenant.mesh.internal.", told);
+    for (how, means) in [
+        ("+bufsize=1232", "with EDNS"),
+        ("+noedns", "without"),
+        ("+tcp", "over TCP"),
+        ("+tcp +keepopen", "over TCP again"),
+        ("@10.0.0.1", "of the gateway"),
+        ("@198.51.100.53", "of somebody far away"),
+        ("@198.51.100.53 +tcp", "of him over TCP"),
+    ] {
+        let found = said(batch, &format!("dig +short +time=2 +tries=1 {how} page.tenant.mesh.internal A"))?;
+        report.claim(format!("the same {means}"), found == address, found);
+    }
+    let told = said(batch, "dig +bufsize=1232 page.mesh.internal A | grep EDNS")?;
+    report.claim("EDNS is answered by EDNS", told.contains("udp: 1232"), told);
+    Ok(())
+}
+
+/// Names lead to services by all programs, over both families.
+fn connections(shop: &Shop, report: &mut Report) -> Result<()> {
+    let batch = shop.vm("acme/batch");
+    let page = |how: &str, name: &str| {
+        said(batch, &format!("curl --silent --show-error --max-time 5 {how} http://{name}:8081/ 2>&1"))
+    };
+    for (name, words) in [("page", "the next page"), ("page.tenant.mesh.internal", "the page")] {
+        let got = page("-4", name)?;
+        report.claim(format!("curl http://{name} gets {words}"), got == words, got);
+    }
+    take_ipv6(batch, "fd00:6d76::14")?;
+    take_ipv6(shop.vm("acme/api"), "fd00:6d76::12")?;
+    batch.expect("ip -6 route replace default via fe80::1 dev eth0")?;
+    let got = page("-6", "page.tenant.mesh.internal")?;
+    report.claim("and over IPv6", got == "the page", got);
+    let pong = said(shop.vm("acme/api"), "redis-cli -h db.tenant.mesh.internal ping 2>&1")?;
+    report.claim("redis-cli reaches the database by name", pong == "PONG", pong);
+    Ok(())
+}
+
+/// Names outside the mesh, for those whom policy lets ask.
+fn outside(shop: &Shop, report: &mut Report) -> Result<()> {
+    let batch = shop.vm("acme/batch");
+    for how in ["", "+tcp", "@198.51.100.53"] {
+        let found = said(batch, &format!("dig +short {how} www.example.com A"))?;
+        report.claim(format!("an upstream finds www.example.com {how}"), found == FOUND, found);
+    }
+    let refused = shop.until(NOTICE_LIMIT, || {
+        let told = said(shop.vm("acme/web"), "nslookup www.example.com 2>&1")?;
+        Ok(told.contains("REFUSED").then_some(last_line(&told)))
+    });
+    report.check("a machine that may not ask is refused", refused.context("web is not refused"));
+    Ok(())
+}
+
+fn last_line(text: &str) -> String {
+    text.lines().rfind(|line| !line.is_empty()).unwrap_or_default().to_owned()
+}
+
+fn last_address(text: &str) -> String {
+    text.lines().rfind(|line| line.starts_with("Address")).unwrap_or_default().to_owned()
+}
+
+/// A name server that finds [`FOUND`] for every question until the process ends.
+fn upstream() -> Result<SocketAddr> {
+    let socket = UdpSocket::bind("127.0.0.1:0").context("make an upstream")?;
+    let address = socket.local_addr()?;
+    std::thread::spawn(move || {
+        let mut bytes = [0; 512];
+        while let Ok((len, from)) = socket.recv_from(&mut bytes) {
+            // Whoever gets no answer sees for himself.
+            drop(answer(&bytes[..len]).map(|answer| socket.send_to(&answer, from)));
+        }
+    });
+    Ok(address)
+}
+
+/// The question with one record to it (RFC 1035 section 4): its name is that at offset 12.
+fn answer(question: &[u8]) -> Option<Vec<u8>> {
+    let end = 12 + question.get(12..)?.iter().position(|byte| *byte == 0)? + 5;
+    let mut answer = question.get(..end)?.to_vec();
+    answer[2..12].copy_from_slice(&[0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0]);
+    answer.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+    let address: std::net::Ipv4Addr = FOUND.parse().ok()?;
+    answer.extend_from_slice(&address.octets());
+    Some(answer)
+}
