@@ -69,6 +69,10 @@ pub const API: &str = "10.0.0.12:8080";
 /// Where orders reach the database.
 pub const DB: &str = "10.0.0.13:6379";
 
+const SETTINGS_FILE: &str = "settings.toml";
+/// Settings of the daemon, unless a scenario has others.
+const SETTINGS: &str = "[introspection]\nthreats = true\n";
+
 /// The running world. Everything goes away with it.
 #[derive(Debug)]
 pub struct Shop {
@@ -99,7 +103,7 @@ impl Shop {
     /// # Errors
     /// As [`Shop::open`].
     pub fn open_with(accel: Accel, machines: &[&str]) -> Result<Self> {
-        let mut shop = Self::bare(accel, "[introspection]\nthreats = true\n")?;
+        let mut shop = Self::bare(accel, SETTINGS)?;
         // All start at once; they are waited for one after the other.
         for id in machines {
             shop.start(id)?;
@@ -129,10 +133,21 @@ impl Shop {
         let (manifests, runtime) = (scratch.join("manifests"), scratch.join("run"));
         copy_example(&manifests)?;
         fs::create_dir(&runtime).context("make the runtime folder")?;
-        let file = scratch.join("settings.toml");
+        let file = scratch.join(SETTINGS_FILE);
         fs::write(&file, settings).context("write the settings")?;
         let daemon = Daemon::start_with(&shipped("meshvisor-hostd"), &manifests, &runtime, Some(&file))?;
         Ok(Self { vms: BTreeMap::new(), daemon, accel, scratch })
+    }
+
+    /// Kills the daemon and starts it again with these settings beside the usual ones.
+    ///
+    /// # Errors
+    /// When it does not come up again.
+    pub fn restart_with(&mut self, settings: &str) -> Result<()> {
+        let settings = format!("{SETTINGS}{settings}");
+        fs::write(self.scratch.join(SETTINGS_FILE), settings).context("write the settings")?;
+        self.daemon.kill()?;
+        self.daemon.restart()
     }
 
     /// Starts one of the machines by its name, and does not wait for it.

@@ -3,6 +3,7 @@
 
 mod comings;
 mod containers;
+mod cores;
 mod detached;
 mod idle;
 mod mistakes;
@@ -65,6 +66,11 @@ pub const SCENARIOS: &[Chapter] = &[
         title: "A machine is added and removed while all others run; its VMM listens and the daemon connects",
         name: "a_machine_joins_and_leaves",
         run: comings::join_and_leave,
+    },
+    Chapter {
+        title: "An open connection whose ends move between poll cores, of which successors have more and fewer",
+        name: "ports_move_between_cores",
+        run: cores::run,
     },
     Chapter {
         title: "Both ends of an open connection move to another daemon and back, while they run",

@@ -11,7 +11,7 @@ use model::Moment;
 use packet::VnetHeader;
 use platform::{Bell, Poller, Trigger};
 use vhost_port::{Batch, GuestMemory, Port, PortEvent, SendError, VNET_HEADER_BYTES};
-use vswitch::{Emission, PortId, Previewer};
+use vswitch::{Emission, PortId, Previewer, Switch};
 
 use super::finish::Workbench;
 use super::lane::{Desk, Lane};
@@ -23,6 +23,7 @@ use super::uplink::Uplink;
 use super::{
     Command, CoreId, CoreNumbers, PollHandle, SLEEP_MAX, SPIN, SwitchNumbers, Wiring, latencies, now, record,
 };
+use crate::handover::FlowMemory;
 
 /// Turns of upkeep before each sleep: other cores may have the switch in between.
 const UPKEEP_IDLE_TURNS: usize = 64;
@@ -172,7 +173,11 @@ impl Core {
             // The lane is taken out while it is served, so that it can deliver to the others.
             let Some(mut lane) = self.lanes[index].take() else { continue };
             self.service(&mut lane);
-            busy |= self.serve(&mut lane, now);
+            if self.serve(&mut lane, now) {
+                busy = true;
+                // What is for other cores need not wait for the lanes that are left.
+                self.links.ring();
+            }
             self.lanes[index] = Some(lane);
         }
         for index in 0..self.uplinks.len() {
@@ -241,19 +246,22 @@ impl Core {
         }
     }
 
-    /// Lets the switch look after flows. The first core does that for all, a few flows at a time, and stops early when
-    /// another core waits for the switch or has it.
+    /// Lets the switch look after flows. The first core does that for all, a few flows at a time, and lets other cores
+    /// have the switch before it unless policy has just changed.
     fn look_after(&mut self, now: Moment, idle: bool) {
         let Self { shared, turn, upkeep, .. } = self;
         for _ in 0..if idle { UPKEEP_IDLE_TURNS } else { 1 } {
-            if self.id != CoreId::FIRST || !upkeep.is_due(now) || shared.is_wanted() {
+            if self.id != CoreId::FIRST || !upkeep.is_due(now) {
                 return;
             }
-            let looked = shared.try_with(now, turn, |switch, now| {
+            let urgent = upkeep.is_urgent();
+            let look = |switch: &mut Switch<FlowMemory>, now| {
                 let flows = upkeep.share(now, switch.flow_count(), idle);
                 switch.tick(now, flows);
-            });
-            if looked.is_none() {
+            };
+            if urgent {
+                shared.with(now, turn, look);
+            } else if shared.is_wanted() || shared.try_with(now, turn, look).is_none() {
                 return;
             }
         }
