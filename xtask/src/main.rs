@@ -127,6 +127,13 @@ enum Soak {
         #[arg(long, default_value_t = 20)]
         upgrades: u32,
     },
+    /// That nobody notices machines that start over, policies that change every second, and a guest that sends and does
+    /// whatever it likes; prints a JSON object, fails on loss, delay or growth.
+    Switch {
+        /// How long to make noise.
+        #[arg(long, default_value_t = 10)]
+        minutes: u32,
+    },
     /// That no threat is found in busy guests of every kernel; prints a JSON object, fails on any finding.
     Threats {
         /// How long to watch.
@@ -165,6 +172,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Soak { what: Soak::Handover { kills, upgrades }, no_install } => {
             soak::handover::run(kills, upgrades, no_install)
         }
+        Task::Soak { what: Soak::Switch { minutes }, no_install } => soak::switch::run(minutes, no_install),
         Task::Soak { what: Soak::Threats { minutes, idle }, no_install } => {
             soak::threats(minutes, idle, no_install)
         }

@@ -6,6 +6,7 @@
 //! go. Every finding of `meshctl vm threats` is a false one.
 
 pub mod handover;
+pub mod switch;
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};

@@ -167,10 +167,7 @@ impl Daemon {
     /// # Errors
     /// When it is not running.
     pub fn private_kib(&self) -> Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).context("read its status")?;
-        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-        let words = line.and_then(|line| line.split_whitespace().next());
-        words.context("the system tells its memory")?.parse().context("memory is a number")
+        private_kib(self.pid())
     }
 
     /// Everything it has logged.
@@ -205,6 +202,17 @@ fn spawn(program: &Path, runtime: &Path, arguments: &[OsString]) -> Result<Proce
     Process::start(program, log_file(runtime), |command| {
         command.arg("--runtime-dir").arg(runtime).args(arguments);
     })
+}
+
+/// Memory that is a process's own, in KiB: what it shares with others is not.
+///
+/// # Errors
+/// When there is no such process.
+pub fn private_kib(pid: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("read its status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let words = line.and_then(|line| line.split_whitespace().next());
+    words.context("the system tells its memory")?.parse().context("memory is a number")
 }
 
 fn log_file(runtime: &Path) -> PathBuf {

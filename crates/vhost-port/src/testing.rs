@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A guest without a VMM, for tests of whoever polls ports.
+//! Guests without a VMM, for tests of whoever polls ports, and of daemons.
+
+mod connected;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -14,6 +16,7 @@ use crate::link::{Command, Envelope};
 use crate::memory::GuestMemory;
 use crate::port::Port;
 use crate::tests::driver::{Guest, linux};
+pub use connected::ConnectedGuest;
 
 /// Entries of both rings.
 const RING: u16 = 64;
@@ -75,8 +78,7 @@ impl TestGuest {
 
     /// Sends a frame of at most 4 KiB, virtio-net header first. At most as many as the ring has entries may be on their way.
     pub fn send(&mut self, frame: &[u8]) {
-        self.guest.transmit(self.next, &[frame]);
-        self.next = (self.next + 1) % RING;
+        send(&mut self.guest, &mut self.next, frame);
     }
 
     /// How many of its frames were taken and given back since the last call.
@@ -86,13 +88,22 @@ impl TestGuest {
 
     /// The frames that arrived since the last call, virtio-net headers first; their buffers are posted again.
     pub fn received(&mut self) -> Vec<Vec<u8>> {
-        let seen = self.guest.receive.seen;
-        let frames = self.guest.received();
-        // Chains come back in order, and each buffer is posted under the number that it had.
-        let used = self.guest.receive.seen.wrapping_sub(seen);
-        (0..used).for_each(|step| self.guest.post(seen.wrapping_add(step) % RING, BUFFER_BYTES));
-        frames
+        received(&mut self.guest)
     }
+}
+
+fn send(guest: &mut Guest, next: &mut u16, frame: &[u8]) {
+    guest.transmit(*next, &[frame]);
+    *next = (*next + 1) % RING;
+}
+
+fn received(guest: &mut Guest) -> Vec<Vec<u8>> {
+    let seen = guest.receive.seen;
+    let frames = guest.received();
+    // Chains come back in order, and each buffer is posted under the number that it had.
+    let used = guest.receive.seen.wrapping_sub(seen);
+    (0..used).for_each(|step| guest.post(seen.wrapping_add(step) % RING, BUFFER_BYTES));
+    frames
 }
 
 // linux/userfaultfd.h.

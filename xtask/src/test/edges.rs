@@ -42,7 +42,7 @@ const ALLOWED: [Row; 16] = [
     ),
     ("meshctl", &["api", "model", "policy"]),
     ("testkit", &["api", "model", "packet"]),
-    ("e2e", &["api", "model", "testkit"]),
+    ("e2e", &["api", "model", "packet", "testkit", "vhost-port"]),
     ("xtask", &["api", "e2e", "model", "testkit"]),
     ("bench", &["api", "model", "packet", "policy", "vhost-port", "vmi", "vswitch", "testkit"]),
 ];

@@ -51,6 +51,7 @@ pub(crate) struct DriverRing {
     pub(crate) addresses: RingAddresses,
     pub(crate) call: OwnedFd,
     pub(crate) called: EventFd,
+    pub(crate) kick: EventFd,
     pub(crate) available: u16,
     pub(crate) seen: u16,
 }
@@ -67,9 +68,9 @@ impl DriverRing {
     fn new(base: u64, size: u16) -> Self {
         let addresses =
             RingAddresses { size, descriptors: base, available: base + 0x10000, used: base + 0x20000 };
-        let called = EventFd::new().unwrap();
+        let (called, kick) = (EventFd::new().unwrap(), EventFd::new().unwrap());
         let call = rustix::io::dup(&called).unwrap();
-        Self { addresses, call, called, available: 0, seen: 0 }
+        Self { addresses, call, called, kick, available: 0, seen: 0 }
     }
 
     /// Another handle of the descriptor that the device notifies through.

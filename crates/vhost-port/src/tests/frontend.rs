@@ -22,43 +22,43 @@ use crate::control::{OpenError, PortConfig, PortControl, open};
 use crate::port::{Port, PortEvent};
 
 /// Longer than anything here takes on a busy machine.
-pub(super) const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 
-pub(super) const GET_FEATURES: u32 = 1;
-pub(super) const SET_FEATURES: u32 = 2;
-pub(super) const SET_OWNER: u32 = 3;
-pub(super) const RESET_OWNER: u32 = 4;
-pub(super) const SET_MEM_TABLE: u32 = 5;
-pub(super) const SET_LOG_BASE: u32 = 6;
-pub(super) const SET_VRING_NUM: u32 = 8;
-pub(super) const SET_VRING_ADDR: u32 = 9;
-pub(super) const SET_VRING_BASE: u32 = 10;
-pub(super) const GET_VRING_BASE: u32 = 11;
-pub(super) const SET_VRING_KICK: u32 = 12;
-pub(super) const SET_VRING_CALL: u32 = 13;
-pub(super) const SET_VRING_ERR: u32 = 14;
-pub(super) const GET_PROTOCOL_FEATURES: u32 = 15;
-pub(super) const SET_PROTOCOL_FEATURES: u32 = 16;
-pub(super) const SET_VRING_ENABLE: u32 = 18;
+pub(crate) const GET_FEATURES: u32 = 1;
+pub(crate) const SET_FEATURES: u32 = 2;
+pub(crate) const SET_OWNER: u32 = 3;
+pub(crate) const RESET_OWNER: u32 = 4;
+pub(crate) const SET_MEM_TABLE: u32 = 5;
+pub(crate) const SET_LOG_BASE: u32 = 6;
+pub(crate) const SET_VRING_NUM: u32 = 8;
+pub(crate) const SET_VRING_ADDR: u32 = 9;
+pub(crate) const SET_VRING_BASE: u32 = 10;
+pub(crate) const GET_VRING_BASE: u32 = 11;
+pub(crate) const SET_VRING_KICK: u32 = 12;
+pub(crate) const SET_VRING_CALL: u32 = 13;
+pub(crate) const SET_VRING_ERR: u32 = 14;
+pub(crate) const GET_PROTOCOL_FEATURES: u32 = 15;
+pub(crate) const SET_PROTOCOL_FEATURES: u32 = 16;
+pub(crate) const SET_VRING_ENABLE: u32 = 18;
 
 /// Protocol feature: every message may ask for an answer.
-pub(super) const REPLY_ACK: u64 = 1 << 3;
+pub(crate) const REPLY_ACK: u64 = 1 << 3;
 /// Protocol feature: more than one queue pair.
-pub(super) const MQ: u64 = 1;
+pub(crate) const MQ: u64 = 1;
 /// Protocol feature: the dirty log is shared memory.
-pub(super) const LOG_SHMFD: u64 = 1 << 1;
+pub(crate) const LOG_SHMFD: u64 = 1 << 1;
 const NEED_REPLY: u32 = 1 << 3;
 
-pub(super) struct Frontend {
-    pub(super) stream: UnixStream,
+pub(crate) struct Frontend {
+    pub(crate) stream: UnixStream,
 }
 
 impl Frontend {
-    pub(super) fn connect(path: &Path) -> Self {
+    pub(crate) fn connect(path: &Path) -> Self {
         Self::new(UnixStream::connect(path).unwrap())
     }
 
-    pub(super) fn new(stream: UnixStream) -> Self {
+    pub(crate) fn new(stream: UnixStream) -> Self {
         stream.set_read_timeout(Some(SOON)).unwrap();
         Self { stream }
     }
@@ -78,17 +78,17 @@ impl Frontend {
         let _ = sendmsg(&self.stream, &[IoSlice::new(&message)], &mut ancillary, SendFlags::NOSIGNAL);
     }
 
-    pub(super) fn send(&self, request: u32, body: &[u8], fds: &[BorrowedFd<'_>]) {
+    pub(crate) fn send(&self, request: u32, body: &[u8], fds: &[BorrowedFd<'_>]) {
         self.send_flagged(request, 0, body, fds);
     }
 
     /// Sends, and returns the acknowledgement's value.
-    pub(super) fn ask(&self, request: u32, body: &[u8], fds: &[BorrowedFd<'_>]) -> u64 {
+    pub(crate) fn ask(&self, request: u32, body: &[u8], fds: &[BorrowedFd<'_>]) -> u64 {
         self.send_flagged(request, NEED_REPLY, body, fds);
         self.reply_u64(request)
     }
 
-    pub(super) fn reply(&self, request: u32) -> Vec<u8> {
+    pub(crate) fn reply(&self, request: u32) -> Vec<u8> {
         let mut header = [0; 12];
         (&self.stream).read_exact(&mut header).unwrap();
         let word = |at: usize| u32::from_ne_bytes(header[at..at + 4].try_into().unwrap());
@@ -98,17 +98,17 @@ impl Frontend {
         body
     }
 
-    pub(super) fn reply_u64(&self, request: u32) -> u64 {
+    pub(crate) fn reply_u64(&self, request: u32) -> u64 {
         u64::from_ne_bytes(self.reply(request).try_into().unwrap())
     }
 
-    pub(super) fn get_u64(&self, request: u32) -> u64 {
+    pub(crate) fn get_u64(&self, request: u32) -> u64 {
         self.send(request, &[], &[]);
         self.reply_u64(request)
     }
 
     /// Whether the backend has hung up, or does so soon.
-    pub(super) fn is_hung_up(&self) -> bool {
+    pub(crate) fn is_hung_up(&self) -> bool {
         let mut byte = [0];
         match (&self.stream).read(&mut byte) {
             Ok(count) => count == 0,
@@ -116,25 +116,25 @@ impl Frontend {
         }
     }
 
-    pub(super) fn set_mem_table(&self, guest: &Guest, size_bytes: u64) {
+    pub(crate) fn set_mem_table(&self, guest: &Guest, size_bytes: u64) {
         self.send(SET_MEM_TABLE, &mem_table(size_bytes), &[guest.file.as_fd()]);
     }
 
     /// Stops a ring; returns its index.
-    pub(super) fn get_vring_base(&self, ring: u32) -> u32 {
+    pub(crate) fn get_vring_base(&self, ring: u32) -> u32 {
         self.send(GET_VRING_BASE, &state(ring, 0), &[]);
         let reply = self.reply(GET_VRING_BASE);
         u32::from_ne_bytes(reply[4..8].try_into().unwrap())
     }
 
-    pub(super) fn handshake(&self, guest: &Guest) {
+    pub(crate) fn handshake(&self, guest: &Guest) {
         for step in steps() {
             step(self, guest);
         }
     }
 }
 
-pub(super) fn mem_table(size_bytes: u64) -> Vec<u8> {
+pub(crate) fn mem_table(size_bytes: u64) -> Vec<u8> {
     let mut body = vec![1, 0, 0, 0, 0, 0, 0, 0];
     for word in [0, size_bytes, VMM_BASE, 0] {
         body.extend(word.to_ne_bytes());
@@ -142,11 +142,11 @@ pub(super) fn mem_table(size_bytes: u64) -> Vec<u8> {
     body
 }
 
-pub(super) fn state(ring: u32, value: u32) -> Vec<u8> {
+pub(crate) fn state(ring: u32, value: u32) -> Vec<u8> {
     [ring.to_ne_bytes(), value.to_ne_bytes()].concat()
 }
 
-pub(super) fn ring_address(ring: u32, driver: &DriverRing) -> Vec<u8> {
+pub(crate) fn ring_address(ring: u32, driver: &DriverRing) -> Vec<u8> {
     let place = driver.addresses;
     let mut body = state(ring, 0);
     for gpa in [place.descriptors, place.used, place.available] {
@@ -159,7 +159,7 @@ pub(super) fn ring_address(ring: u32, driver: &DriverRing) -> Vec<u8> {
 type Step = Box<dyn Fn(&Frontend, &Guest)>;
 
 /// The handshake in QEMU's order, message by message.
-pub(super) fn steps() -> Vec<Step> {
+pub(crate) fn steps() -> Vec<Step> {
     let mut steps: Vec<Step> = vec![
         Box::new(|vmm, guest| {
             let offered = vmm.get_u64(GET_FEATURES);
@@ -181,9 +181,9 @@ pub(super) fn steps() -> Vec<Step> {
         steps.push(Box::new(move |vmm, guest| {
             vmm.send(SET_VRING_ADDR, &ring_address(index, ring(guest, index)), &[]);
         }));
-        steps.push(Box::new(move |vmm, _| {
-            let kick = EventFd::new().unwrap();
-            vmm.send(SET_VRING_KICK, &u64::from(index).to_ne_bytes(), &[kick.as_fd()]);
+        steps.push(Box::new(move |vmm, guest| {
+            let kick = ring(guest, index).kick.as_fd();
+            vmm.send(SET_VRING_KICK, &u64::from(index).to_ne_bytes(), &[kick]);
         }));
         steps.push(Box::new(move |vmm, guest| {
             let call = ring(guest, index).call.as_fd();
@@ -198,16 +198,16 @@ fn ring(guest: &Guest, index: u32) -> &DriverRing {
 }
 
 /// A directory for sockets, removed at the end.
-pub(super) struct Scratch(pub(super) PathBuf);
+pub(crate) struct Scratch(pub(crate) PathBuf);
 
 impl Scratch {
-    pub(super) fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("vhost-port-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&path).unwrap();
         Self(path)
     }
 
-    pub(super) fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.0.join("port.sock")
     }
 }
@@ -218,7 +218,7 @@ impl Drop for Scratch {
     }
 }
 
-pub(super) fn open_at(
+pub(crate) fn open_at(
     socket: &Path,
     mode: SocketMode,
     waker: &Arc<EventFd>,
@@ -229,15 +229,15 @@ pub(super) fn open_at(
 }
 
 /// A thread that serves ports and carries frames between the first two, if there are two.
-pub(super) struct PollThread {
-    pub(super) events: Receiver<(usize, PortEvent)>,
+pub(crate) struct PollThread {
+    pub(crate) events: Receiver<(usize, PortEvent)>,
     stop: Arc<AtomicBool>,
     waker: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl PollThread {
-    pub(super) fn spawn(waker: Arc<EventFd>, ports: Vec<Port>) -> Self {
+    pub(crate) fn spawn(waker: Arc<EventFd>, ports: Vec<Port>) -> Self {
         let (sender, events) = channel();
         let stop = Arc::new(AtomicBool::new(false));
         let (theirs, theirs_waker) = (Arc::clone(&stop), Arc::clone(&waker));
@@ -245,22 +245,22 @@ impl PollThread {
         Self { events, stop, waker, thread: Some(thread) }
     }
 
-    pub(super) fn next(&self) -> (usize, PortEvent) {
+    pub(crate) fn next(&self) -> (usize, PortEvent) {
         self.events.recv_timeout(SOON).expect("an event comes soon")
     }
 
-    pub(super) fn started(&self) {
+    pub(crate) fn started(&self) {
         assert!(matches!(self.next().1, PortEvent::Started { .. }));
     }
 
     /// A pair is stopped and started again.
-    pub(super) fn restarted(&self) {
+    pub(crate) fn restarted(&self) {
         assert!(matches!(self.next().1, PortEvent::Stopped { .. }));
         self.started();
     }
 
     /// Passes over everything until a VMM is gone.
-    pub(super) fn disconnected(&self) {
+    pub(crate) fn disconnected(&self) {
         while !matches!(self.next().1, PortEvent::Disconnected) {}
     }
 }

@@ -8,8 +8,7 @@ pub(crate) mod driver;
 mod faults;
 #[cfg(test)]
 mod frames;
-#[cfg(test)]
-mod frontend;
+pub(crate) mod frontend;
 #[cfg(test)]
 mod handshake;
 #[cfg(test)]
