@@ -138,7 +138,9 @@ pub struct AclRule {
 /// Ports from here on are none of the traffic's.
 const ACL_PORT_MIN: u16 = 0xf400;
 
-/// The rules of [`Program::Acl`], the same in every run.
+/// The rules of [`Program::Acl`], the same in every run: prefixes of all lengths; of three rules two are about one port,
+/// between those of the traffic, so that whether a frame matches takes a look at all of its port, and one is about a
+/// range.
 pub fn acl(rules: usize) -> impl Iterator<Item = AclRule> {
     let mut state = 7_u64;
     let mut random = move |bound: u64| {
@@ -147,13 +149,18 @@ pub fn acl(rules: usize) -> impl Iterator<Item = AclRule> {
         (state >> 33) % bound
     };
     (0..rules).map(move |_| {
-        let ports = 1 << [0, 0, 2, 4, 6][random(5) as usize];
-        let blocks = u64::from((u16::MAX - ACL_PORT_MIN) / ports);
+        let (port, ports) = if random(3) > 0 {
+            // Odd; the traffic's are even.
+            (1025 + 2 * random(30_000) as u16, 1)
+        } else {
+            let ports = 1 << [2, 4, 6][random(3) as usize];
+            (ACL_PORT_MIN + random(u64::from((u16::MAX - ACL_PORT_MIN) / ports)) as u16 * ports, ports)
+        };
         AclRule {
             source_bits: random(33) as u8,
             destination_bits: 16 + random(17) as u8,
             destination: random(1 << 16) as u16,
-            port: ACL_PORT_MIN + random(blocks) as u16 * ports,
+            port,
             ports,
         }
     })
