@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The shop's story in eight chapters: what the demo tells, and what must hold first of all.
+//! The shop's story in ten chapters: what the demo tells, and what must hold first of all.
 
 mod addresses;
 mod edits;
 mod identity;
 pub(crate) mod processes;
 mod restart;
+mod services;
 pub(crate) mod why;
 
 use crate::Chapter;
 pub(crate) use why::meshctl;
 
 /// The chapters in their order.
-pub const STORY: [Chapter; 8] = [
+pub const STORY: &[Chapter] = &[
     Chapter {
         title: "Four machines of two tenants, no agent in any; each got its address from the switch",
         name: "addresses_come_from_the_switch",
@@ -47,6 +48,16 @@ pub const STORY: [Chapter; 8] = [
         title: "`meshctl why` explains an allowed and a denied flow",
         name: "why_explains_both_verdicts",
         run: why::run,
+    },
+    Chapter {
+        title: "A service of two versions: calls are spread by weights, and follow the processes that listen",
+        name: "calls_are_spread_and_follow_the_processes",
+        run: services::canary,
+    },
+    Chapter {
+        title: "Two versions of one service, each for a part of the shop; the other one does not exist",
+        name: "each_part_sees_its_own_version",
+        run: services::versions,
     },
     Chapter {
         title: "The daemon is killed under traffic and started again",
