@@ -4,8 +4,8 @@
 //! ```text
 //! cargo run --release -p vswitch --example hit
 //! ```
-//! Prints the best and the median of a number of rounds, in nanoseconds per frame, of the switch's work and
-//! of the copy of the frame into the scratch head alone. Rings are not part of it.
+//! Prints the best and the median of a number of rounds, in nanoseconds per frame, of the switch's work, of what of it
+//! needs no switch (the preview), and of the copy of the frame into the scratch head alone. Rings are not part of it.
 #![allow(clippy::disallowed_methods, reason = "a measurement reads the clock; the switch does not")]
 
 mod common;
@@ -14,7 +14,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use packet::TcpFlags;
-use vswitch::{Frame, PortId, Verdict};
+use vswitch::{Frame, PortId, Preview, Verdict};
 
 const FLOWS: u32 = 10_000;
 const ROUNDS: usize = 200;
@@ -42,11 +42,18 @@ fn main() {
         })
         .collect();
     let copied_ns = measure(&frames, |_, frame| _ = black_box(frame));
+    let (previewer, mut preview) = (switch.previewer(), Preview::default());
+    let previewed_ns = measure(&frames, |port, frame| {
+        previewer.preview(port, frame, &mut preview);
+        black_box(&preview);
+    });
     let switched_ns = measure(&frames, |port, frame| {
         let forwarded = matches!(switch.process(now, port, frame, None), Verdict::Forward(_));
         assert!(black_box(forwarded));
     });
-    for (what, (best, median)) in [("copy alone", copied_ns), ("copy and switch", switched_ns)] {
+    for (what, (best, median)) in
+        [("copy alone", copied_ns), ("copy and preview", previewed_ns), ("copy and switch", switched_ns)]
+    {
         println!("{what}: best {best:.1} ns, median {median:.1} ns");
     }
 }

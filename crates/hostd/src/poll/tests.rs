@@ -24,7 +24,8 @@ const GUESTS: [(&str, u8, u8); 4] = [("acme", 0, 11), ("acme", 1, 12), ("acme", 
 const ROUNDS_MAX: usize = 64;
 const MILLISECOND: Duration = Duration::from_millis(1);
 
-/// Everything of one tenant may talk, except as `refused` says.
+/// Everything of one tenant may talk but for one port. What the first guest of the tenant sends to port 2 is copied to the
+/// third, what it sends to port 3 of the second goes to the third.
 fn manifests(refused_port: u16) -> String {
     let mut text = String::new();
     for tenant in ["acme", "globex"] {
@@ -41,11 +42,21 @@ fn manifests(refused_port: u16) -> String {
              addresses: [10.0.0.{host}/24]}}\n---\n"
         );
     }
-    text + &format!(
+    text += &format!(
         "apiVersion: meshvisor.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {{name: refused, tenant: acme}}\n\
          spec:\n  action: Deny\n  from:\n  - cidr: 10.0.0.0/24\n  to:\n  - cidr: 10.0.0.0/24\n    \
-         ports: [{{port: {refused_port}, protocol: TCP}}, {{port: {refused_port}, protocol: UDP}}]\n"
-    )
+         ports: [{{port: {refused_port}, protocol: TCP}}, {{port: {refused_port}, protocol: UDP}}]\n---\n"
+    );
+    for (name, to, service) in [
+        ("watched", "{ports: [{port: 2}]}", "mirror: {vm: vm-2}"),
+        ("elsewhere", "{vm: {name: vm-1}, ports: [{port: 3}]}", "redirect: {vm: vm-2, port: 1}"),
+    ] {
+        text += &format!(
+            "apiVersion: meshvisor.dev/v1alpha1\nkind: FlowPolicy\nmetadata: {{name: {name}, tenant: acme}}\n\
+             spec:\n  from: [{{vm: {{name: vm-0}}}}]\n  to: [{to}]\n  {service}\n---\n"
+        );
+    }
+    text
 }
 
 /// Cores with all guests, and nothing in between that a clock or a thread decides.
