@@ -9,12 +9,14 @@
 //! Rules for whoever has it:
 //! - Nobody touches a guest's memory meanwhile: it may fault, and all cores would wait.
 //! - Poll cores alone take it, never a thread that the kernel would rather have wait.
+//! - It is taken for a batch of one ring at most. The lock is one that is handed on to whoever waits after half a millisecond,
+//!   so that a core whose guests make it decide all the time does not keep the others from it.
 //! - What the switch has made itself is taken out before it is given back, so that nobody has to look for it.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use model::Moment;
+use parking_lot::{Mutex, MutexGuard};
 use vswitch::{DnsQuestion, DnsReply, DnsTicket, Emission, Previewer, Switch};
 
 use crate::dns::DnsHandle;
@@ -68,18 +70,13 @@ impl SharedSwitch {
         turn: &mut Turn,
         act: impl FnOnce(&mut Switch<FlowMemory>, Moment) -> R,
     ) -> R {
-        let inner = match self.inner.try_lock() {
-            Ok(inner) => inner,
-            // A panic in a poll core ends the process.
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => {
-                self.waiting.fetch_add(1, Ordering::Relaxed);
-                let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-                self.waiting.fetch_sub(1, Ordering::Relaxed);
-                turn.waited = true;
-                inner
-            }
-        };
+        let inner = self.inner.try_lock().unwrap_or_else(|| {
+            self.waiting.fetch_add(1, Ordering::Relaxed);
+            let inner = self.inner.lock();
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            turn.waited = true;
+            inner
+        });
         use_it(inner, now, turn, act)
     }
 
@@ -90,7 +87,7 @@ impl SharedSwitch {
         turn: &mut Turn,
         act: impl FnOnce(&mut Switch<FlowMemory>, Moment) -> R,
     ) -> Option<R> {
-        Some(use_it(self.inner.try_lock().ok()?, now, turn, act))
+        Some(use_it(self.inner.try_lock()?, now, turn, act))
     }
 
     /// Whether a core waits for it: whatever is not urgent should be put off.
