@@ -17,10 +17,12 @@
 //! configured wait; a frame whose answer is late, or whose guest is still being attached to, is dropped
 //! without a verdict, so that the guest's retransmission asks again.
 
+mod delivery;
 mod finish;
 mod lane;
 mod link;
 mod load;
+mod orders;
 mod owners;
 mod round;
 mod shared;

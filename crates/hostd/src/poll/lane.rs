@@ -17,13 +17,12 @@
 //! The switch is taken for the second stage only, in which no guest's memory is touched: where more of a frame must be
 //! copied, or its process looked for, it is given back meanwhile.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use model::{Moment, NicRef};
 use packet::VnetHeader;
 use platform::{EventFd, prefetch};
-use vhost_port::{Batch, Chain, Port, SendError, VNET_HEADER_BYTES};
+use vhost_port::{Batch, Chain, Port, VNET_HEADER_BYTES};
 use vswitch::{Answers, Frame, HEAD_LEN_BYTES_MAX, PortId, Preview, Question, Verdict};
 
 use super::round::Core;
@@ -66,7 +65,7 @@ struct Queue {
 }
 
 /// Where a frame goes: a port, and what decides between its queue pairs.
-type Output = (PortId, u32);
+pub(super) type Output = (PortId, u32);
 
 /// The frame at `next` waits for an answer.
 #[derive(Debug)]
@@ -82,10 +81,10 @@ struct Held {
 
 /// Where a batch lies while it goes through its stages; by position in the batch.
 pub(super) struct Desk {
-    frames: Box<[Frame]>,
+    pub(super) frames: Box<[Frame]>,
     previews: Box<[Preview]>,
     /// Where frames go; nowhere, if the switch has consumed them.
-    outputs: [Option<Output>; Batch::FRAMES_MAX],
+    pub(super) outputs: [Option<Output>; Batch::FRAMES_MAX],
 }
 
 impl Desk {
@@ -409,59 +408,6 @@ impl Core {
                 None
             }
         }
-    }
-
-    /// Delivers frames that were decided on: rewritten head from private memory, the rest from guest to guest.
-    fn deliver(&mut self, (own, own_port): (PortId, &mut Port), positions: Range<usize>, batch: &Batch) {
-        for position in positions {
-            let Some((to, spread)) = self.desk.outputs[position] else { continue };
-            self.deliver_to(to, (own, &mut *own_port), spread, position, batch);
-            if let Some(collector) = self.desk.frames[position].mirror {
-                self.deliver_to(collector, (own, &mut *own_port), spread, position, batch);
-            }
-        }
-    }
-
-    fn deliver_to(
-        &mut self,
-        to: PortId,
-        (own, own_port): (PortId, &mut Port),
-        spread: u32,
-        position: usize,
-        batch: &Batch,
-    ) {
-        let frame = &self.desk.frames[position];
-        let rest = (batch.chain(position), VNET_HEADER_BYTES + frame.head_len_bytes);
-        // A machine may call a service that it offers itself; its own lane is taken out.
-        let receiver = match self.lanes.get_mut(usize::from(to.0)) {
-            _ if to == own => Some(own_port),
-            Some(Some(lane)) => Some(&mut lane.port),
-            _ => None,
-        };
-        let sent = match receiver {
-            Some(port) => match port.send_parts(spread, frame.vnet.to_bytes(), frame.bytes(), Some(rest)) {
-                Err(SendError::Offload) => self.workbench.deliver(port, spread, frame, rest),
-                sent => sent,
-            },
-            None => match self.uplinks.iter_mut().find(|uplink| uplink.id() == to) {
-                Some(uplink) => uplink.send_frame(frame, rest),
-                None => return self.hand_frame_over((to, spread), position, rest),
-            },
-        };
-        self.numbers.undelivered += u64::from(sent.is_err());
-    }
-
-    /// Sends a frame to the core that has its port.
-    fn hand_frame_over(&mut self, to: (PortId, u32), position: usize, (chain, from): (Chain<'_>, usize)) {
-        let Self { desk, links, numbers, .. } = self;
-        let frame = &desk.frames[position];
-        let head_bytes = VNET_HEADER_BYTES + frame.head_len_bytes;
-        links.hand_over(numbers, to, VNET_HEADER_BYTES + frame.total_len_bytes, |room| {
-            let (head, rest) = room.split_at_mut(head_bytes);
-            head[..VNET_HEADER_BYTES].copy_from_slice(&frame.vnet.to_bytes());
-            head[VNET_HEADER_BYTES..].copy_from_slice(frame.bytes());
-            chain.copy_out(from, rest) == rest.len()
-        });
     }
 
     /// Pauses the queue until the introspection thread has answered.

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a poll core is told, by other threads, by other cores and by its ports' VMMs.
+
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use model::Moment;
+use platform::Trigger;
+use vhost_port::{GuestMemory, Port, PortEvent};
+use vswitch::PortId;
+
+use super::lane::Lane;
+use super::round::Core;
+use super::uplink::Uplink;
+use super::{Command, SwitchNumbers, record};
+
+impl Core {
+    pub(super) fn take_commands(&mut self, now: Moment) {
+        while let Ok(command) = self.commands.try_recv() {
+            self.obey(command, now);
+            self.excuse();
+        }
+    }
+
+    fn obey(&mut self, command: Command, now: Moment) {
+        match command {
+            Command::AddPort(seat) => self.add_lane(Box::new(Lane::new(seat))),
+            Command::RemovePort(id, serial) => match self.lane(id) {
+                Some(lane) if lane.serial == serial => {
+                    drop(self.take_lane(id));
+                    self.links.owners.clear(id, self.id);
+                }
+                Some(_) => {}
+                None => self.send_on(id, Command::RemovePort(id, serial)),
+            },
+            Command::MovePort(id, to) => self.moves.push((id, to)),
+            Command::TakeOver(lane) => self.add_lane(lane),
+            Command::AddUplink(id, tap) => self.add_uplink(Uplink::new(id, tap)),
+            Command::RemoveUplink(id) => {
+                self.uplinks.retain(|uplink| uplink.id() != id);
+                self.links.owners.clear(id, self.id);
+            }
+            Command::Install { snapshot, ports, uplinks } => {
+                let Self { shared, turn, upkeep, .. } = self;
+                shared.with(now, turn, |switch, now| {
+                    switch.install(now, snapshot, &ports, &uplinks);
+                    upkeep.hurry(switch.flow_count());
+                });
+            }
+            Command::Listening { service, vm, listening } => {
+                let Self { shared, turn, .. } = self;
+                shared.with(now, turn, |switch, now| switch.set_listening(now, &service, &vm, listening));
+            }
+            Command::Answered(reply) => {
+                let port = reply.port;
+                if let Some(lane) = self.lane(port) {
+                    let took = reply.took;
+                    lane.answered(reply);
+                    record(&mut self.lookups, took);
+                } else if let Some(uplink) = self.uplinks.iter_mut().find(|uplink| uplink.id() == port) {
+                    record(&mut self.lookups, reply.took);
+                    uplink.answered(reply);
+                } else {
+                    self.send_on(port, Command::Answered(reply));
+                }
+            }
+            Command::DnsReply(reply) => {
+                let Self { shared, turn, .. } = self;
+                shared.with(now, turn, |switch, now| switch.dns_reply(now, reply));
+            }
+            // Whoever asked may have gone.
+            Command::Flows(reply) => {
+                let Self { shared, turn, .. } = self;
+                drop(reply.try_send(shared.with(now, turn, |switch, _| switch.flows().collect())));
+            }
+            Command::SwitchNumbers(reply) => {
+                let Self { shared, turn, .. } = self;
+                let numbers = shared.with(now, turn, |switch, _| SwitchNumbers {
+                    counters: switch.counters().clone(),
+                    flows: switch.flow_count(),
+                });
+                drop(reply.try_send(numbers));
+            }
+            Command::Numbers(reply) => drop(reply.try_send(self.numbers())),
+        }
+    }
+
+    /// Sends what is for a port that is not here to the core that has it, if there is one.
+    fn send_on(&self, port: PortId, command: Command) {
+        if let Some(core) = self.links.owners.of(port).filter(|core| *core != self.id) {
+            self.handle.send_to(core, command);
+        }
+    }
+
+    fn add_lane(&mut self, lane: Box<Lane>) {
+        let index = usize::from(lane.id.0);
+        if self.lanes.len() <= index {
+            self.lanes.resize_with(index + 1, || None);
+        }
+        self.wait_for(&lane, &*lane.waker);
+        for pair in lane.port.running() {
+            if let Some(kick) = lane.port.kick_fd(*pair) {
+                self.wait_for(&lane, kick);
+            }
+        }
+        self.links.owners.set(lane.id, self.id);
+        self.lanes[index] = Some(lane);
+    }
+
+    fn wait_for(&self, lane: &Lane, fd: impl AsFd) {
+        if let Err(error) = self.poller.add(fd, u64::from(lane.id.0), Trigger::Edge) {
+            tracing::error!(nic = %lane.card, %error, "cannot wait for the guest");
+        }
+    }
+
+    /// Gives ports to other cores, between two batches. What was on its way to them through here has been delivered; what
+    /// comes here later is sent on, and may then be overtaken by what goes there directly.
+    pub(super) fn give_away(&mut self) {
+        for (id, to) in std::mem::take(&mut self.moves) {
+            if to == self.id || to.index() >= self.handle.cores.ends.len() {
+                continue;
+            }
+            match self.take_lane(id) {
+                Some(mut lane) => {
+                    lane.port.flush();
+                    tracing::info!(nic = %lane.card, from = self.id.0, to = to.0, "port moves to another core");
+                    self.handle.send_to(to, Command::TakeOver(lane));
+                    self.links.owners.pass(id, self.id, to);
+                }
+                None => self.send_on(id, Command::MovePort(id, to)),
+            }
+        }
+    }
+
+    /// Lets go of a lane, and of what it is waited for by.
+    fn take_lane(&mut self, id: PortId) -> Option<Box<Lane>> {
+        let lane = self.lanes.get_mut(usize::from(id.0))?.take()?;
+        // Those of pairs that do not run are not there.
+        let _ = self.poller.remove(&*lane.waker);
+        for kick in (0..Port::PAIRS_MAX).filter_map(|pair| lane.port.kick_fd(pair)) {
+            let _ = self.poller.remove(kick);
+        }
+        Some(lane)
+    }
+
+    /// Takes up what the port's VMM wants.
+    pub(super) fn service(&mut self, lane: &mut Lane) {
+        let mut events = false;
+        while let Some(event) = lane.port.service() {
+            events = true;
+            match event {
+                PortEvent::Started { pair, memory, transmit, .. } => {
+                    tracing::info!(nic = %lane.card, pair, "guest drives its card");
+                    lane.reset(pair, Some(transmit.descriptors));
+                    self.started(lane, pair, memory);
+                }
+                PortEvent::Stopped { pair } => self.stopped(lane, pair..pair + 1),
+                PortEvent::Disconnected => self.stopped(lane, 0..Port::PAIRS_MAX),
+            }
+        }
+        if events {
+            self.excuse();
+        }
+    }
+
+    fn started(&mut self, lane: &mut Lane, pair: usize, memory: Arc<GuestMemory>) {
+        if let Some(kick) = lane.port.kick_fd(pair) {
+            self.wait_for(lane, kick);
+        }
+        lane.stay.pageable = memory.is_pageable();
+        if lane.stay.pageable {
+            self.move_aside(lane.id);
+        }
+        if lane.port.running() == [pair] {
+            self.wiring.introspection.memory_shared(lane.id, memory);
+        }
+    }
+
+    fn stopped(&mut self, lane: &mut Lane, pairs: Range<usize>) {
+        for pair in pairs {
+            if let Some(kick) = lane.port.kick_fd(pair) {
+                // Not there if it could not be waited for.
+                let _ = self.poller.remove(kick);
+            }
+            lane.reset(pair, None);
+        }
+        if !lane.port.is_running() {
+            tracing::info!(nic = %lane.card, "guest's card is at rest");
+            self.wiring.introspection.memory_gone(lane.id);
+        }
+    }
+}
