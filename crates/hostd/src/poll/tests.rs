@@ -413,6 +413,30 @@ fn a_guest_whose_memory_is_slow_is_waited_for_by_the_side_core_alone() {
     assert_eq!(fabric.core_of(2), CoreId::FIRST, "it goes back after a calm while");
 }
 
+/// On threads of their own, as in the daemon. Only the first core ever wakes by itself.
+#[test]
+fn a_core_that_sleeps_is_woken_by_frames_from_another() {
+    let mut fabric = Fabric::new(2);
+    let (from, to) = (fabric.core_of(0), fabric.core_of(1));
+    assert_eq!((from, to), (CoreId(0), CoreId(1)));
+    for core in fabric.cores.drain(..) {
+        std::thread::spawn(move || core.run_or_abort());
+    }
+    for number in 0..200 {
+        fabric.send_datagram(0, 1);
+        // In place of the guest's kick.
+        fabric.handle.send_to(from, Command::Numbers(bounded(1).0));
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while fabric.guests[1].received().is_empty() {
+            assert!(Instant::now() < deadline, "frame {number} did not wake the core");
+            std::thread::yield_now();
+        }
+    }
+    let numbers = fabric.handle.numbers().unwrap();
+    let slept = numbers.cores[to.index()].as_ref().map_or(0, |core| core.sleeps);
+    assert!(slept > 0, "it never slept");
+}
+
 #[test]
 fn full_links_drop_and_count() {
     let mut fabric = Fabric::new(2);
