@@ -45,6 +45,7 @@ impl Shop {
             tuple,
             source: Party { vm: Some(vm(from)), attribution: caller },
             destination: Party { vm: Some(vm(to)), attribution: None },
+            names: &[],
         })
     }
 

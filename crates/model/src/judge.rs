@@ -56,6 +56,9 @@ pub struct FlowQuery<'a> {
     pub source: Party<'a>,
     /// Whom it is for.
     pub destination: Party<'a>,
+    /// The names that the destination's address was found under lately, if it is outside the mesh: in small letters,
+    /// without a dot at the end.
+    pub names: &'a [Arc<str>],
 }
 
 /// Which ends must be attributed before a flow can be judged.
@@ -126,6 +129,12 @@ pub trait Judge: fmt::Debug + Send + Sync {
 
     /// Decides. A missing attribution is read as *unknown*.
     fn judge(&self, query: &FlowQuery<'_>) -> Judgement;
+
+    /// Whether a rule lets a machine reach what is outside the mesh by this name, so that it must be able to ask for it, and
+    /// the answer is to be remembered. The name is as in [`FlowQuery::names`].
+    fn names_domain(&self, _from: VmIndex, _name: &str) -> bool {
+        false
+    }
 
     /// Where the flow goes instead of its destination. Asked before anything else; what it answers is judged.
     /// The attributions in `query` are ignored.

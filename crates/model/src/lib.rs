@@ -10,6 +10,7 @@
 //! Deliberately absent: serialisation (see `api`), any I/O, clocks, and the meaning of rules (see `policy`).
 #![forbid(unsafe_code)]
 
+mod domain;
 mod identity;
 mod insertion;
 mod inventory;
@@ -21,6 +22,7 @@ mod policy;
 mod ranges;
 mod service;
 
+pub use domain::{DomainPattern, DomainPatternError};
 pub use identity::{Attribution, Confidence, Outcome, Process, UnknownReason};
 pub use insertion::{Insertion, ServiceFlags};
 pub use inventory::{Inventory, InventoryError, Nic, SocketMode, Tenant, Vm, VmIndex};

@@ -9,7 +9,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::{Action, Audience, Cidr, Name, Outcome, Protocol, Service};
+use crate::{Action, Audience, Cidr, DomainPattern, Name, Outcome, Protocol, Service};
 
 /// A pattern over paths and unit names: `*` stands for any run of characters, `/` included, `?` for
 /// any one character, every other character for itself.
@@ -299,6 +299,9 @@ pub enum Target {
     /// Whoever has an address in this network, outside the mesh included, on some ports; no ports
     /// mean all of every protocol.
     Network(Cidr, Vec<PortMatch>),
+    /// Whoever outside the mesh has an address that one of these names was found to have lately, on some ports; no ports
+    /// mean all of every protocol.
+    Domain(DomainPattern, Vec<PortMatch>),
     /// A service: its workloads on its ports.
     Service(Name),
 }

@@ -137,7 +137,12 @@ fn flow(random: &mut Random) -> FlowQuery<'static> {
         protocol: Protocol::Tcp,
     };
     let party = |vm: Option<u32>| Party { vm: vm.map(VmIndex), attribution: None };
-    FlowQuery { tuple, source: party(Some(source)), destination: party((!outside).then_some(destination)) }
+    FlowQuery {
+        tuple,
+        source: party(Some(source)),
+        destination: party((!outside).then_some(destination)),
+        names: &[],
+    }
 }
 
 /// The best of several passes over the flows, per flow: what other work on the machine disturbs least.

@@ -146,6 +146,7 @@ fn clause_within(inner: &Clause, outer: &Clause) -> bool {
     let peers = match (&inner.peers, &outer.peers) {
         (Peers::Machines(inner), Peers::Machines(outer)) => inner.vms.is_subset(&outer.vms),
         (Peers::Network(inner), Peers::Network(outer)) => outer.includes(inner),
+        (Peers::Domain(inner), Peers::Domain(outer)) => inner == outer,
         _ => false,
     };
     let ports = outer.ports.is_empty()

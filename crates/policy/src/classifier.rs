@@ -96,6 +96,7 @@ fn likeness(rule: &Rule) -> impl Ord + use<> {
     let of = |clause: &Clause| match &clause.peers {
         Peers::Machines(selection) => (None, selection.number),
         Peers::Network(network) => (Some(Prefix::of_network(*network)), 0),
+        Peers::Domain(_) => (Some(Prefix::ALL), 0),
     };
     let ports = rule.to.first().and_then(|clause| clause.ports.first().copied());
     (rule.from.first().map(of), rule.to.first().map(of), ports)
@@ -116,6 +117,12 @@ impl EndIndex {
                     Peers::Network(network) => {
                         let family = if network.address().is_ipv4() { &mut v4 } else { &mut v6 };
                         family.entry(Prefix::of_network(*network)).or_default().push(number);
+                    }
+                    // Any address may turn out to be one of theirs.
+                    Peers::Domain(_) => {
+                        for family in [&mut v4, &mut v6] {
+                            family.entry(Prefix::ALL).or_default().push(number);
+                        }
                     }
                 }
             }

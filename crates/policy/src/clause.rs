@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use model::{
-    Action, Attribution, Cidr, FlowQuery, Mode, Needs, Outcome, Party, PortMatch, ProcessSelector, Protocol,
-    RuleId,
+    Action, Attribution, Cidr, DomainPattern, FlowQuery, Mode, Needs, Outcome, Party, PortMatch,
+    ProcessSelector, Protocol, RuleId,
 };
 use wildmatch::WildMatch;
 
@@ -84,15 +84,17 @@ impl fmt::Display for ProcessMatch {
 pub(crate) struct End<'a> {
     pub(crate) party: Party<'a>,
     pub(crate) address: IpAddr,
+    /// What it was found under, if it is outside.
+    pub(crate) names: &'a [Arc<str>],
 }
 
 impl<'a> End<'a> {
     pub(crate) fn source(query: &FlowQuery<'a>) -> Self {
-        Self { party: query.source, address: query.tuple.source }
+        Self { party: query.source, address: query.tuple.source, names: &[] }
     }
 
     pub(crate) fn destination(query: &FlowQuery<'a>) -> Self {
-        Self { party: query.destination, address: query.tuple.destination }
+        Self { party: query.destination, address: query.tuple.destination, names: query.names }
     }
 }
 
@@ -111,6 +113,8 @@ pub(crate) enum Peers {
     Machines(Arc<Selection>),
     /// Whoever has an address in this network.
     Network(Cidr),
+    /// Whoever outside has an address that one of these names was found to have.
+    Domain(DomainPattern),
 }
 
 impl Peers {
@@ -118,6 +122,9 @@ impl Peers {
         match self {
             Self::Machines(selection) => end.party.vm.is_some_and(|vm| selection.vms.contains(vm.0 as usize)),
             Self::Network(network) => network.contains(end.address),
+            Self::Domain(pattern) => {
+                end.party.vm.is_none() && end.names.iter().any(|name| pattern.matches(name))
+            }
         }
     }
 
@@ -155,7 +162,7 @@ pub(crate) struct Rule {
     pub(crate) from: Box<[Clause]>,
     /// Never empty, likewise.
     pub(crate) to: Box<[Clause]>,
-    /// One entry each way and no process: whatever the classifier finds matches.
+    /// One entry each way, no process and no domain: whatever the classifier finds matches.
     plain: bool,
 }
 
@@ -166,7 +173,9 @@ impl Rule {
         from: Box<[Clause]>,
         to: Box<[Clause]>,
     ) -> Self {
-        let whole = |clauses: &[Clause]| clauses.len() == 1 && clauses[0].process.is_none();
+        let by_index =
+            |clause: &Clause| clause.process.is_none() && !matches!(clause.peers, Peers::Domain(_));
+        let whole = |clauses: &[Clause]| clauses.len() == 1 && by_index(&clauses[0]);
         let plain = whole(&from) && whole(&to);
         Self { id, action, mode, from, to, plain }
     }

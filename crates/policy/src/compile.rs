@@ -317,6 +317,10 @@ impl<'a> Names<'a> {
                     self.clause(tenant, self.application(own(tenant)?, policy, name)?, ports)
                 }
                 Target::Network(network, ports) => network_clause(*network, ports),
+                Target::Domain(domain, ports) => {
+                    let peers = Peers::Domain(domain.clone());
+                    Clause { peers, process: None, ports: ports.as_slice().into() }
+                }
                 Target::Service(name) => {
                     let service = self.service(own(tenant)?, policy, name)?;
                     self.clause(tenant, &service.selector, &service.ports)

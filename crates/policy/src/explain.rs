@@ -143,9 +143,10 @@ impl NamedEnd<'_> {
     /// Whether one of the entries that select the end fits the process there, and in which words.
     fn story(&self, selecting: &[&Clause]) -> Result<String, String> {
         let attribution = self.end.party.attribution;
-        let selected = |clause: &Clause| match clause.peers {
+        let selected = |clause: &Clause| match &clause.peers {
             Peers::Machines(_) => format!("{self} is selected"),
             Peers::Network(network) => format!("{} {} is in {network}", self.role, self.end.address),
+            Peers::Domain(domain) => format!("{} {} is {domain}", self.role, self.end.address),
         };
         if let Some(clause) = selecting.iter().find(|clause| clause.process.is_none()) {
             return Ok(selected(clause));

@@ -10,7 +10,7 @@ use model::{
 };
 
 use crate::classifier::Classifier;
-use crate::clause::Rule;
+use crate::clause::{Clause, Peers, Rule};
 use crate::insertion::FlowRules;
 
 /// Policies of all tenants, ready to judge. Meaningful only with the inventory it was compiled from.
@@ -151,6 +151,20 @@ impl Judge for CompiledPolicy {
             (judgement.action, judgement.decided_by) = (Action::Deny, rule);
         }
         judgement
+    }
+
+    fn names_domain(&self, from: VmIndex, name: &str) -> bool {
+        let source = |clause: &Clause| match &clause.peers {
+            Peers::Machines(selection) => selection.vms.contains(from.0 as usize),
+            Peers::Network(_) => true,
+            Peers::Domain(_) => false,
+        };
+        let names = |clause: &Clause| matches!(&clause.peers, Peers::Domain(domain) if domain.matches(name));
+        let rules = &self.tenants[self.vm(from).tenant].rules;
+        rules.iter().any(|rule| {
+            let lets = rule.action == Action::Allow && rule.mode == Mode::Enforce;
+            lets && rule.to.iter().any(names) && rule.from.iter().any(source)
+        })
     }
 
     fn detour(&self, query: &FlowQuery<'_>) -> Option<Detour> {

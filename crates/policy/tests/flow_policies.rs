@@ -51,6 +51,7 @@ fn query(port: u16, caller: Option<&Attribution>) -> FlowQuery<'_> {
         tuple,
         source: Party { vm: Some(VmIndex(0)), attribution: caller },
         destination: Party { vm: Some(VmIndex(1)), attribution: None },
+        names: &[],
     }
 }
 

@@ -79,6 +79,7 @@ fn query<'a>(port: u16, caller: Option<&'a Attribution>, listener: Option<&'a At
         tuple,
         source: Party { vm: Some(WEB), attribution: caller },
         destination: Party { vm: Some(API), attribution: listener },
+        names: &[],
     }
 }
 

@@ -179,6 +179,7 @@ fn endpoints_refuse_whoever_sees_none_of_their_services() {
             },
             source: Party { vm: from.map(find), attribution: None },
             destination: Party { vm: Some(server), attribution: None },
+            names: &[],
         })
     };
     assert_eq!(reaches(Some("acme/shop-left"), 80), Sight::Seen);

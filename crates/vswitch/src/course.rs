@@ -46,7 +46,8 @@ impl<S: FlowSlots> Switch<S> {
     fn detour(&self, key: &FlowKey, port: &Port, output: PortId) -> Option<FlowKey> {
         let asked = self.ports.port(output)?;
         let party = |port: &Port| Party { vm: port.vm(), attribution: None };
-        let query = FlowQuery { tuple: key.tuple(), source: party(port), destination: party(asked) };
+        let query =
+            FlowQuery { tuple: key.tuple(), source: party(port), destination: party(asked), names: &[] };
         let detour = self.snapshot.as_ref()?.judge.detour(&query)?;
         if !matches!(query.tuple.protocol, Protocol::Tcp | Protocol::Udp) {
             return None;

@@ -22,6 +22,8 @@ pub(crate) struct Flow {
     pub source: Option<Arc<Attribution>>,
     /// Whom it was opened to, once asked.
     pub destination: Option<Arc<Attribution>>,
+    /// What its destination outside was found under when it was judged.
+    pub names: Vec<Arc<str>>,
     /// The latest judgement; none when adopted and not judged yet.
     pub judgement: Option<Arc<Judgement>>,
     /// The generation of that judgement.

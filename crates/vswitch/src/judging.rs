@@ -37,6 +37,8 @@ pub(crate) struct Case {
     destination: Arc<Port>,
     pub source_is: Option<Arc<Attribution>>,
     pub destination_is: Option<Arc<Attribution>>,
+    /// What its destination outside was found under.
+    pub names: Vec<Arc<str>>,
 }
 
 impl Case {
@@ -45,6 +47,7 @@ impl Case {
             tuple: self.tuple,
             source: Party { vm: self.source.vm(), attribution: self.source_is.as_deref() },
             destination: Party { vm: self.destination.vm(), attribution: self.destination_is.as_deref() },
+            names: &self.names,
         }
     }
 
@@ -199,6 +202,7 @@ impl<S: FlowSlots> Switch<S> {
             destination: Arc::clone(destination),
             source_is: None,
             destination_is: None,
+            names: self.found_under(source, destination, tuple.destination),
         })
     }
 
@@ -248,6 +252,7 @@ impl<S: FlowSlots> Switch<S> {
             responder,
             source: case.source_is.clone(),
             destination: case.destination_is.clone(),
+            names: case.names.clone(),
             judgement: Some(judgement),
             generation,
             opened,

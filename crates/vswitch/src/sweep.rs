@@ -76,6 +76,10 @@ impl<S: FlowSlots> Switch<S> {
         let mut case = self.case(&self.table.keys(position))?;
         case.source_is.clone_from(&flow.source);
         case.destination_is.clone_from(&flow.destination);
+        // A flow that is open goes on when a name is not known any more, if the rule is there still.
+        let known = std::mem::take(&mut case.names);
+        case.names.clone_from(&flow.names);
+        case.names.extend(known.into_iter().filter(|name| !flow.names.contains(name)));
         Some(case)
     }
 
@@ -88,6 +92,7 @@ impl<S: FlowSlots> Switch<S> {
         let flow = self.table.flow_mut(position);
         flow.source = case.source_is;
         flow.destination = case.destination_is;
+        flow.names = case.names;
         flow.judgement = Some(Arc::new(judgement));
         flow.generation = generation;
         self.table.set_epoch(position, self.epoch);

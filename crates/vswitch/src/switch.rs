@@ -114,6 +114,7 @@ impl<S: FlowSlots> Switch<S> {
         self.end_flows_without_card(&ports, first);
         self.states.resize(ports.len().max(self.states.len()), PortState::default());
         self.forget_dns_without_card(&ports);
+        self.dns.keep_tenants(&snapshot);
         self.ports = ports;
         self.balancers.update(now, &snapshot, &self.ports);
         self.snapshot = Some(snapshot);

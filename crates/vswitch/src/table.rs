@@ -172,6 +172,7 @@ impl<S: FlowSlots> FlowTable<S> {
                     served: None,
                     services: ServiceFlags::NONE,
                     mirror: None,
+                    names: Vec::new(),
                     rtt: None,
                 };
                 for (member, peer) in [(index, partner), (partner, index)] {

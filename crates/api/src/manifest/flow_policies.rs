@@ -5,7 +5,7 @@ use model::{Action, Audience, FlowPolicy, Name, Origin, Redirect, Target};
 
 use super::fields::{Field, Fields};
 use super::registry::Kind;
-use super::resources::{Metadata, Resources};
+use super::resources::{Metadata, Resources, names_domain};
 use super::selectors::maybe;
 
 /// Greatest order.
@@ -41,6 +41,9 @@ impl<'a> Resources<'a> {
             return spec.owner().refuse("the policy does nothing", help);
         }
         let (audience, from, to) = (audience?, from?, to?);
+        if names_domain(&to) {
+            return spec.owner().refuse("`fqdn` is for access policies only", "select by cidr");
+        }
         if let Some(field) = level.filter(|_| audience == Audience::Everyone) {
             self.speaks_for_all(tenant, &field.place);
             if redirect_field.is_some() || names_own(&from, &to) {

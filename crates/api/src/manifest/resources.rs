@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use model::{
-    AccessPolicy, Action, Application, Cidr, ExternalNetwork, Inventory, MacAddr, Mode, Name, Nic, NicRef,
-    Origin, PolicySet, SocketMode, Target, Tenant, Vm, VmRef,
+    AccessPolicy, Action, Application, Cidr, DomainPattern, ExternalNetwork, Inventory, MacAddr, Mode, Name,
+    Nic, NicRef, Origin, PolicySet, SocketMode, Target, Tenant, Vm, VmRef,
 };
 
 use super::API_VERSION;
@@ -292,11 +292,18 @@ impl<'a> Resources<'a> {
             mode.one_of(&[("enforce", Mode::Enforce), ("audit", Mode::Audit)])
         });
         let (from, to) = self.between(&metadata.tenant, spec);
+        let (action, to) = (action?, to?);
+        if action == Action::Deny && names_domain(&to) {
+            return spec.owner().refuse(
+                "`fqdn` is for action Allow only",
+                "addresses are known only while somebody asks for their names; deny by cidr, or allow less",
+            );
+        }
         Some(AccessPolicy {
-            action: action?,
+            action,
             mode: mode?.unwrap_or_default(),
             from: from?,
-            to: to?,
+            to,
             tenant: metadata.tenant,
             name: metadata.name,
         })
@@ -348,24 +355,28 @@ impl<'a> Resources<'a> {
         let application = self.reference(Kind::Application, tenant, fields.optional("application"));
         let service = self.reference(Kind::Service, tenant, fields.optional("service"));
         let network = maybe(fields.optional("cidr"), selectors::network);
+        let domain = maybe(fields.optional("fqdn"), Field::parse::<DomainPattern>);
         let ports = maybe(fields.optional("ports"), |ports| selectors::ports(ports, PortList::Matched));
-        let single = alone(&fields, "service", &["application", "cidr", "vm", "process", "ports"])
-            .and_then(|()| alone(&fields, "application", &["cidr", "vm", "process"]))
-            .and_then(|()| alone(&fields, "cidr", &["vm", "process"]));
-        let empty = fields.given(&["vm", "process", "application", "service", "cidr", "ports"]).is_empty();
+        let single = alone(&fields, "service", &["application", "cidr", "fqdn", "vm", "process", "ports"])
+            .and_then(|()| alone(&fields, "application", &["cidr", "fqdn", "vm", "process"]))
+            .and_then(|()| alone(&fields, "cidr", &["fqdn", "vm", "process"]))
+            .and_then(|()| alone(&fields, "fqdn", &["vm", "process"]));
+        let given = ["vm", "process", "application", "service", "cidr", "fqdn", "ports"];
+        let empty = fields.given(&given).is_empty();
         fields.finish();
         if empty {
-            let help = "give vm, process, application, service, cidr or ports; \
+            let help = "give vm, process, application, service, cidr, fqdn or ports; \
                         leave `to` out to mean any machine";
             return field.refuse("the entry is empty", help);
         }
         single?;
         let ports = ports?.unwrap_or_default();
-        Some(match (service?, application?, network?) {
-            (Some(service), _, _) => Target::Service(service),
-            (None, Some(application), _) => Target::Application(application, ports),
-            (None, None, Some(network)) => Target::Network(network, ports),
-            (None, None, None) => Target::Workload(workload?, ports),
+        Some(match (service?, application?, network?, domain?) {
+            (Some(service), ..) => Target::Service(service),
+            (None, Some(application), ..) => Target::Application(application, ports),
+            (None, None, Some(network), _) => Target::Network(network, ports),
+            (None, None, None, Some(domain)) => Target::Domain(domain, ports),
+            (None, None, None, None) => Target::Workload(workload?, ports),
         })
     }
 
@@ -450,4 +461,9 @@ fn host_address(field: &Field<'_>) -> Option<Cidr> {
         );
     }
     Some(cidr)
+}
+
+/// Whether an entry names a domain.
+pub(super) fn names_domain(to: &[Target]) -> bool {
+    to.iter().any(|to| matches!(to, Target::Domain(..)))
 }

@@ -121,6 +121,7 @@ spec:
   - service: api
   - {{vm: {{}}, ports: [{{protocol: ICMP}}, {{protocol: UDP}}]}}
   - {{cidr: 10.1.0.0/16, ports: [{{port: 8000, endPort: 8999}}]}}
+  - {{fqdn: '*.Example.com', ports: [{{port: 443}}]}}
 ---
 {HEADER}kind: AccessPolicy
 metadata: {{name: q, tenant: acme}}
@@ -156,6 +157,8 @@ spec: {{action: Deny}}
     assert!(matches!(&p.to[1], Target::Workload(_, ports) if ports.len() == 2 && ports[0].ports.is_none()));
     let Target::Network(network, ports) = &p.to[2] else { panic!("a network") };
     assert_eq!((network.to_string().as_str(), ports[0].ports), ("10.1.0.0/16", PortRange::new(8000, 8999)));
+    let Target::Domain(domain, ports) = &p.to[3] else { panic!("a domain") };
+    assert_eq!((domain.to_string().as_str(), ports.len()), ("*.example.com", 1));
     assert!(q.from.is_empty() && q.to.is_empty());
 }
 
@@ -336,6 +339,44 @@ spec: {action: Allow, to: [{service: api}]}
             (14, 24, "spec.from[0].application", "no application is defined there at all"),
             (15, 18, "spec.to[0].service", "defined there: api"),
             (20, 38, "spec.to[0].service", "service `globex/api` is not defined"),
+        ],
+    );
+}
+
+#[test]
+fn domains_are_named_where_that_can_hold() {
+    check_after_base(
+        r#"kind: AccessPolicy
+metadata: {name: p, tenant: acme}
+spec:
+  action: Deny
+  to:
+  - {fqdn: api.example.com}
+---
+apiVersion: meshvisor.dev/v1alpha1
+kind: AccessPolicy
+metadata: {name: q, tenant: acme}
+spec:
+  action: Allow
+  to:
+  - {fqdn: localhost}
+  - {fqdn: a.example.com, cidr: 10.0.0.0/8}
+  - {fqdn: a.example.com, vm: {}}
+---
+apiVersion: meshvisor.dev/v1alpha1
+kind: FlowPolicy
+metadata: {name: f, tenant: acme}
+spec:
+  log: true
+  to:
+  - {fqdn: api.example.com}
+"#,
+        &[
+            (4, 3, "spec", "`fqdn` is for action Allow only"),
+            (14, 12, "spec.to[0].fqdn", "`localhost` is not a domain"),
+            (15, 5, "spec.to[1]", "cidr"),
+            (16, 5, "spec.to[2]", "fqdn"),
+            (22, 3, "spec", "`fqdn` is for access policies only"),
         ],
     );
 }

@@ -109,6 +109,8 @@ impl WhyQuestion {
             tuple,
             source: Party { vm: Some(self.from), attribution: source.as_deref() },
             destination: Party { vm: Some(to), attribution: destination.as_deref() },
+            // An end outside is not asked about here.
+            names: &[],
         };
         let judgement = published.snapshot.judge(&query, self.via);
         let rules = published.policy.explain(&query).into_iter().map(|trace| ExplainedRule {

@@ -92,6 +92,14 @@ fn selects(
             Target::Network(network, ports) => {
                 return network.contains(query.tuple.destination) && ports_match(ports, query.tuple);
             }
+            Target::Domain(domain, ports) => {
+                let is_it = |name: &std::sync::Arc<str>| match domain.to_string().strip_prefix('*') {
+                    Some(end) => name.ends_with(end),
+                    None => **name == *domain.to_string(),
+                };
+                let found = query.names.iter().any(is_it);
+                return query.destination.vm.is_none() && found && ports_match(ports, query.tuple);
+            }
             Target::Service(name) => {
                 let is = |s: &&Service| s.tenant == *tenant.unwrap() && s.name == *name;
                 let service = set.services.iter().find(is).unwrap();

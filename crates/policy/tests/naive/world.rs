@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use model::{
-    AccessPolicy, Action, Application, Attribution, Audience, Cidr, Confidence, FiveTuple, FlowPolicy,
-    FlowQuery, Inventory, MacAddr, Mode, Name, Nic, Origin, Outcome, Party, PolicySet, PortMatch, PortRange,
-    Process, ProcessSelector, Protocol, Service, SocketMode, Target, Tenant, UnknownReason, Vm, VmIndex,
-    VmRef, VmSelector, Workload,
+    AccessPolicy, Action, Application, Attribution, Audience, Cidr, Confidence, DomainPattern, FiveTuple,
+    FlowPolicy, FlowQuery, Inventory, MacAddr, Mode, Name, Nic, Origin, Outcome, Party, PolicySet, PortMatch,
+    PortRange, Process, ProcessSelector, Protocol, Service, SocketMode, Target, Tenant, UnknownReason, Vm,
+    VmIndex, VmRef, VmSelector, Workload,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -20,6 +21,11 @@ const VMS_PER_TENANT: usize = 3;
 
 fn name(text: &str) -> Name {
     text.parse().unwrap()
+}
+
+fn domain() -> impl Strategy<Value = DomainPattern> {
+    select(vec!["api.example.com", "*.example.com", "*.api.example.com"])
+        .prop_map(|text| text.parse().unwrap())
 }
 
 fn labels() -> impl Strategy<Value = BTreeMap<String, String>> {
@@ -111,6 +117,7 @@ fn peers() -> impl Strategy<Value = (Vec<Origin>, Vec<Target>)> {
         4 => (workload(), vec(port(), 0..3)).prop_map(|(workload, ports)| Target::Workload(workload, ports)),
         1 => vec(port(), 0..2).prop_map(|ports| Target::Application(name("a"), ports)),
         2 => (network(), vec(port(), 0..3)).prop_map(|(network, ports)| Target::Network(network, ports)),
+        2 => (domain(), vec(port(), 0..2)).prop_map(|(domain, ports)| Target::Domain(domain, ports)),
         1 => Just(Target::Service(name("s"))),
     ];
     (vec(origin, 0..3), vec(target, 0..3))
@@ -237,6 +244,8 @@ pub struct Flow {
     tuple: FiveTuple,
     callers: [Option<Attribution>; 2],
     listeners: [Option<Attribution>; 2],
+    /// What the destination was found under, if that is outside.
+    names: Vec<Arc<str>>,
 }
 
 impl Flow {
@@ -245,6 +254,7 @@ impl Flow {
             tuple: self.tuple,
             source: Party { vm: self.ends[0], attribution: self.callers[caller].as_ref() },
             destination: Party { vm: self.ends[1], attribution: self.listeners[listener].as_ref() },
+            names: &self.names,
         }
     }
 }
@@ -259,8 +269,10 @@ pub fn flow() -> impl Strategy<Value = Flow> {
     let protocol = select(vec![Protocol::Tcp, Protocol::Udp, Protocol::Icmp, Protocol::Other(132)]);
     let two = || [attribution(), attribution()];
     let outside = select(vec!["192.0.2.1", "198.51.100.1", "2001:db8::1"]);
-    (ends, outside, protocol, 77..87_u16, two(), two()).prop_map(
-        |(ends, outside, protocol, port, callers, listeners)| {
+    let names =
+        vec(select(vec!["example.com", "api.example.com", "x.api.example.com", "badexample.com"]), 0..3);
+    (ends, outside, protocol, 77..87_u16, two(), two(), names).prop_map(
+        |(ends, outside, protocol, port, callers, listeners, names)| {
             // As `inventory` gives them out.
             let address = |end: Option<VmIndex>| match end {
                 Some(vm) => IpAddr::V4(Ipv4Addr::new(10, 0, 0, u8::try_from(vm.0).unwrap() / 2 + 1)),
@@ -273,7 +285,8 @@ pub fn flow() -> impl Strategy<Value = Flow> {
                 destination_port: port,
                 protocol,
             };
-            Flow { ends, tuple, callers, listeners }
+            let names = names.into_iter().map(Arc::from).collect();
+            Flow { ends, tuple, callers, listeners, names }
         },
     )
 }

@@ -9,7 +9,7 @@ use packet::{Tcp, Transport, Udp};
 
 use super::message::{Request, Unusable, Why, encoded};
 use super::zone::{Asker, Outcome};
-use super::{DNS_PORT, DnsConfig};
+use super::{DNS_PORT, DnsConfig, learned};
 use crate::key::FlowKey;
 use crate::switch::Arrival;
 use crate::{Ask, DropReason, FlowSlots, How, Question, Switch, Verdict};
@@ -100,7 +100,8 @@ impl<S: FlowSlots> Switch<S> {
     }
 }
 
-/// Policy about names outside the mesh: the asker must be allowed to send UDP to port 53 of the resolver.
+/// Policy about names outside the mesh: the asker must be allowed to send UDP to port 53 of the resolver, or to reach
+/// what has the name.
 fn may_ask_others(
     snapshot: &Snapshot,
     config: &DnsConfig,
@@ -123,7 +124,12 @@ fn may_ask_others(
         },
         source: client,
         destination: Party { vm: None, attribution: None },
+        names: &[],
     };
+    let names_it = |name: String| client.vm.is_some_and(|vm| snapshot.judge.names_domain(vm, &name));
+    if learned::plain(request.query.name()).is_some_and(names_it) {
+        return Decision::Forward;
+    }
     if client.attribution.is_none() && snapshot.judge.needs(&query).source {
         return Decision::Ask;
     }

@@ -6,13 +6,15 @@
 //!
 //! 1. let through if it is addressed to a machine or service of the mesh: a tenant may have a name server of its own;
 //! 2. handed to the caller ([`DnsQuestion`]), who asks an upstream and tells what it said ([`DnsReply`]), if there are
-//!    upstreams and policy lets the asker send UDP to port 53 of the resolver's address; else refused;
+//!    upstreams and policy lets the asker send UDP to port 53 of the resolver's address, or reach what is outside by the very
+//!    name; else refused;
 //! 3. without upstreams, let through as any flow is, unless it was addressed to the resolver or a gateway, who know
 //!    nothing more and refuse.
 //!
 //! Over TCP the same holds for connections, which are taken up before the question is known. Answers come from whom
 //! the question was addressed to. What a machine says on other ports, or in the name of a resolver, is a flow like
-//! any other: nobody here listens to it.
+//! any other: nobody here listens to it. Only answers of the caller's upstreams teach what rules that name domains need to
+//! know ([`learned`]).
 //!
 //! Bounds: questions of one port per second ([`DnsConfig`]), [`upstream::PENDING_MAX`] questions of one port that wait for an
 //! upstream, each for [`upstream::PENDING_TIME`]; connections as [`stream`] says.
@@ -20,6 +22,7 @@
 mod connection;
 mod datagram;
 mod deciding;
+mod learned;
 mod message;
 mod stream;
 mod subject;
@@ -36,6 +39,7 @@ use packet::emit::Link;
 
 pub use self::upstream::{DnsQuestion, DnsReply, DnsTicket};
 
+use self::learned::Learned;
 use self::stream::{Ends, Stream};
 use self::upstream::Pending;
 use crate::outside::Front;
@@ -91,12 +95,19 @@ pub(crate) struct Dns {
     last_number: u64,
     /// When connections are to be looked after; never while there are none.
     upkeep: Option<Moment>,
+    learned: Learned,
 }
 
 impl Dns {
     fn number(&mut self) -> u64 {
         self.last_number += 1;
         self.last_number
+    }
+
+    /// Forgets what was learned for tenants that are gone.
+    pub(crate) fn keep_tenants(&mut self, snapshot: &Snapshot) {
+        let tenants = snapshot.inventory.tenants();
+        self.learned.keep_tenants(|name| tenants.iter().any(|tenant| tenant.name == *name));
     }
 }
 
@@ -158,6 +169,14 @@ impl<S: FlowSlots> Switch<S> {
         self.ports.endpoint(tenant, destination).is_some()
             || self.ports.outside.own_backend(tenant, front).is_some()
             || self.snapshot.as_ref().is_some_and(is_service)
+    }
+
+    /// What the sender's tenant has found an address outside under.
+    pub(crate) fn found_under(&self, from: &Port, to: &Port, address: IpAddr) -> Vec<Arc<str>> {
+        match (from.nic(), to.tenant()) {
+            (Some(card), None) => self.dns.learned.names(self.now, &card.vm.tenant, address),
+            _ => Vec::new(),
+        }
     }
 
     /// What is kept for a port that there is.

@@ -7,9 +7,9 @@ use hickory_proto::op::{Message, Query, ResponseCode};
 use model::{Moment, Name, VmIndex};
 use packet::emit;
 
-use super::STREAMED_LEN_BYTES_MAX;
 use super::message::{Request, Why, encoded};
 use super::stream::Ends;
+use super::{STREAMED_LEN_BYTES_MAX, learned};
 use crate::{FlowSlots, PortId, Switch};
 
 /// Most questions of one port that wait for an upstream's answer.
@@ -57,6 +57,8 @@ pub(crate) struct Pending {
     since: Moment,
     request: Request,
     back: Back,
+    /// The tenant that a rule lets reach addresses by the name that is asked for, and the name.
+    wanted: Option<(Name, String)>,
 }
 
 /// The way back to whoever asked.
@@ -80,7 +82,11 @@ impl<S: FlowSlots> Switch<S> {
         let Some(state) = self.states.get_mut(usize::from(port.0)) else { return };
         let pending = &mut state.dns.pending;
         let Some(position) = pending.iter().position(|pending| pending.number == number) else { return };
-        let Some(Pending { request, back, .. }) = pending.remove(position) else { return };
+        let Some(Pending { request, back, wanted, .. }) = pending.remove(position) else { return };
+        if let (Some((tenant, name)), Some(message)) = (wanted, &reply.message) {
+            let found = learned::found(request.query.name(), message);
+            self.dns.learned.learn(now, &tenant, &name, &found);
+        }
         let message = match reply.message {
             Some(message) => request.passed_on(message),
             None => request.answer(ResponseCode::ServFail, Some(Why::NoReachableAuthority)),
@@ -125,15 +131,19 @@ impl<S: FlowSlots> Switch<S> {
         if pending.len() >= PENDING_MAX {
             return Err(busy());
         }
+        let tenant = &snapshot.inventory.vm(vm).id.tenant;
+        let wanted = learned::plain(request.query.name())
+            .filter(|name| snapshot.judge.names_domain(vm, name))
+            .map(|name| (tenant.clone(), name));
         let number = self.dns.number();
         self.dns.questions.push_back(DnsQuestion {
             ticket: DnsTicket { port, number },
-            tenant: snapshot.inventory.vm(vm).id.tenant.clone(),
+            tenant: tenant.clone(),
             query: request.query.clone(),
             dnssec_ok: request.dnssec_ok(),
             checking_disabled: request.checking_disabled,
         });
-        pending.push_back(Pending { number, since: self.now, request, back });
+        pending.push_back(Pending { number, since: self.now, request, back, wanted });
         Ok(())
     }
 }

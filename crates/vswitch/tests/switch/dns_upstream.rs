@@ -14,7 +14,7 @@ use crate::world::*;
 
 const NAME: &str = "www.example.com.";
 
-fn with_upstreams() -> SwitchConfig {
+pub fn with_upstreams() -> SwitchConfig {
     let mut config = config();
     config.dns.as_mut().unwrap().has_upstreams = true;
     config
@@ -34,7 +34,7 @@ fn dns_only() -> Rules {
 impl World<'_> {
     /// Asks somebody outside, which must lead to a question for an upstream.
     #[track_caller]
-    fn asks_outside(&mut self, from: vswitch::PortId, question: &Message) -> DnsQuestion {
+    pub fn asks_outside(&mut self, from: vswitch::PortId, question: &Message) -> DnsQuestion {
         let frame = datagram_to(from, ip("8.8.8.8"), question);
         assert_eq!(self.offer(from, &frame), Verdict::Answered);
         self.emits_nothing();
@@ -43,7 +43,7 @@ impl World<'_> {
         questions.remove(0)
     }
 
-    fn replies(&mut self, question: &DnsQuestion, message: Option<Message>) {
+    pub fn replies(&mut self, question: &DnsQuestion, message: Option<Message>) {
         self.switch.dns_reply(self.now, DnsReply { ticket: question.ticket, message });
     }
 }

@@ -16,7 +16,7 @@ const SERVER_6: &str = "2001:db8::7";
 const ACME_OUTSIDE: &str = "192.0.2.10";
 const ACME_OUTSIDE_6: &str = "2001:db8:1::10";
 
-fn network(tenant: &str, addresses: &[&str]) -> ExternalNetwork {
+pub fn network(tenant: &str, addresses: &[&str]) -> ExternalNetwork {
     ExternalNetwork {
         tenant: tenant.parse().unwrap(),
         name: "internet".parse().unwrap(),

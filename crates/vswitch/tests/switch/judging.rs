@@ -9,7 +9,7 @@ use vswitch::{Ask, DropReason, FlowChange, FlowState, How, Question, Verdict};
 use crate::world::*;
 
 fn needs_both() -> Rules {
-    deny().but(Rule { from_exe: Some("/bin/a"), to_exe: Some("/bin/b"), to_port: None }, Action::Allow)
+    deny().but(Rule { from_exe: Some("/bin/a"), to_exe: Some("/bin/b"), ..Rule::default() }, Action::Allow)
 }
 
 #[test]
@@ -58,7 +58,8 @@ fn missing_answers_count_as_unknown() {
 #[test]
 fn nobody_is_asked_for_when_no_rule_cares() {
     let mut memory = memory(64);
-    let rules = allow().but(Rule { to_port: Some(22), from_exe: Some("/bin/a"), to_exe: None }, Action::Deny);
+    let rules =
+        allow().but(Rule { to_port: Some(22), from_exe: Some("/bin/a"), ..Rule::default() }, Action::Deny);
     let mut world = World::new(&mut memory, rules);
     world.connect(WEB, API, 80);
     let ssh = Dialogue::new(WEB, API, 40_000, 22).out(SYN, 1000, 0, 0);

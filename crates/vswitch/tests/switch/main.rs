@@ -2,6 +2,7 @@
 //! The switch as its callers see it: frames in, verdicts, emissions and events out.
 
 mod dns;
+mod dns_learned;
 mod dns_tcp;
 mod dns_upstream;
 mod external;

@@ -68,6 +68,8 @@ pub struct Rule {
     pub to_port: Option<u16>,
     pub from_exe: Option<&'static str>,
     pub to_exe: Option<&'static str>,
+    /// What the destination outside was found under.
+    pub to_name: Option<&'static str>,
 }
 
 /// The first rule that matches decides; each is named by its position.
@@ -116,6 +118,7 @@ impl Judge for Rules {
             rule.to_port.is_none_or(|port| port == query.tuple.destination_port)
                 && is_exe(query.source.attribution, rule.from_exe)
                 && is_exe(query.destination.attribution, rule.to_exe)
+                && rule.to_name.is_none_or(|name| query.names.iter().any(|own| **own == *name))
         });
         let (action, name) = match hit {
             Some(index) => (self.rules[index].1, index.to_string()),
@@ -123,6 +126,10 @@ impl Judge for Rules {
         };
         let decided_by = RuleId(format!("test/{name}").into());
         Judgement { inserted: self.insert(query), ..Judgement::new(action, decided_by) }
+    }
+
+    fn names_domain(&self, _: VmIndex, name: &str) -> bool {
+        self.rules.iter().any(|(rule, _)| rule.to_name == Some(name))
     }
 
     fn detour(&self, query: &FlowQuery<'_>) -> Option<Detour> {
