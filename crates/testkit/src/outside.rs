@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::names;
 
 /// The interface's name.
 pub const INTERFACE: &str = "mesh-out";
@@ -75,6 +77,16 @@ impl Outside {
                 drop(answered);
             }
         });
+        Ok(())
+    }
+
+    /// Finds `found` for every name that is asked for at `address`, until the process ends.
+    ///
+    /// # Errors
+    /// When it cannot listen there.
+    pub fn serve_names(&self, address: SocketAddr, found: Ipv4Addr) -> Result<()> {
+        let socket = self.within(|| UdpSocket::bind(address))?.context("listen outside")?;
+        names::serve(socket, found);
         Ok(())
     }
 

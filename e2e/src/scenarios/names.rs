@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Names, asked for by the programs that people use: dig, getent, curl, nslookup and redis-cli.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::UdpSocket;
 
 use anyhow::{Context, Result};
 use testkit::daemon::Daemon;
@@ -73,7 +73,9 @@ spec:
 
 pub(super) fn run(shop: &mut Shop, report: &mut Report) -> Result<()> {
     let settings = shop.scratch.join("names.toml");
-    let upstream = upstream()?;
+    let socket = UdpSocket::bind("127.0.0.1:0").context("make an upstream")?;
+    let upstream = socket.local_addr()?;
+    testkit::names::serve(socket, FOUND.parse()?);
     std::fs::write(&settings, format!("[dns]\nupstreams = [\"{upstream}\"]\n"))?;
     shop.write("60-batch.yaml", BATCH)?;
     shop.write("70-names.yaml", MANIFESTS)?;
@@ -219,29 +221,4 @@ fn last_line(text: &str) -> String {
 
 fn last_address(text: &str) -> String {
     text.lines().rfind(|line| line.starts_with("Address")).unwrap_or_default().to_owned()
-}
-
-/// A name server that finds [`FOUND`] for every question until the process ends.
-fn upstream() -> Result<SocketAddr> {
-    let socket = UdpSocket::bind("127.0.0.1:0").context("make an upstream")?;
-    let address = socket.local_addr()?;
-    std::thread::spawn(move || {
-        let mut bytes = [0; 512];
-        while let Ok((len, from)) = socket.recv_from(&mut bytes) {
-            // Whoever gets no answer sees for himself.
-            drop(answer(&bytes[..len]).map(|answer| socket.send_to(&answer, from)));
-        }
-    });
-    Ok(address)
-}
-
-/// The question with one record to it (RFC 1035 section 4): its name is that at offset 12.
-fn answer(question: &[u8]) -> Option<Vec<u8>> {
-    let end = 12 + question.get(12..)?.iter().position(|byte| *byte == 0)? + 5;
-    let mut answer = question.get(..end)?.to_vec();
-    answer[2..12].copy_from_slice(&[0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0]);
-    answer.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
-    let address: std::net::Ipv4Addr = FOUND.parse().ok()?;
-    answer.extend_from_slice(&address.octets());
-    Some(answer)
 }

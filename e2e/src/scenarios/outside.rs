@@ -1,16 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Two tenants with equal addresses in the world outside.
 
+use std::net::SocketAddrV4;
+
 use anyhow::{Context, Result};
 use testkit::daemon::Daemon;
 use testkit::guests::shipped;
 use testkit::outside::{INTERFACE, Outside};
 
+use crate::conversation::attempt;
 use crate::shop::NOTICE_LIMIT;
 use crate::{Report, Shop};
 
 /// A server somewhere; it tells whom it sees.
 const SERVER: &str = "198.51.100.7:80";
+/// A name server out there, which finds that server for every name.
+const UPSTREAM: &str = "127.0.0.1:5300";
 const HOST: &str = "192.0.2.1";
 /// What the tenants' machines appear as.
 const ACME: &str = "192.0.2.10";
@@ -51,6 +56,18 @@ spec:
 ---
 apiVersion: meshvisor.dev/v1alpha1
 kind: AccessPolicy
+metadata: {{name: web-goes-out-by-name, tenant: acme}}
+spec:
+  action: Allow
+  from:
+  - vm: {{name: web}}
+    process: {{exe: /usr/bin/intruder}}
+  to:
+  - fqdn: '*.example.com'
+    ports: [{{port: 80}}]
+---
+apiVersion: meshvisor.dev/v1alpha1
+kind: AccessPolicy
 metadata: {{name: host-comes-in, tenant: acme}}
 spec:
   action: Allow
@@ -82,10 +99,14 @@ pub(super) fn run(shop: &mut Shop, report: &mut Report) -> Result<()> {
     shop.write("70-outside.yaml", &manifests())?;
     let program = outside.wrapped(&shipped("meshvisor-hostd"), &shop.runtime())?;
     shop.daemon.stop()?;
-    let there = Daemon::start(&program, &shop.manifests(), &shop.runtime())?;
+    outside.serve_names(UPSTREAM.parse()?, SERVER.parse::<SocketAddrV4>()?.ip().to_owned())?;
+    let settings = shop.scratch.join("outside.toml");
+    std::fs::write(&settings, format!("[dns]\nupstreams = [\"{UPSTREAM}\"]\n"))?;
+    let there = Daemon::start_with(&program, &shop.manifests(), &shop.runtime(), Some(&settings))?;
     let here = std::mem::replace(&mut shop.daemon, there);
     shop.await_networks()?;
     visit(shop, report, &outside)?;
+    visit_by_name(shop, report)?;
     shop.daemon.stop()?;
     shop.daemon = here;
     shop.remove("70-outside.yaml")?;
@@ -125,5 +146,24 @@ fn visit(shop: &Shop, report: &mut Report, outside: &Outside) -> Result<()> {
             .then_some(flows.len()))
     });
     report.check("the flow is listed", flows.context("no flow to the server is listed"));
+    Ok(())
+}
+
+/// What a rule names by its name may be reached once somebody has asked for it, by whom the rule selects.
+fn visit_by_name(shop: &Shop, report: &mut Report) -> Result<()> {
+    let web = shop.vm("acme/web");
+    let before = attempt(web, "/usr/bin/intruder", SERVER)?;
+    report.check("before its name is asked for, a server is out of reach", before.refused_at_once());
+    let other = web.run("nslookup www.example.net 2>&1")?.stdout;
+    report.claim(
+        "a name that no rule names is not asked for",
+        other.contains("REFUSED"),
+        other.replace('\n', " "),
+    );
+    let found = web.run("nslookup www.example.com 2>&1")?.stdout;
+    report.claim("the rule's name is found", found.contains("198.51.100.7"), found.replace('\n', " "));
+    report.check("and may be reached then", attempt(web, "/usr/bin/intruder", SERVER)?.connected());
+    let storefront = attempt(web, "/usr/bin/storefront", SERVER)?;
+    report.check("but by nobody else", storefront.refused_at_once());
     Ok(())
 }

@@ -50,13 +50,15 @@ impl Learned {
                 make_room(known, now);
             }
             let names = known.entry(*address).or_default();
+            let before = names.iter().find(|known| known.name == name).map(|known| known.expires);
             names.retain(|known| known.expires > now && known.name != name);
             if names.len() >= NAMES_MAX
                 && let Some(first) = (0..names.len()).min_by_key(|position| names[*position].expires)
             {
                 names.swap_remove(first);
             }
-            let expires = now.after((*time).clamp(TIME_MIN, TIME_MAX));
+            // Whoever has the longer-lived answer goes by it.
+            let expires = now.after((*time).clamp(TIME_MIN, TIME_MAX)).max(before.unwrap_or(now));
             names.push(Known { name: Arc::clone(&name), expires });
         }
     }
@@ -148,6 +150,8 @@ mod tests {
             let names = |at| learned.names(NOW.after(seconds(at)), &tenant(), address(number)).len();
             assert_eq!((names(kept_s - 1), names(kept_s)), (1, 0), "{time_s}");
         }
+        learned.learn(NOW, &tenant(), "a.example", &[(address(2), seconds(100))]);
+        assert_eq!(learned.names(NOW.after(seconds(299)), &tenant(), address(2)).len(), 1);
         assert!(learned.names(NOW, &"globex".parse().unwrap(), address(2)).is_empty());
         learned.keep_tenants(|_| false);
         assert!(learned.names(NOW, &tenant(), address(2)).is_empty());
