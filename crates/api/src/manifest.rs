@@ -11,6 +11,7 @@
 mod fields;
 mod flow_policies;
 mod networks;
+mod qos;
 mod registry;
 mod resources;
 mod selectors;

@@ -8,7 +8,7 @@ mod flows;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use model::{Cidr, CidrError, Level, Ranges, RangesError, VmRef};
+use model::{BitRate, Cidr, CidrError, Level, Ranges, RangesError, VmRef};
 use serde::Deserialize;
 use telemetry::LogFormat;
 
@@ -81,6 +81,23 @@ struct RawConfig {
     services: RawServices,
     #[serde(default)]
     dns: RawDns,
+    #[serde(default)]
+    qos: RawQos,
+}
+
+/// What the host can move.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawQos {
+    capacity_mbit_per_second: Option<u64>,
+}
+
+impl RawQos {
+    fn capacity(&self) -> Result<BitRate, ConfigError> {
+        let (key, range) = ("qos.capacity_mbit_per_second", "1 to 1000000");
+        let megabits = within(key, self.capacity_mbit_per_second.unwrap_or(10_000), 1, 1_000_000, range)?;
+        Ok(BitRate::new(megabits * 1_000_000).expect("any such number of megabits is a rate"))
+    }
 }
 
 /// Ranges of virtual addresses, an IPv4 and an IPv6 one each.
@@ -203,6 +220,8 @@ pub struct Config {
     pub ranges: Ranges,
     /// How names are answered.
     pub dns: Dns,
+    /// What the host can move, of which machines can reserve parts: 1 Mbit/s to 1 Tbit/s, default 10 Gbit/s.
+    pub capacity: BitRate,
 }
 
 /// Why the settings cannot be used.
@@ -295,6 +314,7 @@ impl Config {
             export,
             ranges: ranges(&raw.services)?,
             dns: raw.dns.validated()?,
+            capacity: raw.qos.capacity()?,
         })
     }
 }

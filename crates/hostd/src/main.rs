@@ -74,7 +74,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let config = Config::load(args)?;
     telemetry::start_logging(&config.log_filter, config.log_format)?;
     let mesh = Arc::new(match &config.source {
-        Source::Manifests(dir) => Mesh::load(dir.clone(), config.ranges.clone())?,
+        Source::Manifests(dir) => Mesh::load(dir.clone(), config.ranges.clone(), config.capacity)?,
         Source::RamFiles(guests) => Mesh::of_guests(guests.iter().map(|guest| guest.vm.clone()))?,
     });
     if args.check {
@@ -107,8 +107,11 @@ fn serve(config: &Config, mesh: &Arc<Mesh>) -> anyhow::Result<()> {
     let flow_log = FlowLog::start(logged, records.export(config.export.clone())?)?;
     let cores = Poll::new(config.poll.cores)?;
     let poll = cores.handle();
-    let switch_config =
-        SwitchConfig { dns: config.dns.switch.clone(), ..config.flows.switch_config(hand_over.hash_seed()) };
+    let switch_config = SwitchConfig {
+        dns: config.dns.switch.clone(),
+        capacity: config.capacity,
+        ..config.flows.switch_config(hand_over.hash_seed())
+    };
     let switch = Switch::new(switch_config, flow_memory);
     let (inquiries, inquired) = bounded(handover::PORTS_MAX);
     let answer = poll.clone();

@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 use api::Diagnostic;
 use crossbeam_channel::{Receiver, Sender};
 use model::{
-    Action, Directory, Generation, Inventory, Name, NoServices, PolicySet, Ranges, Snapshot, Tenant, Vm,
-    VmRef,
+    Action, BitRate, Directory, Generation, Inventory, Name, NoServices, PolicySet, Ranges, Snapshot, Tenant,
+    Vm, VmRef,
 };
 use notify::{RecursiveMode, Watcher};
 use policy::CompiledPolicy;
+use vswitch::SwitchConfig;
 
 /// Quiet time after the last file event before a reload: editors write in several steps.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -44,6 +45,8 @@ pub struct Mesh {
     /// Directory of the resources; without one there is nothing to load again.
     source: Option<PathBuf>,
     ranges: Ranges,
+    /// Of which machines can reserve parts.
+    capacity: BitRate,
     published: RwLock<Published>,
 }
 
@@ -60,9 +63,12 @@ impl Mesh {
     ///
     /// # Errors
     /// When there is any mistake: a daemon has no last good state to start from.
-    pub fn load(source: PathBuf, ranges: Ranges) -> Result<Self, LoadError> {
-        match load(&source, &ranges, Generation::default().next()) {
-            Ok(published) => Ok(Self { source: Some(source), ranges, published: RwLock::new(published) }),
+    pub fn load(source: PathBuf, ranges: Ranges, capacity: BitRate) -> Result<Self, LoadError> {
+        match load(&source, (&ranges, capacity), Generation::default().next()) {
+            Ok(published) => {
+                let published = RwLock::new(published);
+                Ok(Self { source: Some(source), ranges, capacity, published })
+            }
             Err(diagnostics) => Err(LoadError { source_dir: source, diagnostics }),
         }
     }
@@ -85,7 +91,8 @@ impl Mesh {
             Arc::new(NoServices),
             resources,
         )?;
-        Ok(Self { source: None, ranges: Ranges::default(), published: RwLock::new(published) })
+        let (ranges, capacity) = (Ranges::default(), SwitchConfig::new(0).capacity);
+        Ok(Self { source: None, ranges, capacity, published: RwLock::new(published) })
     }
 
     /// Directory of the resources, if they are from one.
@@ -107,7 +114,7 @@ impl Mesh {
     pub fn reload(&self) -> bool {
         let Some(source) = self.source() else { return false };
         let current = self.published();
-        let loaded = load(source, &self.ranges, current.snapshot.generation.next());
+        let loaded = load(source, (&self.ranges, self.capacity), current.snapshot.generation.next());
         let mut published = self.published.write().unwrap_or_else(PoisonError::into_inner);
         match loaded {
             Ok(fresh) => {
@@ -136,10 +143,26 @@ pub enum GuestsError {
     Policy(#[from] policy::CompileError),
 }
 
-fn load(source: &Path, ranges: &Ranges, generation: Generation) -> Result<Published, Vec<Diagnostic>> {
+fn load(
+    source: &Path,
+    (ranges, capacity): (&Ranges, BitRate),
+    generation: Generation,
+) -> Result<Published, Vec<Diagnostic>> {
     let manifests = api::manifest::load(&[source.to_owned()])?;
     let resources = manifests.resources();
     let (inventory, policies) = manifests.into_parts();
+    let reserved: u64 = inventory
+        .vms()
+        .filter_map(|(vm, _)| inventory.qos(vm).reservation)
+        .map(BitRate::bits_per_second)
+        .fold(0, u64::saturating_add);
+    if reserved > capacity.bits_per_second() {
+        let error = format!(
+            "machines reserve {reserved} bit/s together, more than this host's {capacity} \
+             (`qos.capacity_mbit_per_second`)"
+        );
+        return Err(vec![contradiction(source, &error)]);
+    }
     let services = policy::catalogue(&inventory, &policies, ranges)
         .map_err(|error| vec![contradiction(source, &error)])?;
     publish(generation, inventory, &policies, Arc::new(services), resources)
@@ -227,7 +250,7 @@ spec:
     fn mesh(yaml: &str) -> (Scratch, Result<Mesh, LoadError>) {
         let dir = Scratch::new("mesh").unwrap();
         std::fs::write(dir.join("mesh.yaml"), yaml).unwrap();
-        let mesh = Mesh::load(dir.path().to_owned(), Ranges::default());
+        let mesh = Mesh::load(dir.path().to_owned(), Ranges::default(), BitRate::new(1_000_000).unwrap());
         (dir, mesh)
     }
 
@@ -249,6 +272,16 @@ spec:
         let mended = mesh.published();
         assert_eq!(mended.snapshot.generation, good.snapshot.generation.next());
         assert!(mended.refused.is_empty());
+    }
+
+    #[test]
+    fn no_more_can_be_reserved_than_there_is() {
+        let reserving = |bits: u32| {
+            ONE_VM.replace("spec:\n", &format!("spec:\n  qos: {{reservation: {{bitsPerSecond: {bits}}}}}\n"))
+        };
+        assert!(mesh(&reserving(1_000_000)).1.is_ok());
+        let text = mesh(&reserving(1_000_001)).1.unwrap_err().to_string();
+        assert!(text.contains("reserve 1000001 bit/s together"), "{text}");
     }
 
     #[test]

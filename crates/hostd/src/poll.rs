@@ -15,7 +15,12 @@
 //! question goes to the introspection thread, and the frame is offered to the switch again with the
 //! answer. Nothing is looked up on this thread beyond a glance. A paused lane delays only its own guest, for at most the
 //! configured wait; a frame whose answer is late, or whose guest is still being attached to, is dropped
-//! without a verdict, so that the guest's retransmission asks again.
+//! without a verdict, so that the guest's retransmission asks again. A frame that exceeds a limit waits, too, but lets
+//! frames of other flows pass ([`parked`]).
+//!
+//! In a round each port may have as many bytes taken up as its machine's shares and reservation are worth
+//! ([`vswitch::Turn`]), so that nobody waits long for a port that sends all it can; ports of latency class `Interactive` are
+//! looked after between all others.
 
 mod delivery;
 mod finish;
@@ -24,11 +29,13 @@ mod link;
 mod load;
 mod orders;
 mod owners;
+mod parked;
 mod round;
 mod shared;
 mod strain;
 #[cfg(test)]
 mod tests;
+mod turns;
 mod upkeep;
 mod uplink;
 
@@ -40,7 +47,7 @@ use hdrhistogram::Histogram;
 use model::{Moment, NicRef, RuleId, Snapshot, VmRef};
 use platform::{Bell, EventFd, Tap};
 use vhost_port::{Port, PortCounters};
-use vswitch::{Counters, DnsReply, FlowRecord, PortId, Switch};
+use vswitch::{Counters, DnsReply, FlowRecord, MeterRecord, PortId, Switch};
 
 use crate::dns::DnsHandle;
 use crate::funnel::Funnel;
@@ -60,6 +67,8 @@ const SPIN: Duration = Duration::from_micros(50);
 const SLEEP_MAX: Duration = upkeep::PERIOD;
 /// Longest wait that is told apart from longer ones.
 pub const WAIT_NS_MAX: u64 = 10_000_000_000;
+/// Limits told of; more are left out.
+pub const METERS_MAX: usize = 1024;
 /// Flow events waiting for the flow log; more are added up.
 pub const EVENTS_QUEUED_MAX: usize = 65_536;
 
@@ -130,6 +139,8 @@ pub struct SwitchNumbers {
     pub counters: Counters,
     /// Flows in the table.
     pub flows: usize,
+    /// Its limits, at most [`METERS_MAX`].
+    pub meters: Vec<MeterRecord>,
 }
 
 /// What a poll core has done so far.
@@ -159,6 +170,8 @@ pub struct CoreNumbers {
     pub waits: Option<Histogram<u64>>,
     /// How long finding an answer took of that.
     pub lookups: Option<Histogram<u64>>,
+    /// How long interactive ports were not looked after while the core was awake, likewise.
+    pub gaps: Option<Histogram<u64>>,
 }
 
 /// What all poll cores have done so far.

@@ -8,7 +8,7 @@ use std::fmt;
 use std::ops::{BitOr, BitOrAssign};
 use std::sync::Arc;
 
-use crate::{Level, RuleId, VmIndex};
+use crate::{Counted, Level, Limit, RuleId, VmIndex};
 
 /// A set of data-plane services.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -97,10 +97,10 @@ impl fmt::Display for ServiceFlags {
     }
 }
 
-/// What one rule adds to the flows that it matches.
+/// What one rule, or the limit of a machine or service, adds to flows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Insertion {
-    /// The rule.
+    /// The rule, or whose limit it is.
     pub rule: RuleId,
     /// The level that it speaks for.
     pub level: Level,
@@ -112,6 +112,8 @@ pub struct Insertion {
     pub services: ServiceFlags,
     /// Who gets copies of the flow's frames.
     pub mirror: Option<VmIndex>,
+    /// What frames may pass, and which of them count.
+    pub limit: Option<(Limit, Counted)>,
 }
 
 /// The services that rules add.

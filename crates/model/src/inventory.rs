@@ -4,8 +4,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use crate::{Cidr, ExternalNetwork, MacAddr, Name, NicRef, Protocol, VmRef};
+use crate::{Cidr, ExternalNetwork, Insertion, MacAddr, Name, NicRef, Protocol, Qos, VmRef};
 
 /// Who listens on a network card's vhost-user socket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,6 +67,8 @@ pub struct Inventory {
     vms: Vec<Vm>,
     by_name: HashMap<VmRef, VmIndex>,
     networks: Vec<ExternalNetwork>,
+    qos: HashMap<VmIndex, Qos>,
+    limits: HashMap<VmIndex, Arc<Insertion>>,
 }
 
 /// A contradiction in an inventory.
@@ -163,7 +166,8 @@ impl Inventory {
                 claims.claim(vm, nic)?;
             }
         }
-        Ok(Self { tenants, vms, by_name, networks: Vec::new() })
+        let (qos, limits) = (HashMap::new(), HashMap::new());
+        Ok(Self { tenants, vms, by_name, networks: Vec::new(), qos, limits })
     }
 
     /// The same inventory with what lies outside of it.
@@ -192,6 +196,29 @@ impl Inventory {
             }
         }
         Ok(Self { networks, ..self })
+    }
+
+    /// The same inventory, in which machines have these parts of the host's capacity; machines that do not exist are
+    /// left out.
+    #[must_use]
+    pub fn with_qos(self, given: impl IntoIterator<Item = (VmRef, Qos)>) -> Self {
+        let found = |(id, qos): (VmRef, Qos)| Some((self.find(&id)?, qos));
+        let qos: HashMap<VmIndex, Qos> = given.into_iter().filter_map(found).collect();
+        let limited = qos.iter().filter_map(|(index, qos)| Some((*index, qos.limit?)));
+        let limits = limited.map(|(index, limit)| (index, limit.of_machine(&self.vm(index).id, index)));
+        Self { limits: limits.collect(), qos, ..self }
+    }
+
+    /// A machine's part of the host's capacity.
+    #[must_use]
+    pub fn qos(&self, vm: VmIndex) -> Qos {
+        self.qos.get(&vm).copied().unwrap_or_default()
+    }
+
+    /// What a machine's limit adds to its flows.
+    #[must_use]
+    pub fn limit(&self, vm: VmIndex) -> Option<&Arc<Insertion>> {
+        self.limits.get(&vm)
     }
 
     /// What lies outside, in the order given.

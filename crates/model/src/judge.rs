@@ -196,7 +196,15 @@ impl Snapshot {
             Some(offer) if source != destination => self.judge_service(offer, query),
             _ => self.judge.judge(query),
         };
-        judgement.via = via.map(|offer| self.services.offer(offer).id.clone());
+        let limit_of = |party: Party<'_>| self.inventory.limit(party.vm?);
+        let own = limit_of(query.source);
+        // A machine that calls itself has but one limit.
+        let far = limit_of(query.destination).filter(|_| query.source.vm != query.destination.vm);
+        if let Some(offer) = via.map(|offer| self.services.offer(offer)) {
+            judgement.inserted.extend(offer.limit.clone());
+            judgement.via = Some(offer.id.clone());
+        }
+        judgement.inserted.extend(own.into_iter().chain(far).cloned());
         judgement
     }
 

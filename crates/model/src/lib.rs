@@ -19,6 +19,7 @@ mod name;
 mod net;
 mod network;
 mod policy;
+mod qos;
 mod ranges;
 mod service;
 
@@ -34,6 +35,7 @@ pub use policy::{
     AccessPolicy, Application, FlowPolicy, Glob, GlobError, Mode, Origin, PolicySet, PortMatch, PortRange,
     ProcessSelector, Redirect, Target, UserName, UserNameError, VmSelector, Workload,
 };
+pub use qos::{BitRate, Counted, LatencyClass, Limit, Qos};
 pub use ranges::{Ranges, RangesError, nth_address};
 pub use service::{
     Audience, Balancing, Directory, Endpoint, Level, Method, NoServices, Offer, OfferIndex, Service, Share,

@@ -9,7 +9,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::{Action, Audience, Cidr, DomainPattern, Name, Outcome, Protocol, Service};
+use crate::{Action, Audience, Cidr, DomainPattern, Limit, Name, Outcome, Protocol, Service};
 
 /// A pattern over paths and unit names: `*` stands for any run of characters, `/` included, `?` for
 /// any one character, every other character for itself.
@@ -346,6 +346,8 @@ pub struct FlowPolicy {
     pub redirect: Option<Redirect>,
     /// Whether what happens to such flows is written to the log.
     pub log: bool,
+    /// What may pass in all such flows together, each way for itself.
+    pub limit: Option<Limit>,
 }
 
 impl FlowPolicy {
@@ -366,6 +368,7 @@ impl FlowPolicy {
             mirror: None,
             redirect: None,
             log: false,
+            limit: None,
         }
     }
 }

@@ -6,11 +6,12 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::{
-    Attribution, Cidr, FlowQuery, Name, Party, PortMatch, Protocol, Ranges, RuleId, VmIndex, VmSelector,
-    Workload,
+    Attribution, Cidr, FlowQuery, Insertion, Limit, Name, Party, PortMatch, Protocol, Ranges, RuleId,
+    VmIndex, VmSelector, Workload,
 };
 
 /// How far a service reaches, from the outermost level inwards.
@@ -107,6 +108,8 @@ pub struct Service {
     pub addresses: Vec<IpAddr>,
     /// How calls are spread.
     pub balancing: Balancing,
+    /// What may pass between it and all its callers together, each way for itself.
+    pub limit: Option<Limit>,
 }
 
 impl Service {
@@ -123,6 +126,7 @@ impl Service {
             ports,
             addresses: Vec::new(),
             balancing: Balancing::default(),
+            limit: None,
         }
     }
 }
@@ -232,6 +236,8 @@ pub struct Offer {
     pub names_listener: bool,
     /// How calls are spread.
     pub balancing: Balancing,
+    /// What its limit adds to calls.
+    pub limit: Option<Arc<Insertion>>,
 }
 
 impl Offer {

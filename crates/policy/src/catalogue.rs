@@ -12,8 +12,8 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use model::{
-    Application, Attribution, Audience, Balancing, Cidr, Directory, Endpoint, FlowQuery, Inventory, Level,
-    Name, Offer, OfferIndex, Party, PolicySet, Ranges, RuleId, Service, Sight, Vm, VmIndex, Workload,
+    Application, Attribution, Audience, Balancing, Cidr, Counted, Directory, Endpoint, FlowQuery, Inventory,
+    Level, Name, Offer, OfferIndex, Party, PolicySet, Ranges, RuleId, Service, Sight, Vm, VmIndex, Workload,
     nth_address,
 };
 
@@ -272,6 +272,10 @@ impl Names<'_> {
             endpoints: endpoints.map(|(index, vm)| endpoint(index, vm, &service.balancing)).collect(),
             names_listener: service.selector.process.is_some(),
             balancing: service.balancing.clone(),
+            limit: service.limit.map(|limit| {
+                let name = RuleId(format!("{}/(service)", id(service)).into());
+                limit.insertion(&name, service.audience.level(), Counted::EachWay)
+            }),
         })
     }
 }

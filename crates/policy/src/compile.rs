@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use model::{
-    AccessPolicy, Action, Audience, Cidr, Detour, FlowPolicy, Insertion, Inventory, Level, Mode, Name,
-    Origin, PolicySet, PortMatch, RuleId, Service, ServiceFlags, Target, VmIndex, VmRef, VmSelector,
+    AccessPolicy, Action, Audience, Cidr, Counted, Detour, FlowPolicy, Insertion, Inventory, Level, Mode,
+    Name, Origin, PolicySet, PortMatch, RuleId, Service, ServiceFlags, Target, VmIndex, VmRef, VmSelector,
     Workload,
 };
 
@@ -260,7 +260,11 @@ impl<'a> Names<'a> {
         if detour.is_some() && tenant.is_none() {
             return Err(CompileError::NotForAll(id));
         }
-        let services = [(policy.mirror.is_some(), ServiceFlags::MIRROR), (policy.log, ServiceFlags::LOG)];
+        let services = [
+            (policy.limit.is_some(), ServiceFlags::LIMIT),
+            (policy.mirror.is_some(), ServiceFlags::MIRROR),
+            (policy.log, ServiceFlags::LOG),
+        ];
         let services = services.into_iter().filter(|(added, _)| *added);
         let insertion = Insertion {
             rule: id.clone(),
@@ -269,6 +273,7 @@ impl<'a> Names<'a> {
             denies: policy.denies,
             services: services.fold(ServiceFlags::NONE, |all, (_, flag)| all | flag),
             mirror,
+            limit: policy.limit.map(|limit| (limit, Counted::EachWay)),
         };
         let action = if policy.denies { Action::Deny } else { Action::Allow };
         Ok(FlowRule {

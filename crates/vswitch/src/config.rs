@@ -3,9 +3,15 @@
 
 use std::time::Duration;
 
-use model::MacAddr;
+use model::{BitRate, MacAddr};
 
 use crate::{DnsConfig, FlowState};
+
+/// What a host can move unless its settings say so.
+const CAPACITY_DEFAULT: BitRate = match BitRate::new(10_000_000_000) {
+    Some(rate) => rate,
+    None => panic!("a legal rate"),
+};
 
 /// How the switch behaves, fixed for its life.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +48,8 @@ pub struct SwitchConfig {
     pub dhcp_lease: Duration,
     /// Whether and how names are answered. Default: they are, without upstreams.
     pub dns: Option<DnsConfig>,
+    /// What the host can move, in both directions together: reservations are parts of it. Default: 10 Gbit/s.
+    pub capacity: BitRate,
     /// How long flows are remembered.
     pub timeouts: Timeouts,
 }
@@ -64,6 +72,7 @@ impl SwitchConfig {
             logged_per_second_max: 100,
             dhcp_lease: Duration::from_secs(3600),
             dns: Some(DnsConfig::default()),
+            capacity: CAPACITY_DEFAULT,
             timeouts: Timeouts::default(),
         }
     }

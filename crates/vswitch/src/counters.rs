@@ -16,6 +16,8 @@ pub struct Counters {
     pub need_more: u64,
     /// Times a caller was asked who is behind a flow.
     pub asked: u64,
+    /// Times a frame had to wait because it exceeded a limit.
+    pub held: u64,
     /// Frames that found their flow in the table.
     pub hits: u64,
     /// Frames that did not.
@@ -75,6 +77,7 @@ impl Counters {
             Verdict::Answered => self.answered_frames += 1,
             Verdict::Drop(reason) => self.drops.0[*reason as usize] += 1,
             Verdict::NeedMore => self.need_more += 1,
+            Verdict::Hold(_) => self.held += 1,
             Verdict::Ask(_) => self.asked += 1,
         }
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use model::{Attribution, FiveTuple, Generation, Judgement, Moment, NicRef, ServiceFlags};
 use packet::TcpFlags;
 
+use crate::qos::FlowMeters;
 use crate::services::Served;
 use crate::{FlowState, PortId};
 
@@ -38,6 +39,8 @@ pub(crate) struct Flow {
     pub services: ServiceFlags,
     /// Who gets copies of its frames.
     pub mirror: Option<PortId>,
+    /// What holds its frames back.
+    pub meters: Option<Box<FlowMeters>>,
     /// Round-trip time of its handshake, once that is complete.
     pub rtt: Option<Duration>,
 }

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use model::ServiceFlags;
+use model::{Moment, ServiceFlags};
 use packet::{Head, VnetHeader};
 
 /// A switch port: one network card of one machine.
@@ -44,6 +44,9 @@ pub struct Frame {
     pub services: ServiceFlags,
     /// Set by the switch: where a copy of the frame goes, as it is forwarded.
     pub mirror: Option<PortId>,
+    /// When it may leave, once a limit was asked; set by the switch. Whoever offers the same frame again keeps it, whoever puts
+    /// another one in its place clears it.
+    pub departs: Option<Moment>,
 }
 
 impl Default for Frame {
@@ -55,6 +58,7 @@ impl Default for Frame {
             total_len_bytes: 0,
             services: ServiceFlags::NONE,
             mirror: None,
+            departs: None,
         }
     }
 }

@@ -260,6 +260,7 @@ impl<S: FlowSlots> Switch<S> {
             served: None,
             services: ServiceFlags::NONE,
             mirror: None,
+            meters: None,
             rtt: None,
         });
         self.table.set_epoch(position, self.epoch);

@@ -5,7 +5,8 @@
 //! the flow table; the first frame of a flow is checked against its sender's addresses, resolved to an
 //! endpoint and put to the published policy ([`model::Judge`]), and the answer is kept with the flow.
 //!
-//! The switch holds no frame. When policy must know the process behind a flow, [`Switch::process`] answers
+//! The switch holds no frame. One that exceeds a limit is given the time at which it is to be offered again
+//! ([`Verdict::Hold`]). When policy must know the process behind a flow, [`Switch::process`] answers
 //! [`Verdict::Ask`] and has changed nothing; the caller finds the answer out and offers the same frame
 //! again. Frames that the switch makes itself are drained through [`Switch::emissions`].
 //!
@@ -39,6 +40,7 @@ mod outbox;
 mod outside;
 mod ports;
 mod preview;
+mod qos;
 mod rate;
 mod services;
 mod slot;
@@ -59,6 +61,7 @@ pub use frame::{FRAME_LEN_BYTES_MAX, Frame, HEAD_LEN_BYTES_MAX, PortId};
 pub use outbox::{EMISSIONS_MAX, EVENTS_MAX, Emission};
 pub use outside::Uplink;
 pub use preview::{Preview, Previewer};
+pub use qos::{Credit, FRAME_COST_BYTES, MeterRecord, QUANTUM_BYTES, Turn};
 pub use slot::{FlowSlot, FlowSlots};
 pub use state::FlowState;
 pub use switch::Switch;

@@ -8,6 +8,7 @@ use model::{Cidr, ExternalNetwork, MacAddr, Name, Protocol, Snapshot, VmRef};
 
 use crate::PortId;
 use crate::ports::{Behind, Port};
+use crate::qos::Turn;
 
 /// Largest packet that goes out, in bytes; the host's interface has the usual MTU.
 const MTU_BYTES: u16 = 1500;
@@ -32,7 +33,7 @@ impl Uplink {
         let networks = snapshot.inventory.networks().iter().filter(|network| self.leads_to(network));
         let ours = networks.flat_map(|network| network.addresses.iter().copied()).collect();
         let behind = Behind::Outside { interface: self.interface.clone(), ours };
-        Port { behind, mac: self.mac, mtu_bytes: MTU_BYTES, subnets: Vec::new() }
+        Port { behind, mac: self.mac, mtu_bytes: MTU_BYTES, subnets: Vec::new(), turn: Turn::default() }
     }
 }
 

@@ -5,12 +5,13 @@ use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use model::{Cidr, MacAddr, Name, NicRef, Snapshot, VmIndex};
+use model::{BitRate, Cidr, MacAddr, Name, NicRef, Snapshot, VmIndex};
 
 use crate::PortId;
 use crate::dns::PortDns;
 use crate::fragment::Fragments;
 use crate::outside::{Outside, Uplink};
+use crate::qos::{Turn, turns};
 use crate::rate::Rate;
 use crate::services::Choices;
 
@@ -49,6 +50,8 @@ pub(crate) struct Port {
     pub mac: MacAddr,
     pub mtu_bytes: u16,
     pub subnets: Vec<Subnet>,
+    /// What it may do when its frames are taken up.
+    pub turn: Turn,
 }
 
 impl Port {
@@ -177,7 +180,12 @@ pub(crate) struct Ports {
 
 impl Ports {
     /// The ports of the cards that the snapshot knows; others are left out.
-    pub(crate) fn new(snapshot: &Snapshot, numbered: &[(PortId, NicRef)], uplinks: &[Uplink]) -> Self {
+    pub(crate) fn new(
+        snapshot: &Snapshot,
+        numbered: &[(PortId, NicRef)],
+        uplinks: &[Uplink],
+        capacity: BitRate,
+    ) -> Self {
         let tenants: HashMap<_, _> = snapshot
             .inventory
             .tenants()
@@ -201,7 +209,9 @@ impl Ports {
         let len = ids.map(|id| usize::from(id.0) + 1).max().unwrap_or(0);
         let held = held_addresses(snapshot);
         let mut by_id = vec![None; len];
-        for (id, nic, vm, tenant, card) in found {
+        let qos: Vec<_> = found.iter().map(|(_, _, vm, ..)| snapshot.inventory.qos(*vm)).collect();
+        let turns = turns(&qos, capacity);
+        for ((id, nic, vm, tenant, card), turn) in found.into_iter().zip(turns) {
             let subnet = |cidr: &Cidr| {
                 let gateway = first_host(cidr);
                 let gateway_is_virtual =
@@ -213,6 +223,7 @@ impl Ports {
                 mac: card.mac,
                 mtu_bytes: card.mtu_bytes,
                 subnets: card.addresses.iter().map(subnet).collect(),
+                turn,
             }));
         }
         for uplink in uplinks {

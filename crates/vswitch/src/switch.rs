@@ -13,11 +13,12 @@ use crate::fragment;
 use crate::key::FlowKey;
 use crate::outbox::Outbox;
 use crate::ports::{Port, PortState, Ports};
+use crate::qos::Meters;
 use crate::services::Balancers;
 use crate::table::{FlowTable, millisecond};
 use crate::{
     Answers, Counters, DropReason, Emission, FRAME_LEN_BYTES_MAX, FlowChange, FlowEnd, FlowEvent, FlowRecord,
-    FlowSlot, FlowSlots, FlowState, Frame, PortId, Preview, SwitchConfig, Uplink, Verdict,
+    FlowSlot, FlowSlots, FlowState, Frame, MeterRecord, PortId, Preview, SwitchConfig, Turn, Uplink, Verdict,
 };
 
 /// A switch for the machines of one host.
@@ -33,6 +34,7 @@ pub struct Switch<S = Vec<FlowSlot>> {
     /// Names the snapshot within this process; see [`FlowSlot::epoch`].
     pub(crate) epoch: u8,
     pub(crate) balancers: Balancers,
+    pub(crate) meters: Meters,
     pub(crate) outbox: Outbox,
     pub(crate) dns: Dns,
     pub(crate) counters: Counters,
@@ -90,6 +92,7 @@ impl<S: FlowSlots> Switch<S> {
             snapshot: None,
             epoch: 0,
             balancers: Balancers::default(),
+            meters: Meters::default(),
             outbox: Outbox::default(),
             dns: Dns::default(),
             counters,
@@ -109,7 +112,8 @@ impl<S: FlowSlots> Switch<S> {
         uplinks: &[Uplink],
     ) {
         self.now = now;
-        let ports = Ports::new(&snapshot, ports, uplinks);
+        let ports = Ports::new(&snapshot, ports, uplinks, self.config.capacity);
+        self.meters.tidy();
         let first = self.snapshot.is_none();
         self.end_flows_without_card(&ports, first);
         self.states.resize(ports.len().max(self.states.len()), PortState::default());
@@ -181,6 +185,16 @@ impl<S: FlowSlots> Switch<S> {
         &self.counters
     }
 
+    /// All limits that flows have met lately, in numbers.
+    pub fn meters(&self, now: Moment) -> Vec<MeterRecord> {
+        self.meters.records(now)
+    }
+
+    /// What a port may do when its frames are taken up.
+    pub fn turn(&self, port: PortId) -> Turn {
+        self.ports.port(port).map_or_else(Turn::default, |port| port.turn)
+    }
+
     /// Number of flows in the table.
     pub fn flow_count(&self) -> usize {
         self.table.len()
@@ -248,7 +262,8 @@ impl<S: FlowSlots> Switch<S> {
         }
         let verdict = self.decide_packet(arrival, preview);
         // A packet with a fragment header may well be whole (RFC 6946).
-        if piece.more && matches!(verdict, Verdict::Forward(_)) {
+        // Its other pieces wait behind it if it does.
+        if piece.more && matches!(verdict, Verdict::Forward(_) | Verdict::Hold(_)) {
             let fragments = &mut self.states[usize::from(arrival.ingress.0)].fragments;
             fragments.begin(self.now, arrival.ip, piece, key, self.config.fragmented_per_port_max);
         }
@@ -274,6 +289,11 @@ impl<S: FlowSlots> Switch<S> {
         let slot = *self.table.slot(index);
         if matches!(slot.state(), None | Some(FlowState::Reset | FlowState::Refused)) {
             return Verdict::Drop(DropReason::Denied);
+        }
+        if slot.is_served()
+            && let Some(verdict) = self.enter_stages(index, arrival.frame)
+        {
+            return verdict;
         }
         if let Some(verdict) = self.rewrite(arrival, slot.output()) {
             return verdict;
@@ -333,7 +353,13 @@ impl<S: FlowSlots> Switch<S> {
         state: FlowState,
         now_ms: u32,
     ) -> Verdict {
-        let output = self.table.slot(index).output();
+        let slot = self.table.slot(index);
+        let output = slot.output();
+        if slot.is_served()
+            && let Some(verdict) = self.enter_stages(index, arrival.frame)
+        {
+            return verdict;
+        }
         let after = match self.track(arrival, index, state) {
             Ok(after) => after,
             Err(verdict) => return verdict,

@@ -173,6 +173,7 @@ impl<S: FlowSlots> FlowTable<S> {
                     services: ServiceFlags::NONE,
                     mirror: None,
                     names: Vec::new(),
+                    meters: None,
                     rtt: None,
                 };
                 for (member, peer) in [(index, partner), (partner, index)] {

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use model::{Attribution, FiveTuple};
+use model::{Attribution, FiveTuple, Moment};
 
 use crate::PortId;
 
@@ -20,6 +20,9 @@ pub enum Verdict {
     Drop(DropReason),
     /// Copy more of the frame, up to [`crate::HEAD_LEN_BYTES_MAX`], and ask again. Nothing has changed.
     NeedMore,
+    /// Keep it, and ask again with the same frame at this time: it exceeds a limit. Nothing has changed but
+    /// [`crate::Frame::departs`]. Frames of the same flow that came after it are to be offered after it.
+    Hold(Moment),
     /// Find out who is behind the flow and ask again with the same frame. Nothing has changed.
     Ask(Question),
 }

@@ -524,6 +524,33 @@ pub struct PollStats {
     pub sleeps: u64,
     /// Frames moved.
     pub frames: u64,
+    /// How long machines of latency class `Interactive` were not looked after while frames were moved.
+    #[serde(default)]
+    pub interactive: Latency,
+}
+
+/// A limit in numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LimitStatus {
+    /// Whose it is: a flow policy, `tenant/vm/(vm)` or `tenant/name/(service)`.
+    pub name: String,
+    /// Whether it counts what answers, or what calls; a machine's counts whatever that sends.
+    pub answers: bool,
+    /// What it lets through.
+    pub limit_bits_per_second: u64,
+    /// What has passed lately, over a second or so.
+    pub bits_per_second: u64,
+    /// Frames counted.
+    pub frames: u64,
+    /// Their bytes, Ethernet headers included.
+    pub bytes: u64,
+    /// Frames that had to wait.
+    pub held_frames: u64,
+    /// For how long on average, in microseconds.
+    pub held_mean_us: u64,
+    /// For how long at most, in microseconds.
+    pub held_max_us: u64,
 }
 
 /// What became of the records of flows.
@@ -577,6 +604,9 @@ pub struct Status {
     /// Records of flows.
     #[serde(default)]
     pub records: RecordStats,
+    /// Limits that flows have met lately.
+    #[serde(default)]
+    pub limits: Vec<LimitStatus>,
 }
 
 /// What policy is in force.

@@ -4,6 +4,7 @@
 use model::{Action, Audience, FlowPolicy, Name, Origin, Redirect, Target};
 
 use super::fields::{Field, Fields};
+use super::qos;
 use super::registry::Kind;
 use super::resources::{Metadata, Resources, names_domain};
 use super::selectors::maybe;
@@ -12,7 +13,7 @@ use super::selectors::maybe;
 const ORDER_MAX: u32 = 1_000_000;
 
 /// What a policy can do.
-const EFFECTS: [&str; 4] = ["action", "mirror", "redirect", "log"];
+const EFFECTS: [&str; 5] = ["action", "limit", "mirror", "redirect", "log"];
 
 /// Services that a flow can have and this daemon cannot give, each with what it lacks. A policy that asks for one
 /// means it, so it is refused instead of ignored.
@@ -35,6 +36,7 @@ impl<'a> Resources<'a> {
         let redirect_field = spec.optional("redirect");
         let redirect = maybe(redirect_field.clone(), |field| self.redirect(tenant, field));
         let log = maybe(spec.optional("log"), Field::boolean);
+        let limit = maybe(spec.optional("limit"), qos::limit);
         let absent = absent(spec);
         if absent.is_some() && spec.given(&EFFECTS).is_empty() {
             let help = format!("give one or more of {}", EFFECTS.join(", "));
@@ -69,6 +71,7 @@ impl<'a> Resources<'a> {
             mirror: mirror?,
             redirect: redirect?,
             log: log?.unwrap_or_default(),
+            limit: limit?,
             tenant: metadata.tenant,
             name: metadata.name,
         })

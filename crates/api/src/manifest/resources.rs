@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 
 use model::{
     AccessPolicy, Action, Application, Cidr, DomainPattern, ExternalNetwork, Inventory, MacAddr, Mode, Name,
-    Nic, NicRef, Origin, PolicySet, SocketMode, Target, Tenant, Vm, VmRef,
+    Nic, NicRef, Origin, PolicySet, Qos, SocketMode, Target, Tenant, Vm, VmRef,
 };
 
 use super::API_VERSION;
 use super::fields::{Field, Fields, Place, Report, quote};
+use super::qos;
 use super::registry::{Claim, Id, Kind, Registry};
 use super::selectors::{self, PortList, maybe};
 use super::tree::At;
@@ -50,6 +51,7 @@ pub(super) struct Resources<'a> {
     vms: Vec<Vm>,
     policies: PolicySet,
     networks: Vec<ExternalNetwork>,
+    qos: Vec<(VmRef, Qos)>,
     /// Tenants that may speak for all others.
     infrastructure: HashSet<Name>,
     /// Where a tenant speaks for all others.
@@ -80,6 +82,7 @@ impl<'a> Resources<'a> {
             vms: Vec::new(),
             policies: PolicySet::default(),
             networks: Vec::new(),
+            qos: Vec::new(),
             infrastructure: HashSet::new(),
             for_all: Vec::new(),
         }
@@ -107,7 +110,7 @@ impl<'a> Resources<'a> {
         }
         let networks = self.networks;
         match Inventory::new(self.tenants, self.vms).and_then(|inventory| inventory.with_networks(networks)) {
-            Ok(inventory) => Some((inventory, self.policies)),
+            Ok(inventory) => Some((inventory.with_qos(self.qos), self.policies)),
             // The registry has refused, with its place, whatever it knows an inventory refuses.
             Err(error) => {
                 let place = Place { file: Path::new("manifests"), at: At::default(), field: String::new() };
@@ -224,6 +227,7 @@ impl<'a> Resources<'a> {
     }
 
     fn virtual_machine(&mut self, metadata: Metadata, spec: &mut Fields<'a>) -> Option<Vm> {
+        let qos = maybe(spec.optional("qos"), qos::qos);
         let field = spec.required("nics")?;
         let items = field.items(NICS_MAX)?;
         if items.is_empty() {
@@ -231,6 +235,7 @@ impl<'a> Resources<'a> {
         }
         let id = metadata.vm();
         let nics: Vec<_> = items.iter().map(|item| self.nic(&id, item)).collect();
+        self.qos.extend(qos?.map(|qos| (id.clone(), qos)));
         Some(Vm { id, labels: metadata.labels, nics: nics.into_iter().collect::<Option<_>>()? })
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use model::{Audience, Balancing, Level, Method, Name, Service, Share};
 
 use super::fields::{Field, Fields};
+use super::qos;
 use super::registry::Kind;
 use super::resources::{Metadata, Resources};
 use super::selectors::{self, PortList, maybe};
@@ -40,6 +41,7 @@ impl<'a> Resources<'a> {
         let audience = self.audience(&metadata.tenant, spec, "visibleTo");
         let addresses = maybe(spec.optional("addresses"), addresses);
         let balancing = maybe(spec.optional("balancing"), balancing);
+        let limit = maybe(spec.optional("limit"), qos::limit);
         let service = Service::new(metadata.tenant, metadata.name, selector?, ports?);
         Some(Service {
             hostname: hostname?.unwrap_or(service.hostname),
@@ -47,6 +49,7 @@ impl<'a> Resources<'a> {
             audience: audience?,
             addresses: addresses?.unwrap_or_default(),
             balancing: balancing?.unwrap_or_default(),
+            limit: limit?,
             ..service
         })
     }

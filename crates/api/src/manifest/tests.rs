@@ -6,6 +6,7 @@ use model::{Action, Audience, Method, Mode, Origin, Outcome, PortRange, Protocol
 use super::*;
 
 mod flow_policies;
+mod qos;
 
 const HEADER: &str = "apiVersion: meshvisor.dev/v1alpha1\n";
 

@@ -2,12 +2,13 @@
 //! From the engines' words to the admin protocol's.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::Duration;
 
-use api::admin::{Flow, FlowService, Latency, Party, Refusal, Socket, SocketOwner, Verdict};
+use api::admin::{Flow, FlowService, Latency, LimitStatus, Party, Refusal, Socket, SocketOwner, Verdict};
 use hdrhistogram::Histogram;
 use model::{Judgement, Moment, RuleId, ServiceFlags, VmRef};
 use vhost_port::Features;
-use vswitch::{FlowEnd, FlowRecord, FlowState};
+use vswitch::{FlowEnd, FlowRecord, FlowState, MeterRecord};
 
 /// Why a request cannot be answered, and what to do about it.
 pub fn refusal(reason: &str, help: &str) -> Refusal {
@@ -99,6 +100,22 @@ pub fn socket(socket: &vmi::Socket, name: impl Fn(u32) -> String) -> Socket {
             .iter()
             .map(|owner| SocketOwner { pid: owner.pid, name: name(owner.pid), fd: owner.fd })
             .collect(),
+    }
+}
+
+/// A limit as clients see it.
+pub fn limit(meter: &MeterRecord) -> LimitStatus {
+    let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    LimitStatus {
+        name: meter.name.to_string(),
+        answers: meter.answers,
+        limit_bits_per_second: meter.limit.bits_per_second(),
+        bits_per_second: meter.bits_per_second,
+        frames: meter.frames,
+        bytes: meter.bytes,
+        held_frames: meter.held_frames,
+        held_mean_us: us(meter.held) / meter.held_frames.max(1),
+        held_max_us: us(meter.held_max),
     }
 }
 

@@ -8,7 +8,7 @@
 //!    flow prefetched; and so are as many buffers of the guest that the queue's last frame went to.
 //! 2. *Decide*: the switch is asked frame by frame, in order, for a frame's verdict may depend on the frame
 //!    before. The first frame that must wait for an answer ends the stage; it and those after it stay in the
-//!    queue, and those after it will be read anew.
+//!    queue, and those after it will be read anew. So does the end of the port's turn.
 //! 3. *Deliver*: what was decided goes out, in order; finished first, if its receiver does not take it as it is.
 //!
 //! Delivery writes to memory that a guest has in its cache. Nothing that was just written is read back in
@@ -17,14 +17,17 @@
 //! The switch is taken for the second stage only, in which no guest's memory is touched: where more of a frame must be
 //! copied, or its process looked for, it is given back meanwhile.
 
+use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use model::{Moment, NicRef};
 use packet::VnetHeader;
 use platform::{EventFd, prefetch};
 use vhost_port::{Batch, Chain, Port, VNET_HEADER_BYTES};
-use vswitch::{Answers, Frame, HEAD_LEN_BYTES_MAX, PortId, Preview, Question, Verdict};
+use vswitch::{Answers, Credit, Frame, HEAD_LEN_BYTES_MAX, PortId, Preview, Question, Verdict};
 
+use super::parked::Parking;
 use super::round::Core;
 use super::strain::Stay;
 use super::{Seat, record};
@@ -44,6 +47,12 @@ pub struct Lane {
     pub(super) waker: Arc<EventFd>,
     /// Why it is on the side core, if it is.
     pub(super) stay: Stay,
+    /// What may still be taken up in this round.
+    credit: Credit,
+    /// Which pair comes first in this round.
+    first: usize,
+    /// When the port was last looked after, if the core has been awake since.
+    looked: Option<Moment>,
     queues: [Queue; Port::PAIRS_MAX],
 }
 
@@ -55,6 +64,10 @@ struct Queue {
     /// Position in the batch of the next frame to be handled; those before it are done.
     next: usize,
     held: Option<Held>,
+    /// Frames that exceed a limit.
+    parking: Parking,
+    /// What the port may do, as the switch said last.
+    turn: vswitch::Turn,
     /// Where the last frame went, and so perhaps the next ones.
     last_output: Option<Output>,
     tickets: u64,
@@ -117,6 +130,8 @@ enum Halt {
     Done,
     /// More of the next frame must be copied.
     Copy,
+    /// The next frame must wait until then, or behind another of its flow.
+    Park(Option<Moment>),
     /// Somebody must be known first. Whether that was glanced at already.
     Ask(Question, bool),
 }
@@ -135,7 +150,8 @@ impl Lane {
     pub(super) fn new(seat: Seat) -> Self {
         let Seat { id, serial, card, port, waker } = seat;
         let queues = std::array::from_fn(|pair| Queue { pair, ..Queue::default() });
-        Self { id, serial, card, port: *port, waker, stay: Stay::default(), queues }
+        let (credit, first, looked, stay) = (Credit::default(), 0, None, Stay::default());
+        Self { id, serial, card, port: *port, waker, stay, credit, first, looked, queues }
     }
 
     /// Forgets frames that belong to a pair's rings of before; `transmit` is where the new one lies, if there is one.
@@ -145,6 +161,40 @@ impl Lane {
         queue.batch.clear();
         queue.next = 0;
         queue.held = None;
+        queue.parking = Parking::default();
+    }
+
+    /// Begins a round.
+    pub(super) fn begin_turn(&mut self) {
+        self.credit.begin(self.queues[0].turn);
+    }
+
+    pub(super) fn is_interactive(&self) -> bool {
+        self.queues[0].turn.interactive
+    }
+
+    /// Notes that the port is looked after now; tells for how long it was not.
+    pub(super) fn look(&mut self) -> Option<Duration> {
+        let now = super::now();
+        self.looked.replace(now).map(|before| now.since(before))
+    }
+
+    /// Notes that the core goes to sleep.
+    pub(super) fn look_away(&mut self) {
+        self.looked = None;
+    }
+
+    /// Takes out a pair's frames that wait, if the time of one has come, and says where its ring is.
+    pub(super) fn take_parking(&mut self, pair: usize, now: Moment) -> Option<(Parking, Option<u64>)> {
+        let queue = &mut self.queues[pair];
+        queue.parking.deadline().filter(|deadline| *deadline <= now)?;
+        Some((std::mem::take(&mut queue.parking), queue.transmit))
+    }
+
+    /// Puts a pair's frames that wait back, and gives the guest what may be given back.
+    pub(super) fn put_parking(&mut self, pair: usize, mut parking: Parking) {
+        self.port.complete(pair, parking.give_back());
+        self.queues[pair].parking = parking;
     }
 
     pub(super) fn answered(&mut self, reply: Reply) {
@@ -172,30 +222,57 @@ impl Lane {
 
 impl Queue {
     /// Whether the queue waits for an answer.
-    fn is_paused(&self) -> bool {
+    fn is_asking(&self) -> bool {
         self.held.as_ref().is_some_and(|held| held.outcome.is_none())
     }
 
+    /// Whether it takes nothing up for now.
+    fn is_paused(&self) -> bool {
+        self.is_asking() || self.parking.is_full()
+    }
+
     fn deadline(&self) -> Option<Moment> {
-        self.held.as_ref().map(|held| held.deadline)
+        let answer = self.held.as_ref().map(|held| held.deadline);
+        answer.into_iter().chain(self.parking.deadline()).min()
+    }
+
+    /// Where the frames end that may be taken up in this turn.
+    fn end(&self, batch: &Batch, credit: &mut Credit) -> usize {
+        let mut end = self.next;
+        while end < batch.len() && credit.is_left() {
+            credit.spend(batch.chain(end).len_bytes());
+            end += 1;
+        }
+        end
     }
 }
 
 impl Core {
     /// Moves up to a batch of frames from each of a guest's queues; tells whether there were any.
     pub(super) fn serve(&mut self, lane: &mut Lane, now: Moment) -> bool {
-        let Lane { id, port, queues, .. } = lane;
+        let Lane { id, port, queues, credit, first, .. } = lane;
         let (mut busy, mut may_glance) = (false, true);
-        for queue in queues.iter_mut().filter(|queue| queue.transmit.is_some()) {
+        // Of several pairs that have more than the turn is worth, each comes first in its round.
+        *first = (*first + 1) % Port::PAIRS_MAX;
+        let (later, sooner) = queues.split_at_mut(*first);
+        for queue in sooner.iter_mut().chain(later).filter(|queue| queue.transmit.is_some()) {
             queue.may_glance = may_glance;
-            busy |= self.serve_queue(*id, port, queue, now);
+            busy |= self.serve_queue(*id, (port, credit), queue, now);
             may_glance = queue.may_glance;
         }
         busy
     }
 
-    fn serve_queue(&mut self, id: PortId, port: &mut Port, queue: &mut Queue, now: Moment) -> bool {
-        if queue.is_paused() && queue.deadline().is_some_and(|deadline| now < deadline) {
+    fn serve_queue(
+        &mut self,
+        id: PortId,
+        (port, credit): (&mut Port, &mut Credit),
+        queue: &mut Queue,
+        now: Moment,
+    ) -> bool {
+        if queue.is_asking() && queue.held.as_ref().is_some_and(|held| now < held.deadline)
+            || queue.parking.is_full()
+        {
             return false;
         }
         if !self.take(port, queue) {
@@ -203,8 +280,9 @@ impl Core {
         }
         let first = queue.next;
         let batch = std::mem::take(&mut queue.batch);
-        self.read(id, queue, &batch);
-        self.decide(id, queue, &batch, now);
+        let end = queue.end(&batch, credit);
+        self.read(id, queue, &batch, end);
+        self.decide(id, queue, (&batch, first..end), now);
         let own = self.lap();
         if self.has_waited(own) {
             self.suspects.push(id);
@@ -219,12 +297,12 @@ impl Core {
         self.handle.cores.loads.port_worked(id, own + delivery);
         queue.last_output = self.desk.outputs[first..queue.next].last().copied().flatten();
         queue.batch = batch;
-        let done = queue.next - first;
-        port.complete(queue.pair, done);
+        let (done, more) = (queue.next - first, end < queue.batch.len());
+        port.complete(queue.pair, queue.parking.settle(done));
         // What comes next is on its way while other lanes are served.
         self.take(port, queue);
         // A question just asked is answered soon: not worth a sleep.
-        done > 0 || queue.is_paused()
+        done > 0 || queue.is_asking() || more
     }
 
     /// Takes a batch from the guest if the last one is done; tells whether there are frames to be handled.
@@ -247,17 +325,19 @@ impl Core {
     }
 
     /// Copies the heads of the queue's frames, and fetches what the switch will look at.
-    fn read(&mut self, id: PortId, queue: &Queue, batch: &Batch) {
-        for position in queue.next..batch.len() {
-            copy_head(&mut self.desk.frames[position], &batch.chain(position), HEAD_FIRST_BYTES);
+    fn read(&mut self, id: PortId, queue: &Queue, batch: &Batch, end: usize) {
+        for position in queue.next..end {
+            let frame = &mut self.desk.frames[position];
+            copy_head(frame, &batch.chain(position), HEAD_FIRST_BYTES);
+            frame.departs = None;
         }
         if let Some((to, spread)) = queue.last_output
             && let Some(likely) = self.lane(to)
         {
-            likely.port.expect_to_send(spread, batch.len() - queue.next);
+            likely.port.expect_to_send(spread, end - queue.next);
         }
         let Desk { frames, previews, .. } = &mut self.desk;
-        for (frame, preview) in frames.iter().zip(previews).take(batch.len()).skip(queue.next) {
+        for (frame, preview) in frames.iter().zip(previews).take(end).skip(queue.next) {
             self.previewer.preview(id, frame, preview);
             for line in self.previewer.likely_lines(preview).into_iter().flatten() {
                 prefetch(line);
@@ -266,7 +346,13 @@ impl Core {
     }
 
     /// Has the switch decide about the queue's frames until one must wait.
-    fn decide(&mut self, id: PortId, queue: &mut Queue, batch: &Batch, now: Moment) {
+    fn decide(
+        &mut self,
+        id: PortId,
+        queue: &mut Queue,
+        (batch, frames): (&Batch, Range<usize>),
+        now: Moment,
+    ) {
         let mut attempt = Attempt::default();
         if let Some(held) = queue.held.take() {
             attempt.answers = self.resume(held, queue.next);
@@ -276,13 +362,23 @@ impl Core {
             }
         }
         loop {
-            attempt = match self.ask_switch(id, queue, batch.len(), attempt, now) {
+            attempt = match self.ask_switch(id, queue, frames.end, attempt, now) {
                 Halt::Done => return,
                 Halt::Copy => {
                     let frame = &mut self.desk.frames[queue.next];
                     copy_head(frame, &batch.chain(queue.next), HEAD_LEN_BYTES_MAX);
                     self.preview(id, queue.next);
                     Attempt { whole: true, ..Attempt::default() }
+                }
+                Halt::Park(departs) => {
+                    let spread = self.desk.previews[queue.next].spread();
+                    let chain = batch.chain(queue.next);
+                    queue.parking.park(queue.next - frames.start, (spread, departs), &chain);
+                    self.pass_over(queue);
+                    if queue.parking.is_full() {
+                        return;
+                    }
+                    Attempt::default()
                 }
                 Halt::Ask(question, glanced) => {
                     match self.look(id, queue, &batch.chain(queue.next), (question, glanced), now) {
@@ -325,13 +421,18 @@ impl Core {
         }
         let Self { shared, desk, turn, .. } = self;
         shared.with(now, turn, |switch, now| {
+            queue.turn = switch.turn(id);
             while queue.next < frames {
                 let (frame, preview) = (&mut desk.frames[queue.next], &desk.previews[queue.next]);
+                if queue.parking.holds_back(preview.spread()) {
+                    return Halt::Park(None);
+                }
                 let Attempt { answers, glanced, whole } = std::mem::take(&mut attempt);
                 let verdict = switch.process_previewed(now, id, frame, preview, answers.as_ref());
                 desk.outputs[queue.next] = match verdict {
                     Verdict::Forward(to) => Some((to, preview.spread())),
                     Verdict::NeedMore if !whole => return Halt::Copy,
+                    Verdict::Hold(until) => return Halt::Park(Some(until)),
                     Verdict::Ask(question) => return Halt::Ask(question, glanced),
                     // The switch has counted why; a frame that asks for more than there is, is dropped.
                     Verdict::Answered | Verdict::Drop(_) | Verdict::NeedMore => None,
@@ -436,7 +537,7 @@ impl Core {
 
 /// Copies the virtio-net header and the start of the frame into private memory.
 fn copy_head(frame: &mut Frame, chain: &Chain<'_>, head_bytes: usize) {
-    let Frame { vnet, head, head_len_bytes, total_len_bytes, services: _, mirror: _ } = frame;
+    let Frame { vnet, head, head_len_bytes, total_len_bytes, services: _, mirror: _, departs: _ } = frame;
     *vnet = VnetHeader::from_bytes(chain.header());
     *total_len_bytes = chain.len_bytes() - VNET_HEADER_BYTES;
     *head_len_bytes = (*total_len_bytes).min(head_bytes);

@@ -13,7 +13,7 @@ use vswitch::PortId;
 use super::lane::Lane;
 use super::round::Core;
 use super::uplink::Uplink;
-use super::{Command, SwitchNumbers, record};
+use super::{Command, METERS_MAX, SwitchNumbers, record};
 
 impl Core {
     pub(super) fn take_commands(&mut self, now: Moment) {
@@ -76,9 +76,10 @@ impl Core {
             }
             Command::SwitchNumbers(reply) => {
                 let Self { shared, turn, .. } = self;
-                let numbers = shared.with(now, turn, |switch, _| SwitchNumbers {
+                let numbers = shared.with(now, turn, |switch, now| SwitchNumbers {
                     counters: switch.counters().clone(),
                     flows: switch.flow_count(),
+                    meters: switch.meters(now).into_iter().take(METERS_MAX).collect(),
                 });
                 drop(reply.try_send(numbers));
             }

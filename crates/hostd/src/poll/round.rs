@@ -61,6 +61,9 @@ pub(super) struct Core {
     pub(super) numbers: CoreNumbers,
     pub(super) waits: Histogram<u64>,
     pub(super) lookups: Histogram<u64>,
+    pub(super) gaps: Histogram<u64>,
+    /// Interactive ports, in this round.
+    pub(super) interactive: Vec<usize>,
 }
 
 impl Core {
@@ -102,6 +105,8 @@ impl Core {
             numbers: CoreNumbers::default(),
             waits: latencies(),
             lookups: latencies(),
+            gaps: latencies(),
+            interactive: Vec::new(),
         })
     }
 
@@ -165,16 +170,13 @@ impl Core {
         let frames_max = if self.moves.is_empty() { PARCELS_MAX } else { link::FRAMES_MAX };
         let mut busy = self.take_parcels(frames_max, now);
         self.give_away();
+        self.begin_turns();
         for index in 0..self.lanes.len() {
-            // The lane is taken out while it is served, so that it can deliver to the others.
-            let Some(mut lane) = self.lanes[index].take() else { continue };
-            self.service(&mut lane);
-            if self.serve(&mut lane, now) {
+            if self.serve_lane(index, now) | self.serve_interactive(now) {
                 busy = true;
                 // What is for other cores need not wait for the lanes that are left.
                 self.links.ring();
             }
-            self.lanes[index] = Some(lane);
         }
         for index in 0..self.uplinks.len() {
             let mut uplink = self.uplinks.swap_remove(index);
@@ -242,6 +244,7 @@ impl Core {
         let upkeep = (side || self.id == CoreId::FIRST).then_some(SLEEP_MAX);
         let timeout: Option<Duration> = deadline.into_iter().chain(upkeep).min();
         self.numbers.sleeps += 1;
+        self.lanes.iter_mut().flatten().for_each(|lane| lane.look_away());
         let rang = match self.poller.wait(timeout) {
             Ok(mut woken) => woken.any(|token| token == WAKE_TOKEN),
             Err(error) => {
@@ -271,6 +274,7 @@ impl Core {
             ports: self.lanes.iter().flatten().map(|lane| counters(lane)).collect(),
             waits: Some(self.waits.clone()),
             lookups: Some(self.lookups.clone()),
+            gaps: Some(self.gaps.clone()),
             ..self.numbers.clone()
         }
     }

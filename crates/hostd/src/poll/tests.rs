@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Several cores must come to what one would: guests of a few lines on cores that are stepped by hand.
 
+mod limits;
+
 use std::net::Ipv4Addr;
 
 use crossbeam_channel::bounded;
@@ -76,7 +78,8 @@ impl Fabric {
         let dir = Scratch::new("fabric").unwrap();
         std::fs::create_dir(dir.join("resources")).unwrap();
         std::fs::write(dir.join("resources/all.yaml"), manifests(1)).unwrap();
-        let mesh = Mesh::load(dir.join("resources"), Ranges::default()).unwrap();
+        let mesh =
+            Mesh::load(dir.join("resources"), Ranges::default(), SwitchConfig::new(0).capacity).unwrap();
         let (hand_over, memory) = HandOver::take(dir.path(), 1024, 7).unwrap();
         let (ring, events) = bounded(1 << 16);
         let introspection = Introspection::start(false, Profiles(None)).unwrap();

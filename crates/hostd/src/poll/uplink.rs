@@ -12,6 +12,7 @@ use vhost_port::{Batch, Chain, SendError, VNET_HEADER_BYTES};
 use vswitch::{Answers, FRAME_LEN_BYTES_MAX, Frame, HEAD_LEN_BYTES_MAX, PortId, Question, Verdict};
 
 use super::lane::HEAD_FIRST_BYTES;
+use super::parked::Parking;
 use super::round::Core;
 use crate::introspect::{Inquiry, Outcome, Reply};
 
@@ -26,6 +27,8 @@ pub struct Uplink {
     /// Where a frame for the host is put together.
     outgoing: Vec<u8>,
     held: Option<Held>,
+    /// Frames that exceed a limit.
+    parking: Parking,
     tickets: u64,
 }
 
@@ -46,6 +49,7 @@ impl Uplink {
             incoming_len_bytes: 0,
             outgoing: Vec::with_capacity(room),
             held: None,
+            parking: Parking::default(),
             tickets: 0,
         }
     }
@@ -62,7 +66,8 @@ impl Uplink {
 
     /// When the wait for an answer ends.
     pub(super) fn deadline(&self) -> Option<Moment> {
-        self.held.as_ref().map(|held| held.deadline)
+        let answer = self.held.as_ref().map(|held| held.deadline);
+        answer.into_iter().chain(self.parking.deadline()).min()
     }
 
     /// Gives the host a frame that is in private memory with its virtio-net header.
@@ -110,7 +115,11 @@ impl Core {
 
     /// Moves up to a batch of frames of the host; tells whether there were any.
     pub(super) fn serve_uplink(&mut self, uplink: &mut Uplink, now: Moment) -> bool {
-        let mut busy = false;
+        let mut parking = std::mem::take(&mut uplink.parking);
+        let mut busy = self.release(uplink.id, &mut parking, None, now);
+        // The host has long had its buffers back.
+        parking.give_back();
+        uplink.parking = parking;
         if let Some(held) = uplink.held.take() {
             match held.outcome {
                 Some(Outcome::Answers(answers)) => self.decide_incoming(uplink, Some(&answers), now),
@@ -124,7 +133,7 @@ impl Core {
             busy = true;
         }
         for _ in 0..Batch::FRAMES_MAX {
-            if uplink.held.is_some() {
+            if uplink.held.is_some() || uplink.parking.is_full() {
                 break;
             }
             let Some(len_bytes) = uplink.tap.receive(&mut uplink.incoming) else { break };
@@ -140,10 +149,14 @@ impl Core {
         let Self { desk, previewer, shared, turn, .. } = self;
         let (frame, preview) = desk.first();
         let mut verdict = Verdict::NeedMore;
+        frame.departs = None;
         for head_bytes in [HEAD_FIRST_BYTES, HEAD_LEN_BYTES_MAX] {
             if verdict == Verdict::NeedMore {
                 uplink.copy_head(frame, head_bytes);
                 previewer.preview(uplink.id, frame, preview);
+                if uplink.parking.holds_back(preview.spread()) {
+                    break;
+                }
                 verdict = shared.with(now, turn, |switch, now| {
                     switch.process_previewed(now, uplink.id, frame, preview, answers)
                 });
@@ -152,6 +165,8 @@ impl Core {
         match verdict {
             Verdict::Forward(to) => self.deliver_incoming(uplink, to),
             Verdict::Ask(question) => self.ask_incoming(uplink, question, now),
+            Verdict::Hold(_) => self.park_incoming(uplink),
+            Verdict::NeedMore if uplink.parking.holds_back(preview.spread()) => self.park_incoming(uplink),
             Verdict::Answered | Verdict::Drop(_) | Verdict::NeedMore => {}
         }
     }
@@ -166,6 +181,13 @@ impl Core {
         for to in [Some(to), mirror].into_iter().flatten() {
             self.deliver_whole(to, spread, bytes);
         }
+    }
+
+    /// Keeps what was read last until its time, or until the frame of its flow before it has left.
+    fn park_incoming(&mut self, uplink: &mut Uplink) {
+        let (frame, preview) = self.desk.first();
+        let whole = &uplink.incoming[..uplink.incoming_len_bytes];
+        uplink.parking.park_whole((preview.spread(), frame.departs), whole);
     }
 
     fn ask_incoming(&mut self, uplink: &mut Uplink, question: Question, now: Moment) {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use api::Diagnostic;
-use api::admin::{Latency, PolicyStatus, PortMoved, Status};
+use api::admin::{Latency, LimitStatus, PolicyStatus, PortMoved, Status};
 
 use super::{Grid, Style, diagnostics, plain, plural, size, span};
 use crate::text::{visible, visible_sentence};
@@ -29,10 +29,17 @@ pub(crate) fn status(status: &Status, style: Style) -> String {
         ),
         ("attribution", attribution(&status.attribution)),
     ]);
+    if status.poll.interactive.count > 0 {
+        shown.push_str(&facts(&[("interactive", interactive(&status.poll.interactive))]));
+    }
     shown.push('\n');
     shown.push_str(&cores(status, style));
     shown.push('\n');
     shown.push_str(&ports(status, style));
+    if !status.limits.is_empty() {
+        shown.push('\n');
+        shown.push_str(&limits(&status.limits, style));
+    }
     if !status.drops.is_empty() {
         shown.push('\n');
         shown.push_str(&drops(&status.drops, style));
@@ -63,6 +70,30 @@ fn cores(status: &Status, style: Style) -> String {
         ]);
     }
     grid.finish("no cores")
+}
+
+fn interactive(gaps: &Latency) -> String {
+    format!("looked after every {} us (p50), {} us (p99), {} us (max)", gaps.p50_us, gaps.p99_us, gaps.max_us)
+}
+
+fn limits(limits: &[LimitStatus], style: Style) -> String {
+    let header =
+        ["LIMIT OF", "WAY", "BIT/S", "LIMIT BIT/S", "FRAMES", "BYTES", "HELD", "MEAN HELD US", "MAX HELD US"];
+    let mut grid = Grid::new(style, &header, &[2, 3, 4, 5, 6, 7, 8]);
+    for limit in limits {
+        grid.row(vec![
+            plain(&limit.name),
+            plain(if limit.answers { "answers" } else { "calls" }),
+            plain(limit.bits_per_second),
+            plain(limit.limit_bits_per_second),
+            plain(limit.frames),
+            plain(size(limit.bytes)),
+            plain(limit.held_frames),
+            plain(limit.held_mean_us),
+            plain(limit.held_max_us),
+        ]);
+    }
+    grid.finish("")
 }
 
 fn ports(status: &Status, style: Style) -> String {
@@ -134,6 +165,20 @@ mod tests {
 
     use super::*;
 
+    fn held_back() -> LimitStatus {
+        LimitStatus {
+            name: "acme/slow".into(),
+            answers: true,
+            limit_bits_per_second: 8_000_000,
+            bits_per_second: 7_999_000,
+            frames: 70,
+            bytes: 65_536,
+            held_frames: 60,
+            held_mean_us: 1400,
+            held_max_us: 9000,
+        }
+    }
+
     #[test]
     fn healthy_daemon_fits_on_a_screen() {
         let healthy = Status {
@@ -162,7 +207,14 @@ mod tests {
                 },
                 CoreStatus { core: "side".into(), ..CoreStatus::default() },
             ],
-            poll: PollStats { rounds: 100, busy_rounds: 20, sleeps: 1, frames: 19 },
+            poll: PollStats {
+                rounds: 100,
+                busy_rounds: 20,
+                sleeps: 1,
+                frames: 19,
+                interactive: Latency { count: 9, p50_us: 1, p99_us: 30, max_us: 80 },
+            },
+            limits: vec![held_back()],
             attribution: Latency { count: 3, p50_us: 20, p99_us: 60, max_us: 61 },
             lookup: Latency::default(),
             views: BTreeMap::new(),
@@ -178,6 +230,7 @@ generation    2
 flows         7
 poll cores    19 frames, 20 of 100 rounds busy, 1 sleep
 attribution   3 frames waited, p50 20 us, p99 60 us, max 61 us
+interactive   looked after every 1 us (p50), 30 us (p99), 80 us (max)
 
 CORE  PORTS       BUSY  FRAMES  HANDED OVER  LINK FULL
 0         1     12.3 %      19            0          0
@@ -185,6 +238,9 @@ side      0  no answer       0            0          0
 
 PORT           CORE  OUT  OUT BYTES  IN  IN BYTES  DROPPED
 acme/web/net0  0      10    1.0 KiB   9     900 B        1
+
+LIMIT OF   WAY        BIT/S  LIMIT BIT/S  FRAMES     BYTES  HELD  MEAN HELD US  MAX HELD US
+acme/slow  answers  7999000      8000000      70  64.0 KiB    60          1400         9000
 
 DROPPED BECAUSE  FRAMES
 spoofed-mac           1

@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use model::{
-    AccessPolicy, Action, Attribution, Audience, FiveTuple, FlowPolicy, FlowQuery, Insertion, Inventory,
-    Judgement, Level, Mode, Name, Origin, Party, PolicySet, PortMatch, ProcessSelector, RuleId, Service,
-    ServiceFlags, Target, UnknownReason, UserName, Vm, VmIndex, VmRef, Workload,
+    AccessPolicy, Action, Attribution, Audience, Counted, FiveTuple, FlowPolicy, FlowQuery, Insertion,
+    Inventory, Judgement, Level, Mode, Name, Origin, Party, PolicySet, PortMatch, ProcessSelector, RuleId,
+    Service, ServiceFlags, Target, UnknownReason, UserName, Vm, VmIndex, VmRef, Workload,
 };
 use wildmatch::WildMatch;
 
@@ -161,6 +161,9 @@ pub fn inserted(inventory: &Inventory, set: &PolicySet, query: &FlowQuery<'_>) -
         if policy.mirror.is_some() {
             services |= ServiceFlags::MIRROR;
         }
+        if policy.limit.is_some() {
+            services |= ServiceFlags::LIMIT;
+        }
         if policy.log {
             services |= ServiceFlags::LOG;
         }
@@ -172,6 +175,7 @@ pub fn inserted(inventory: &Inventory, set: &PolicySet, query: &FlowQuery<'_>) -
             denies: policy.denies,
             services,
             mirror: policy.mirror.as_ref().and_then(|name| inventory.find(&vm(name))),
+            limit: policy.limit.map(|limit| (limit, Counted::EachWay)),
         })
     };
     matching.iter().map(insertion).collect()

@@ -6,10 +6,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use model::{
-    AccessPolicy, Action, Application, Attribution, Audience, Cidr, Confidence, DomainPattern, FiveTuple,
-    FlowPolicy, FlowQuery, Inventory, MacAddr, Mode, Name, Nic, Origin, Outcome, Party, PolicySet, PortMatch,
-    PortRange, Process, ProcessSelector, Protocol, Service, SocketMode, Target, Tenant, UnknownReason, Vm,
-    VmIndex, VmRef, VmSelector, Workload,
+    AccessPolicy, Action, Application, Attribution, Audience, BitRate, Cidr, Confidence, DomainPattern,
+    FiveTuple, FlowPolicy, FlowQuery, Inventory, Limit, MacAddr, Mode, Name, Nic, Origin, Outcome, Party,
+    PolicySet, PortMatch, PortRange, Process, ProcessSelector, Protocol, Service, SocketMode, Target, Tenant,
+    UnknownReason, Vm, VmIndex, VmRef, VmSelector, Workload,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -137,23 +137,26 @@ fn flow_policies() -> impl Strategy<Value = Vec<FlowPolicy>> {
         workload().prop_map(|subset| Audience::Subset(name("a"), subset)),
     ];
     let mirror = option::of((0..VMS_PER_TENANT).prop_map(|index| name(&format!("vm{index}"))));
-    let policy =
-        (select(TENANTS.to_vec()), audience, 0..3_u32, peers(), any::<bool>(), mirror, any::<bool>());
-    let policy = policy.prop_filter("names are looked up in a tenant", |(_, audience, _, peers, ..)| {
+    let limit = option::of((1..9_u64).prop_map(|rate| Limit::new(BitRate::new(rate * 1000).unwrap())));
+    let effects = (any::<bool>(), mirror, any::<bool>(), limit);
+    let policy = (select(TENANTS.to_vec()), audience, 0..3_u32, peers(), effects);
+    let policy = policy.prop_filter("names are looked up in a tenant", |(_, audience, _, peers, _)| {
         *audience != Audience::Everyone || is_for_all(peers)
     });
     vec(policy, 0..6).prop_map(|policies| {
         let policies = policies.into_iter().enumerate();
-        let policy = |(index, (tenant, audience, order, (from, to), denies, mirror, log))| FlowPolicy {
-            audience,
-            order,
-            from,
-            to,
-            denies,
-            mirror,
-            log,
-            ..FlowPolicy::new(name(tenant), name(&format!("f{index}")))
-        };
+        let policy =
+            |(index, (tenant, audience, order, (from, to), (denies, mirror, log, limit)))| FlowPolicy {
+                audience,
+                order,
+                from,
+                to,
+                denies,
+                mirror,
+                log,
+                limit,
+                ..FlowPolicy::new(name(tenant), name(&format!("f{index}")))
+            };
         policies.map(policy).collect()
     })
 }

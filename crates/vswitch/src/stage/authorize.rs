@@ -23,6 +23,7 @@ impl<S: FlowSlots> Stage<S> for Authorize {
         match judgement.action {
             Action::Deny => Some(switch.deny(arrival, opening.keys, &opening.case, judgement)),
             Action::Allow => {
+                arrival.frame.services |= judgement.services();
                 opening.judgement = Some(judgement);
                 None
             }

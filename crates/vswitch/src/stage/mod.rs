@@ -48,6 +48,12 @@ pub(crate) trait Stage<S: FlowSlots> {
     /// Compiles what it will need for a flow that was judged for the first time, or anew.
     fn judged(_switch: &mut Switch<S>, _position: usize, _judgement: &Judgement) {}
 
+    /// A frame of the flow in this position has come in, from the initiator or not, and nothing has changed yet; a verdict
+    /// ends its way.
+    fn enters(_: &mut Switch<S>, _: (usize, bool), _: &mut Frame) -> Option<Verdict> {
+        None
+    }
+
     /// A frame of the flow leaves.
     fn leaves(_switch: &Switch<S>, _position: usize, _frame: &mut Frame) {}
 
@@ -89,9 +95,26 @@ macro_rules! stages {
             pub(crate) fn compile_stages(&mut self, position: usize, judgement: &Judgement) {
                 let services = judgement.services();
                 self.table.set_services(position, services, services.has(PER_FRAME));
+                let flow = self.table.flow_mut(position);
+                (flow.mirror, flow.meters) = (None, None);
                 $(if services.has(<$stage as Stage<S>>::FLAG) {
                     <$stage as Stage<S>>::judged(self, position, judgement);
                 })+
+            }
+
+            /// Takes a frame that has come in through a slot through the stages of its flow; a verdict ends its way.
+            pub(crate) fn enter_stages(&mut self, index: usize, frame: &mut Frame) -> Option<Verdict> {
+                let position = self.table.flow_at(index);
+                let from_initiator = self.table.slot(index).is_initiator();
+                let services = self.table.flow(position).services;
+                $(if <$stage as Stage<S>>::PER_FRAME
+                    && services.has(<$stage as Stage<S>>::FLAG)
+                    && let Some(verdict) =
+                        <$stage as Stage<S>>::enters(self, (position, from_initiator), frame)
+                {
+                    return Some(verdict);
+                })+
+                None
             }
 
             /// Takes a frame that leaves through the stages of its flow.
@@ -118,6 +141,7 @@ stages! {
     discovery::Discovery,
     balance::Balance,
     authorize::Authorize,
+    limit::Limit,
     mirror::Mirror,
     log::Log,
 }

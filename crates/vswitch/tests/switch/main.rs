@@ -10,6 +10,7 @@ mod forwarding;
 mod fragments;
 mod hostile;
 mod judging;
+mod limits;
 mod local;
 mod model_based;
 mod names;

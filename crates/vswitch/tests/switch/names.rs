@@ -75,6 +75,7 @@ impl Names {
                 endpoints: entry.endpoints.clone(),
                 names_listener: false,
                 balancing: Balancing::default(),
+                limit: None,
             }
         };
         let offers: Vec<Offer> = entries.iter().enumerate().map(offer).collect();

@@ -58,6 +58,7 @@ impl OneService {
             endpoints: endpoints.iter().map(endpoint).collect(),
             names_listener: false,
             balancing: Balancing::default(),
+            limit: None,
         };
         Self { offers: vec![offer], called: vec![OfferIndex(0)], hidden_from: Vec::new(), exe: None }
     }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use model::{
-    Action, Attribution, Confidence, Detour, Directory, ExternalNetwork, FlowQuery, Generation, Insertion,
-    Inventory, Judge, Judgement, Level, MacAddr, Moment, Needs, Nic, NicRef, NoServices, Process, Protocol,
-    RuleId, ServiceFlags, Snapshot, SocketMode, Tenant, Vm, VmIndex,
+    Action, Attribution, Confidence, Counted, Detour, Directory, ExternalNetwork, FlowQuery, Generation,
+    Insertion, Inventory, Judge, Judgement, Level, Limit, MacAddr, Moment, Needs, Nic, NicRef, NoServices,
+    Process, Protocol, Qos, RuleId, ServiceFlags, Snapshot, SocketMode, Tenant, Vm, VmIndex, VmRef,
 };
 use packet::emit::Link;
 use packet::{Addresses, Head, Network, Packet, Tcp, TcpFlags, Transport, emit};
@@ -83,11 +83,13 @@ pub struct Rules {
     pub mirror: Option<(u16, VmIndex)>,
     /// Flows to this port are logged.
     pub log: Option<u16>,
+    /// Flows to this port are limited.
+    pub limit: Option<(u16, Limit)>,
 }
 
 impl Rules {
     pub fn always(default: Action) -> Self {
-        Self { default, rules: Vec::new(), detour: None, mirror: None, log: None }
+        Self { default, rules: Vec::new(), detour: None, mirror: None, log: None, limit: None }
     }
 
     pub fn but(mut self, rule: Rule, action: Action) -> Self {
@@ -140,12 +142,17 @@ impl Judge for Rules {
         let is = |port: u16| port == query.tuple.destination_port;
         let insertion = |services, mirror| {
             let rule = RuleId(format!("test/{services}").into());
-            Arc::new(Insertion { rule, level: Level::Tenant, order: 0, denies: false, services, mirror })
+            let level = Level::Tenant;
+            Arc::new(Insertion { rule, level, order: 0, denies: false, services, mirror, limit: None })
         };
+        let limit = self
+            .limit
+            .filter(|(port, _)| is(*port))
+            .map(|(_, limit)| limit.insertion(&RuleId("test/limit".into()), Level::Tenant, Counted::EachWay));
         let mirror = self.mirror.filter(|(port, _)| is(*port));
         let mirror = mirror.map(|(_, vm)| insertion(ServiceFlags::MIRROR, Some(vm)));
         let log = self.log.filter(|port| is(*port)).map(|_| insertion(ServiceFlags::LOG, None));
-        mirror.into_iter().chain(log).collect()
+        limit.into_iter().chain(mirror).chain(log).collect()
     }
 }
 
@@ -195,6 +202,7 @@ pub struct World<'a> {
     pub now: Moment,
     generation: Generation,
     networks: Vec<ExternalNetwork>,
+    qos: Vec<(VmRef, Qos)>,
 }
 
 impl<'a> World<'a> {
@@ -204,8 +212,8 @@ impl<'a> World<'a> {
 
     pub fn with_config(memory: &'a mut [FlowSlot], config: SwitchConfig, rules: Rules) -> Self {
         let switch = Switch::new(config, memory);
-        let mut world =
-            Self { switch, now: Moment(1_000_000_000_000), generation: Generation(0), networks: Vec::new() };
+        let (now, networks, qos) = (Moment(1_000_000_000_000), Vec::new(), Vec::new());
+        let mut world = Self { switch, now, generation: Generation(0), networks, qos };
         world.install(rules);
         world
     }
@@ -239,10 +247,17 @@ impl<'a> World<'a> {
     fn install_all(&mut self, rules: Rules, machines: &[(&str, &[&str])], services: Arc<dyn Directory>) {
         self.generation = self.generation.next();
         let inventory = inventory(machines).with_networks(self.networks.clone()).unwrap();
+        let inventory = inventory.with_qos(self.qos.clone());
         let snapshot = Snapshot { generation: self.generation, inventory, judge: Arc::new(rules), services };
         let ports: Vec<_> = (0..5).map(|index| (PortId(index), nic(PortId(index)))).collect();
         let uplink = Uplink { id: UPLINK, interface: "tap0".to_owned(), mac: mac(UPLINK) };
         self.switch.install(self.now, Arc::new(snapshot), &ports, &[uplink]);
+    }
+
+    /// Puts a policy in force under which the machine at a port gets so much of the host.
+    pub fn install_qos(&mut self, rules: Rules, given: &[(PortId, Qos)]) {
+        self.qos = given.iter().map(|(port, qos)| (nic(*port).vm, *qos)).collect();
+        self.install(rules);
     }
 
     /// Puts a policy in force and these networks outside.

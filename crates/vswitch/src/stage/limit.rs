@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Limits: a frame that comes too soon is held until its time.
+
+use model::{Judgement, ServiceFlags};
+
+use super::{Opening, Stage};
+use crate::key::FlowKey;
+use crate::qos::FlowMeters;
+use crate::switch::Arrival;
+use crate::{FlowSlots, Frame, Switch, Verdict};
+
+pub(crate) struct Limit;
+
+impl<S: FlowSlots> Stage<S> for Limit {
+    const FLAG: ServiceFlags = ServiceFlags::LIMIT;
+    const PER_FRAME: bool = true;
+
+    /// A first frame waits before its flow exists: whoever opens flow after flow is held to the same limit.
+    fn open(
+        switch: &mut Switch<S>,
+        arrival: &mut Arrival<'_>,
+        opening: &mut Opening,
+    ) -> Option<Verdict> {
+        let judgement = opening.judgement.as_ref()?;
+        let meters = switch.meters_of(judgement, &opening.keys);
+        switch.hold(&meters, true, arrival.frame)
+    }
+
+    fn judged(switch: &mut Switch<S>, position: usize, judgement: &Judgement) {
+        let meters = switch.meters_of(judgement, &switch.table.keys(position));
+        switch.table.flow_mut(position).meters = Some(Box::new(meters));
+    }
+
+    fn enters(
+        switch: &mut Switch<S>,
+        (position, from_initiator): (usize, bool),
+        frame: &mut Frame,
+    ) -> Option<Verdict> {
+        let meters = switch.table.flow(position).meters.as_deref()?;
+        switch.hold(meters, from_initiator, frame)
+    }
+}
+
+impl<S: FlowSlots> Switch<S> {
+    fn meters_of(&mut self, judgement: &Judgement, (key, answers): &(FlowKey, FlowKey)) -> FlowMeters {
+        let ends = [key, answers].map(|key| self.ports.port(key.ingress()).and_then(|port| port.vm()));
+        self.meters.of_flow(judgement, ends)
+    }
+
+    /// Whether a frame must wait. Its time is given once; when it is offered again, that has come.
+    fn hold(&self, meters: &FlowMeters, from_initiator: bool, frame: &mut Frame) -> Option<Verdict> {
+        if frame.departs.is_some() {
+            return None;
+        }
+        let departs = meters.departure(from_initiator, self.now, frame.total_len_bytes);
+        frame.departs = Some(departs);
+        (departs > self.now).then_some(Verdict::Hold(departs))
+    }
+}
