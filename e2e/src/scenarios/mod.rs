@@ -10,6 +10,7 @@ mod mistakes;
 mod moves;
 mod names;
 mod outside;
+mod services;
 mod threats;
 mod traffic;
 mod unowned;
@@ -40,6 +41,16 @@ pub const SCENARIOS: &[Chapter] = &[
         title: "Many short connections in a row",
         name: "every_one_of_many_connections_is_attributed",
         run: traffic::many,
+    },
+    Chapter {
+        title: "A process is held to a rate",
+        name: "a_limit_holds_a_process_to_its_rate_and_drops_nothing",
+        run: services::limit,
+    },
+    Chapter {
+        title: "A third machine gets copies of what two others say",
+        name: "a_collector_gets_copies",
+        run: services::mirror,
     },
     Chapter {
         title: "Programs in containers are judged like others",
