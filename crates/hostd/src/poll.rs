@@ -3,7 +3,7 @@
 //!
 //! Ports are spread over the cores ([`owners`]); a port's queues are touched by its core only. All cores share one switch
 //! ([`shared`]), which decides about frames one after the other; a frame for a port of another core goes there through a
-//! bounded queue ([`link`]). So nothing about a flow depends on which cores its ends are at, and a port moves from one to
+//! bounded queue ([`mod@link`]). So nothing about a flow depends on which cores its ends are at, and a port moves from one to
 //! another between two batches.
 //!
 //! Each round of a core ([`round`]) delivers what others sent it, serves every lane (one port and its half-done batch) once,
