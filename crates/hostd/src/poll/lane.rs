@@ -118,6 +118,8 @@ impl Desk {
 struct Attempt {
     /// What was found out for it.
     answers: Option<Answers>,
+    /// Since when it has waited for them.
+    waited_since: Option<Moment>,
     /// Whether a glance found it.
     glanced: bool,
     /// Whether as much of it was copied as may be.
@@ -355,6 +357,7 @@ impl Core {
     ) {
         let mut attempt = Attempt::default();
         if let Some(held) = queue.held.take() {
+            attempt.waited_since = Some(held.since);
             attempt.answers = self.resume(held, queue.next);
             match attempt.answers {
                 Some(_) => self.preview(id, queue.next),
@@ -382,9 +385,12 @@ impl Core {
                 }
                 Halt::Ask(question, glanced) => {
                     match self.look(id, queue, &batch.chain(queue.next), (question, glanced), now) {
-                        Looked::Found(answers) => {
-                            Attempt { answers: Some(answers), glanced: true, ..Attempt::default() }
-                        }
+                        Looked::Found(answers) => Attempt {
+                            answers: Some(answers),
+                            waited_since: Some(now),
+                            glanced: true,
+                            whole: false,
+                        },
                         Looked::Held => return,
                         Looked::Drop => {
                             self.pass_over(queue);
@@ -419,7 +425,7 @@ impl Core {
         if queue.next == frames {
             return Halt::Done;
         }
-        let Self { shared, desk, turn, .. } = self;
+        let Self { shared, desk, turn, waits, .. } = self;
         shared.with(now, turn, |switch, now| {
             queue.turn = switch.turn(id);
             while queue.next < frames {
@@ -427,8 +433,11 @@ impl Core {
                 if queue.parking.holds_back(preview.spread()) {
                     return Halt::Park(None);
                 }
-                let Attempt { answers, glanced, whole } = std::mem::take(&mut attempt);
+                let Attempt { answers, waited_since, glanced, whole } = std::mem::take(&mut attempt);
                 let verdict = switch.process_previewed(now, id, frame, preview, answers.as_ref());
+                if let Some(since) = waited_since.filter(|_| answers.is_some()) {
+                    record(waits, super::now().since(since));
+                }
                 desk.outputs[queue.next] = match verdict {
                     Verdict::Forward(to) => Some((to, preview.spread())),
                     Verdict::NeedMore if !whole => return Halt::Copy,
@@ -468,7 +477,6 @@ impl Core {
         match self.wiring.introspection.glance(&question, descriptor) {
             Some(Outcome::Answers(answers)) => {
                 record(&mut self.lookups, super::now().since(started));
-                self.record_wait(now);
                 Looked::Found(answers)
             }
             Some(Outcome::NotReady) => {
@@ -487,16 +495,10 @@ impl Core {
         self.id != side && ports.any(|port| self.links.owners.of(port) == Some(side))
     }
 
-    /// Notes how long a frame waited for its process to be known.
-    fn record_wait(&mut self, since: Moment) {
-        record(&mut self.waits, super::now().since(since));
-    }
-
     /// Puts the held frame back into its place, to be judged with the answers. `None` when it is to be dropped.
     fn resume(&mut self, held: Held, position: usize) -> Option<Answers> {
         match held.outcome {
             Some(Outcome::Answers(answers)) => {
-                self.record_wait(held.since);
                 self.desk.frames[position] = *held.frame;
                 Some(answers)
             }
