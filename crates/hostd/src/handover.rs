@@ -88,6 +88,7 @@ impl HandOver {
             tracing::warn!(path = %table_path.display(), "the flow table lies on a disk, for which frames will wait: \
                 give a runtime directory on a tmpfs, like /run/meshvisor");
         }
+        tracing::debug!(all = platform::in_huge_pages(&table), "flow table in huge pages");
         Ok((this, FlowMemory(table)))
     }
 

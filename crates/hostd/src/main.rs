@@ -113,6 +113,7 @@ fn serve(config: &Config, mesh: &Arc<Mesh>) -> anyhow::Result<()> {
         ..config.flows.switch_config(hand_over.hash_seed())
     };
     let switch = Switch::new(switch_config, flow_memory);
+    tracing::debug!(all = platform::in_huge_pages(switch.tallies()), "counters of flows in huge pages");
     let (inquiries, inquired) = bounded(handover::PORTS_MAX);
     let answer = poll.clone();
     introspection.start_answering(inquired, move |reply| answer.send(Command::Answered(reply)))?;

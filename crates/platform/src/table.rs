@@ -5,6 +5,7 @@
 //! whatever, the kernel releases the lock and keeps the contents, so the next process takes over what the last one
 //! wrote: entries that it was killed in the middle of writing included, which the entry type must be able to tell.
 
+use std::ffi::c_void;
 use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
@@ -16,8 +17,10 @@ use std::slice;
 
 use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags, fallocate, flock, fstatfs};
 use rustix::io::Errno;
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::huge::HUGE_PAGE_BYTES;
 
 /// `f_type` of a tmpfs, and of a ramfs (statfs(2)).
 const MEMORY_FILE_SYSTEMS: [u64; 2] = [0x0102_1994, 0x8584_58f6];
@@ -25,11 +28,13 @@ const MEMORY_FILE_SYSTEMS: [u64; 2] = [0x0102_1994, 0x8584_58f6];
 /// A fixed number of `T`, shared with the process that comes next. Used as a slice.
 ///
 /// Nobody else may write to the file: it is made readable and writable by its user alone, and a lock keeps a second
-/// owner out. All its blocks are allocated when it is opened, so that a full file system fails there and not at a store.
+/// owner out. It begins where a huge page can ([`crate::in_huge_pages`]). All its blocks are allocated when it is opened, so that a full file system fails there and not at a store.
 #[derive(Debug)]
 pub struct SharedTable<T> {
     entries: NonNull<T>,
     count: usize,
+    /// Where the range of addresses begins that the table lies in.
+    reserved: *mut c_void,
     /// Holds the lock for as long as the mapping lives.
     file: File,
     _owns: PhantomData<T>,
@@ -102,12 +107,20 @@ impl<T: FromBytes + IntoBytes + Immutable> SharedTable<T> {
     fn map(path: &Path, file: File, count: usize, size_bytes: u64) -> Result<Self, TableError> {
         let io = |errno: Errno| failed(path)(errno.into());
         fallocate(&file, FallocateFlags::empty(), 0, size_bytes).map_err(io)?;
+        let len = count * size_of::<T>();
         let protection = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: the kernel chooses an address where nothing is mapped; the length is that of the file.
-        let map =
-            unsafe { mmap(ptr::null_mut(), count * size_of::<T>(), protection, MapFlags::SHARED, &file, 0) };
+        // More addresses than needed, so that the table can begin where a huge page can.
+        // SAFETY: the kernel chooses an address where nothing is mapped.
+        let reserved = unsafe {
+            mmap_anonymous(ptr::null_mut(), len + HUGE_PAGE_BYTES, ProtFlags::empty(), MapFlags::PRIVATE)
+        };
+        let reserved = reserved.map_err(io)?;
+        let start = reserved.wrapping_byte_add(reserved.align_offset(HUGE_PAGE_BYTES));
+        let flags = MapFlags::SHARED | MapFlags::FIXED;
+        // SAFETY: the range lies within what was just reserved, where nobody has a reference; the length is the file's.
+        let map = unsafe { mmap(start, len, protection, flags, &file, 0) };
         let entries = NonNull::new(map.map_err(io)?.cast()).expect("a mapping is never at address zero");
-        Ok(Self { entries, count, file, _owns: PhantomData })
+        Ok(Self { entries, count, reserved, file, _owns: PhantomData })
     }
 }
 
@@ -139,8 +152,8 @@ impl<T> DerefMut for SharedTable<T> {
 
 impl<T> Drop for SharedTable<T> {
     fn drop(&mut self) {
-        // SAFETY: this is the mapping made in `map`, of this length, and nothing borrows from it any more.
-        let unmapped = unsafe { munmap(self.entries.as_ptr().cast(), self.count * size_of::<T>()) };
+        // SAFETY: this is the range reserved in `map`, of this length, and nothing borrows from it any more.
+        let unmapped = unsafe { munmap(self.reserved, self.count * size_of::<T>() + HUGE_PAGE_BYTES) };
         debug_assert!(unmapped.is_ok(), "a whole mapping can always be removed");
     }
 }

@@ -195,6 +195,12 @@ impl<S: FlowSlots> Switch<S> {
         self.ports.port(port).map_or_else(Turn::default, |port| port.turn)
     }
 
+    /// What is counted for each slot of the table: memory that is looked up at random, which whoever made the switch may
+    /// have kept in larger pages.
+    pub fn tallies(&self) -> &[impl Sized] {
+        self.table.tallies()
+    }
+
     /// Number of flows in the table.
     pub fn flow_count(&self) -> usize {
         self.table.len()

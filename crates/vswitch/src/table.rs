@@ -353,6 +353,10 @@ impl<S: FlowSlots> FlowTable<S> {
         }
     }
 
+    pub(crate) fn tallies(&self) -> &[Tally] {
+        &self.tallies
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.flows.len()
     }
