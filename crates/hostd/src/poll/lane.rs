@@ -545,3 +545,19 @@ fn copy_head(frame: &mut Frame, chain: &Chain<'_>, head_bytes: usize) {
     *head_len_bytes = (*total_len_bytes).min(head_bytes);
     chain.copy_out(VNET_HEADER_BYTES, &mut head[..*head_len_bytes]);
 }
+
+/// The same of a frame that is in private memory with its virtio-net header.
+pub(super) fn copy_whole_head(frame: &mut Frame, whole: &[u8], head_bytes: usize) {
+    let (header, bytes) = whole.split_at(VNET_HEADER_BYTES);
+    frame.vnet = VnetHeader::from_bytes(header.try_into().expect("a header was split off"));
+    frame.total_len_bytes = bytes.len();
+    frame.head_len_bytes = bytes.len().min(head_bytes);
+    frame.head[..frame.head_len_bytes].copy_from_slice(&bytes[..frame.head_len_bytes]);
+}
+
+/// Puts what the switch has made of a frame's header and start back before the rest of it.
+pub(super) fn put_head(whole: &mut [u8], frame: &Frame) {
+    let (header, bytes) = whole.split_at_mut(VNET_HEADER_BYTES);
+    header.copy_from_slice(&frame.vnet.to_bytes());
+    bytes[..frame.head_len_bytes].copy_from_slice(frame.bytes());
+}

@@ -16,10 +16,10 @@
 use std::collections::VecDeque;
 
 use model::Moment;
-use packet::VnetHeader;
-use vhost_port::{Batch, Chain, VNET_HEADER_BYTES};
-use vswitch::{Frame, HEAD_LEN_BYTES_MAX, PortId, Question, Verdict};
+use vhost_port::{Batch, Chain};
+use vswitch::{HEAD_LEN_BYTES_MAX, PortId, Question, Verdict};
 
+use super::lane::{copy_whole_head, put_head};
 use super::round::Core;
 use crate::introspect::Outcome;
 
@@ -144,25 +144,6 @@ impl Parking {
     }
 }
 
-impl Parked {
-    /// Copies its start for the switch to work on.
-    fn copy_head(&self, frame: &mut Frame) {
-        let (header, bytes) = self.whole.split_at(VNET_HEADER_BYTES);
-        frame.vnet = VnetHeader::from_bytes(header.try_into().expect("a header was split off"));
-        frame.total_len_bytes = bytes.len();
-        frame.head_len_bytes = bytes.len().min(HEAD_LEN_BYTES_MAX);
-        frame.head[..frame.head_len_bytes].copy_from_slice(&bytes[..frame.head_len_bytes]);
-        frame.departs = self.departs;
-    }
-
-    /// Puts in what the switch has rewritten.
-    fn take_head(&mut self, frame: &Frame) {
-        self.whole[..VNET_HEADER_BYTES].copy_from_slice(&frame.vnet.to_bytes());
-        self.whole[VNET_HEADER_BYTES..VNET_HEADER_BYTES + frame.head_len_bytes]
-            .copy_from_slice(frame.bytes());
-    }
-}
-
 impl Core {
     /// Offers frames of a port whose time has come to the switch again, a batch at most; tells whether there were any.
     /// `ring` is where their descriptors are.
@@ -185,7 +166,7 @@ impl Core {
             let Some(mut parked) = parking.leave(place) else { break };
             if let Verdict::Forward(to) = verdict {
                 let frame = self.desk.first().0;
-                parked.take_head(frame);
+                put_head(&mut parked.whole, frame);
                 let mirror = frame.mirror;
                 for to in [Some(to), mirror].into_iter().flatten() {
                     self.deliver_whole(to, parked.spread, &parked.whole);
@@ -205,7 +186,8 @@ impl Core {
     fn ask_again(&mut self, id: PortId, parked: &Parked, ring: Option<u64>, now: Moment) -> Verdict {
         let Self { desk, previewer, shared, turn, .. } = self;
         let (frame, preview) = desk.first();
-        parked.copy_head(frame);
+        copy_whole_head(frame, &parked.whole, HEAD_LEN_BYTES_MAX);
+        frame.departs = parked.departs;
         previewer.preview(id, frame, preview);
         let verdict =
             shared.with(now, turn, |switch, now| switch.process_previewed(now, id, frame, preview, None));

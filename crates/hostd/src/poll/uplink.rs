@@ -6,12 +6,11 @@
 //! at once is lost and counted, and what it sends faster than it is read is lost in the host's queue.
 
 use model::Moment;
-use packet::VnetHeader;
 use platform::{Tap, Trigger};
 use vhost_port::{Batch, Chain, SendError, VNET_HEADER_BYTES};
 use vswitch::{Answers, FRAME_LEN_BYTES_MAX, Frame, HEAD_LEN_BYTES_MAX, PortId, Question, Verdict};
 
-use super::lane::HEAD_FIRST_BYTES;
+use super::lane::{HEAD_FIRST_BYTES, copy_whole_head, put_head};
 use super::parked::Parking;
 use super::round::Core;
 use crate::introspect::{Inquiry, Outcome, Reply};
@@ -92,15 +91,6 @@ impl Uplink {
         }
         self.tap.send(&self.outgoing).map_err(|_| SendError::Stopped)
     }
-
-    /// Copies the start of what was read last for the switch to work on.
-    fn copy_head(&self, frame: &mut Frame, head_bytes: usize) {
-        let (header, bytes) = self.incoming[..self.incoming_len_bytes].split_at(VNET_HEADER_BYTES);
-        frame.vnet = VnetHeader::from_bytes(header.try_into().expect("a header was split off"));
-        frame.total_len_bytes = bytes.len();
-        frame.head_len_bytes = bytes.len().min(head_bytes);
-        frame.head[..frame.head_len_bytes].copy_from_slice(&bytes[..frame.head_len_bytes]);
-    }
 }
 
 impl Core {
@@ -152,7 +142,7 @@ impl Core {
         frame.departs = None;
         for head_bytes in [HEAD_FIRST_BYTES, HEAD_LEN_BYTES_MAX] {
             if verdict == Verdict::NeedMore {
-                uplink.copy_head(frame, head_bytes);
+                copy_whole_head(frame, &uplink.incoming[..uplink.incoming_len_bytes], head_bytes);
                 previewer.preview(uplink.id, frame, preview);
                 if uplink.parking.holds_back(preview.spread()) {
                     break;
@@ -176,8 +166,7 @@ impl Core {
         let (frame, preview) = self.desk.first();
         let (spread, mirror) = (preview.spread(), frame.mirror);
         let bytes = &mut uplink.incoming[..uplink.incoming_len_bytes];
-        bytes[..VNET_HEADER_BYTES].copy_from_slice(&frame.vnet.to_bytes());
-        bytes[VNET_HEADER_BYTES..VNET_HEADER_BYTES + frame.head_len_bytes].copy_from_slice(frame.bytes());
+        put_head(bytes, frame);
         for to in [Some(to), mirror].into_iter().flatten() {
             self.deliver_whole(to, spread, bytes);
         }
