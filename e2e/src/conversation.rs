@@ -15,6 +15,10 @@ const FIRST_SYN_LIMIT_US: u64 = 900_000;
 /// Time for a stream to say its last line.
 const END_LIMIT: Duration = Duration::from_secs(30);
 
+/// The storefront and the order service, as they run in their units.
+pub(crate) const STOREFRONT: &str = "in-service shop shop /usr/bin/storefront";
+pub(crate) const ORDERS: &str = "in-service orders orders /usr/bin/orders";
+
 /// How a connection attempt ended, in the guest's words.
 pub(crate) struct Attempt {
     line: String,
@@ -24,6 +28,11 @@ pub(crate) struct Attempt {
 pub(crate) fn attempt(vm: &Vm, program: &str, to: &str) -> Result<Attempt> {
     let output = vm.run(&format!("{program} connect {to}"))?;
     Ok(Attempt { line: output.stdout.lines().last().unwrap_or_default().to_owned() })
+}
+
+/// How many connections were opened, by what a program printed.
+pub(crate) fn connections(printed: &str) -> usize {
+    printed.lines().filter(|line| line.starts_with("connected ")).count()
 }
 
 impl Attempt {

@@ -425,6 +425,17 @@ impl Shop {
         Ok(visible)
     }
 
+    /// Writes a manifest and waits until it is in force.
+    ///
+    /// # Errors
+    /// When the file system refuses, or the daemon does not take it up.
+    pub fn put_in_force(&self, file: &str, text: &str) -> Result<()> {
+        let generation = self.policy()?.generation;
+        self.write(file, text)?;
+        self.until(NOTICE_LIMIT, || Ok((self.policy()?.generation > generation).then_some(())))
+            .with_context(|| format!("{file} is not in force: {:?}", self.policy()))
+    }
+
     /// Removes a manifest.
     ///
     /// # Errors

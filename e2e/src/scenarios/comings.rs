@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use api::admin::{IntrospectionState, NicState};
 
 use super::traffic::{API_V6, exchange, take_ipv6};
-use crate::conversation::{Stream, attempt};
+use crate::conversation::{STOREFRONT, Stream, attempt};
 use crate::shop::{API, DB, NOTICE_LIMIT};
 use crate::{Report, Shop};
 
@@ -38,8 +38,7 @@ const BROKEN_OFF: [&[u8]; 4] = [
 
 /// The database's machine dies without a word, its socket is abused, and it boots again.
 pub(super) fn power_cut(shop: &mut Shop, report: &mut Report) -> Result<()> {
-    let storefront = "in-service shop shop /usr/bin/storefront";
-    let stream = Stream::start(shop, "acme/web", "bystander", storefront, API)?;
+    let stream = Stream::start(shop, "acme/web", "bystander", STOREFRONT, API)?;
     let socket = shop.runtime().join("acme-db.sock");
     shop.cut_power("acme/db")?;
     report.check("the daemon sees it go", await_nic(shop, "acme/db", NicState::Waiting));
@@ -63,8 +62,7 @@ pub(super) fn power_cut(shop: &mut Shop, report: &mut Report) -> Result<()> {
 
 /// A guest is reset in the middle of sending: the driver goes without a word, memory is wiped, another kernel comes.
 pub(super) fn reset(shop: &mut Shop, report: &mut Report) -> Result<()> {
-    let storefront = "in-service shop shop /usr/bin/storefront";
-    let stream = Stream::start(shop, "acme/web", "bystander", storefront, API)?;
+    let stream = Stream::start(shop, "acme/web", "bystander", STOREFRONT, API)?;
     let before = shop.introspection("globex/web")?;
     shop.vm("globex/web").background("flood", "ping -q -i 0.001 10.0.0.1")?;
     shop.reset("globex/web")?;

@@ -85,10 +85,7 @@ pub(super) fn masquerade(shop: &mut Shop, report: &mut Report) -> Result<()> {
 
 /// Policies that name a container and a user.
 pub(super) fn selectors(shop: &mut Shop, report: &mut Report) -> Result<()> {
-    let generation = shop.policy()?.generation;
-    shop.write("60-container.yaml", BY_CONTAINER)?;
-    shop.until(NOTICE_LIMIT, || Ok((shop.policy()?.generation > generation).then_some(())))
-        .context("the new rule is not noticed")?;
+    shop.put_in_force("60-container.yaml", BY_CONTAINER)?;
     let web = shop.vm("acme/web");
     let intruder = |within: &str| attempt(web, &format!("{within} /usr/bin/intruder"), API);
     let (one, other) = (id('a'), id('c'));

@@ -5,11 +5,9 @@ use anyhow::{Context, Result, bail};
 use api::admin::{Request, Response};
 
 use super::traffic::bulk_from;
-use crate::conversation::Stream;
+use crate::conversation::{STOREFRONT, Stream};
 use crate::shop::{API, NOTICE_LIMIT};
 use crate::{Report, Shop};
-
-const STOREFRONT: &str = "in-service shop shop /usr/bin/storefront";
 
 /// A connection is open while the daemon's successor spreads ports over two cores, while they move between these and the
 /// side core, and while the next successor has one core again.

@@ -4,7 +4,7 @@
 use anyhow::{Context, Result};
 use api::admin::Verdict;
 
-use crate::conversation::{Stream, attempt};
+use crate::conversation::{STOREFRONT, Stream, attempt};
 use crate::shop::{API, NOTICE_LIMIT};
 use crate::{Report, Shop};
 
@@ -20,9 +20,8 @@ spec:
 
 /// The mistake is named with its place; connections old and new go on under the old policy.
 pub(super) fn damaged_manifest(shop: &mut Shop, report: &mut Report) -> Result<()> {
-    let storefront = "in-service shop shop /usr/bin/storefront";
     let generation = shop.policy()?.generation;
-    let stream = Stream::start(shop, "acme/web", "undisturbed", storefront, API)?;
+    let stream = Stream::start(shop, "acme/web", "undisturbed", STOREFRONT, API)?;
     shop.write("90-damaged.yaml", DAMAGED)?;
     let noticed = shop.until(NOTICE_LIMIT, || Ok(shop.policy()?.errors.into_iter().next()));
     let named = noticed.context("the daemon reports no error").and_then(|error| {
@@ -35,7 +34,7 @@ pub(super) fn damaged_manifest(shop: &mut Shop, report: &mut Report) -> Result<(
     report.claim("the last good policy stays in force", now == generation, format!("generation {now}"));
     report.check(
         "new connections are judged by it",
-        attempt(shop.vm("acme/web"), storefront, API)?.connected(),
+        attempt(shop.vm("acme/web"), STOREFRONT, API)?.connected(),
     );
 
     shop.remove("90-damaged.yaml")?;

@@ -11,11 +11,9 @@ use testkit::guests::shipped;
 use testkit::vm::Vm;
 
 use super::traffic::bulk_from;
-use crate::conversation::{Stream, attempt};
+use crate::conversation::{STOREFRONT, Stream, attempt};
 use crate::shop::API;
 use crate::{Report, Shop};
-
-const STOREFRONT: &str = "in-service shop shop /usr/bin/storefront";
 
 /// Both ends of an open conversation move, one after the other, and back again in the other order. Whichever goes first
 /// receives as fast as it can while its memory is copied.

@@ -4,8 +4,7 @@
 use std::net::UdpSocket;
 
 use anyhow::{Context, Result};
-use testkit::daemon::Daemon;
-use testkit::guests::{clients_initramfs, shipped};
+use testkit::guests::clients_initramfs;
 use testkit::vm::{Vm, VmSpec};
 
 use super::comings::BATCH;
@@ -72,17 +71,12 @@ spec:
 ";
 
 pub(super) fn run(shop: &mut Shop, report: &mut Report) -> Result<()> {
-    let settings = shop.scratch.join("names.toml");
     let socket = UdpSocket::bind("127.0.0.1:0").context("make an upstream")?;
     let upstream = socket.local_addr()?;
     testkit::names::serve(socket, FOUND.parse()?);
-    std::fs::write(&settings, format!("[dns]\nupstreams = [\"{upstream}\"]\n"))?;
     shop.write("60-batch.yaml", BATCH)?;
     shop.write("70-names.yaml", MANIFESTS)?;
-    shop.daemon.stop()?;
-    let program = shipped("meshvisor-hostd");
-    let there = Daemon::start_with(&program, &shop.manifests(), &shop.runtime(), Some(&settings))?;
-    let here = std::mem::replace(&mut shop.daemon, there);
+    shop.restart_with(&format!("[dns]\nupstreams = [\"{upstream}\"]\n"))?;
     let with_clients = |spec| VmSpec { initramfs: Some(clients_initramfs()), memory_mib: MEMORY_MIB, ..spec };
     shop.start_as("acme/batch", with_clients)?;
     shop.await_machine("acme/batch")?;
@@ -101,11 +95,9 @@ pub(super) fn run(shop: &mut Shop, report: &mut Report) -> Result<()> {
         shop.vm(id).expect("killall httpd")?;
     }
     shop.cut_power("acme/batch")?;
-    shop.daemon.stop()?;
-    shop.daemon = here;
     shop.remove("60-batch.yaml")?;
     shop.remove("70-names.yaml")?;
-    shop.daemon.restart()?;
+    shop.restart_with("")?;
     shop.await_networks()
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use testkit::vm::Vm;
 
 use crate::conversation::attempt;
-use crate::shop::{API, NOTICE_LIMIT};
+use crate::shop::API;
 use crate::{Report, Shop};
 
 /// What the storefront may send to the API, and the API to it, in bits per second.
@@ -31,14 +31,6 @@ fn policy(name: &str, what: &str) -> String {
     )
 }
 
-/// Puts a policy in force.
-fn write(shop: &Shop, file: &str, text: &str) -> Result<()> {
-    let generation = shop.policy()?.generation;
-    shop.write(file, text)?;
-    shop.until(NOTICE_LIMIT, || Ok((shop.policy()?.generation > generation).then_some(())))
-        .with_context(|| format!("the policy is not noticed: {:?}", shop.policy()))
-}
-
 /// What a machine's card sends and receives, in bits per second, by the machine's own clock and counters.
 fn card_rates(vm: &Vm) -> Result<[f64; 2]> {
     let files = "/sys/class/net/eth0/statistics/tx_bytes /sys/class/net/eth0/statistics/rx_bytes";
@@ -53,7 +45,10 @@ fn card_rates(vm: &Vm) -> Result<[f64; 2]> {
 
 /// A process is held to a rate, as it finds itself; others in its machine are not, and nothing is dropped.
 pub(super) fn limit(shop: &mut Shop, report: &mut Report) -> Result<()> {
-    write(shop, "60-slow.yaml", &policy("slow", &format!("limit: {{bitsPerSecond: {RATE}}}\n  log: true")))?;
+    shop.put_in_force(
+        "60-slow.yaml",
+        &policy("slow", &format!("limit: {{bitsPerSecond: {RATE}}}\n  log: true")),
+    )?;
     let before = shop.status()?.drops;
     let web = shop.vm("acme/web");
     let pid = web.background("limited", &format!("/usr/bin/storefront bulk {API} {LIMITED_MIB}"))?;
@@ -101,7 +96,7 @@ pub(super) fn limit(shop: &mut Shop, report: &mut Report) -> Result<()> {
 
 /// A third machine gets copies.
 pub(super) fn mirror(shop: &mut Shop, report: &mut Report) -> Result<()> {
-    write(shop, "60-watch.yaml", &policy("watch", "mirror: {vm: db}"))?;
+    shop.put_in_force("60-watch.yaml", &policy("watch", "mirror: {vm: db}"))?;
     let received = |shop: &Shop| -> Result<u64> {
         let ports = shop.status()?.ports;
         let card = ports.iter().find(|port| port.nic.starts_with("acme/db/"));

@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use testkit::vm::Vm;
 
 use crate::conversation::attempt;
-use crate::shop::{API, NOTICE_LIMIT};
+use crate::shop::API;
 use crate::{Report, Shop};
 
 /// The API's address in the other family.
@@ -40,10 +40,7 @@ pub(super) fn protocols(shop: &mut Shop, report: &mut Report) -> Result<()> {
         attempt(web, "/usr/bin/intruder", API_V6)?.refused_at_once(),
     );
 
-    let generation = shop.policy()?.generation;
-    shop.write("50-datagrams.yaml", DATAGRAMS)?;
-    shop.until(NOTICE_LIMIT, || Ok((shop.policy()?.generation > generation).then_some(())))
-        .context("the new rule is not noticed")?;
+    shop.put_in_force("50-datagrams.yaml", DATAGRAMS)?;
     let answer = web.run(&format!("/usr/bin/storefront datagram {API} hello"))?.stdout;
     report.claim("storefront's datagram is answered", answer == "answer hello", answer);
     let refused = web.run(&format!("/usr/bin/intruder datagram {API} hello"))?.stdout;

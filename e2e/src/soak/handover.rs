@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use api::admin::NicState;
 
 use crate::Shop;
-use crate::conversation::Stream;
+use crate::conversation::{STOREFRONT, Stream};
 use crate::shop::API;
 
 /// Time for every machine to be connected again: QEMU tries once a second.
@@ -42,7 +42,7 @@ pub fn hand_over(
     wish: HandOvers,
     mut progress: impl FnMut(u32, Duration),
 ) -> Result<Endured> {
-    let start = |name| Stream::start(shop, "acme/web", name, "in-service shop shop /usr/bin/storefront", API);
+    let start = |name| Stream::start(shop, "acme/web", name, STOREFRONT, API);
     let streams: Vec<Stream> = CONVERSATIONS.into_iter().map(start).collect::<Result<_>>()?;
     let mut slowest = Duration::ZERO;
     for number in 0..wish.kills + wish.upgrades {

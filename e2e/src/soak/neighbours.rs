@@ -16,8 +16,8 @@ use vhost_port::testing::ConnectedGuest;
 
 use super::probe::{End, Probe, Times};
 use crate::Shop;
-use crate::conversation::Stream;
-use crate::shop::{API, NOTICE_LIMIT};
+use crate::conversation::{STOREFRONT, Stream};
+use crate::shop::API;
 
 /// Who starts over.
 const RESTLESS: &str = "globex/web";
@@ -107,16 +107,12 @@ pub struct Peace {
 /// # Errors
 /// When a machine or the daemon does not do its part, or the conversation loses a line.
 pub fn disturb(shop: &mut Shop, noise: Noise, mut progress: impl FnMut(Duration)) -> Result<Peace> {
-    let generation = shop.policy()?.generation;
-    shop.write("70-soak.yaml", MACHINES)?;
-    shop.until(NOTICE_LIMIT, || Ok((shop.policy()?.generation > generation).then_some(())))
-        .context("the guests are not noticed")?;
+    shop.put_in_force("70-soak.yaml", MACHINES)?;
     let socket = |name: &str| shop.runtime().join(format!("soak-{name}.sock"));
     let [sender, receiver, hostile] = ["sender", "receiver", "hostile"].map(socket);
     let mut probe = Probe::connect([&sender, &receiver], [SENDER, RECEIVER])?;
     let quiet = quietly(&mut probe, noise.quiet);
-    let program = "in-service shop shop /usr/bin/storefront";
-    let conversation = Stream::start(shop, "acme/web", "neighbour", program, API)?;
+    let conversation = Stream::start(shop, "acme/web", "neighbour", STOREFRONT, API)?;
 
     let stop = AtomicBool::new(false);
     let done = Done::default();

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use crate::conversation::Stream;
+use crate::conversation::{STOREFRONT, Stream};
 use crate::shop::{API, NOTICE_LIMIT};
 use crate::{Report, Shop};
 
@@ -24,7 +24,7 @@ const ROUNDS: usize = 3;
 
 /// Two streams of one program, told apart by their unit: the rule is narrowed to one of them.
 pub(super) fn run(shop: &mut Shop, report: &mut Report) -> Result<()> {
-    let kept = Stream::start(shop, "acme/web", "kept", "in-service shop shop /usr/bin/storefront", API)?;
+    let kept = Stream::start(shop, "acme/web", "kept", STOREFRONT, API)?;
     report.claim(
         "shop.service has a connection open, and so has another unit with the same program",
         true,

@@ -4,13 +4,13 @@
 use anyhow::{Context, Result, bail};
 use api::admin::{Flow, Verdict};
 
-use crate::conversation::attempt;
+use crate::conversation::{STOREFRONT, attempt};
 use crate::shop::{API, DB, NOTICE_LIMIT};
 use crate::{Report, Shop};
 
 /// Two programs of one machine, one destination, two verdicts.
 pub(super) fn storefront_and_intruder(shop: &mut Shop, report: &mut Report) -> Result<()> {
-    let allowed = attempt(shop.vm("acme/web"), "in-service shop shop /usr/bin/storefront", API)?;
+    let allowed = attempt(shop.vm("acme/web"), STOREFRONT, API)?;
     report.check("the storefront is connected", allowed.connected());
     let judged = last_flow(shop, "acme/web", "/usr/bin/storefront", API);
     report

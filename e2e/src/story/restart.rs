@@ -6,14 +6,13 @@ use std::time::Instant;
 use anyhow::Result;
 use api::admin::NicState;
 
-use crate::conversation::{Stream, attempt};
+use crate::conversation::{STOREFRONT, Stream, attempt};
 use crate::shop::{API, DB, NOTICE_LIMIT};
 use crate::{Report, Shop};
 
 /// Kills and restarts the daemon under two open conversations.
 pub(super) fn run(shop: &mut Shop, report: &mut Report) -> Result<()> {
-    let program = "in-service shop shop /usr/bin/storefront";
-    let survivor = Stream::start(shop, "acme/web", "survivor", program, API)?;
+    let survivor = Stream::start(shop, "acme/web", "survivor", STOREFRONT, API)?;
     let killed = Instant::now();
     shop.daemon.kill()?;
     shop.daemon.restart()?;
@@ -34,7 +33,7 @@ pub(super) fn run(shop: &mut Shop, report: &mut Report) -> Result<()> {
     report.check("the open connection lived on, no line lost", survivor.finish(shop));
 
     let web = shop.vm("acme/web");
-    let allowed = attempt(web, program, API)?;
+    let allowed = attempt(web, STOREFRONT, API)?;
     report.check("the storefront opens a new connection", allowed.connected());
     let denied = attempt(web, "in-service shop shop /usr/bin/intruder", API)?;
     report.check("an intruder is still refused at once", denied.refused_at_once());

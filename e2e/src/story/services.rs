@@ -4,9 +4,9 @@
 
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
-use crate::conversation::attempt;
+use crate::conversation::{ORDERS, STOREFRONT, attempt, connections};
 use crate::shop::{NOTICE_LIMIT, START_LIMIT};
 use crate::{Report, Shop};
 
@@ -20,11 +20,6 @@ const HIDDEN: &str = "10.0.0.13:9202";
 const CALLS: usize = 200;
 /// Of these, how many the older version gets.
 const OLDER: usize = 160;
-
-/// The storefront, as it runs in its unit.
-const STOREFRONT: &str = "in-service shop shop /usr/bin/storefront";
-/// Who calls the offers from the API's machine.
-const ORDERS: &str = "in-service orders orders /usr/bin/orders";
 
 const CATALOG_SERVICE: &str = "\
 # SPDX-License-Identifier: Apache-2.0
@@ -92,7 +87,7 @@ spec:
 pub(super) fn canary(shop: &mut Shop, report: &mut Report) -> Result<()> {
     let older = serve(shop, "acme/api", "catalog", 9100)?;
     let newer = serve(shop, "acme/db", "catalog", 9100)?;
-    in_force(shop, "60-catalog.yaml", CATALOG_SERVICE)?;
+    shop.put_in_force("60-catalog.yaml", CATALOG_SERVICE)?;
 
     let begun = Instant::now();
     report.check(format!("{CALLS} of {CALLS} calls to {CATALOG} are answered"), all_connected(shop, CALLS));
@@ -111,7 +106,7 @@ pub(super) fn canary(shop: &mut Shop, report: &mut Report) -> Result<()> {
     web.await_line("calling", "connected", START_LIMIT)?;
     shop.vm("acme/db").expect(&format!("kill -9 {newer}"))?;
     let printed = web.await_end("calling", calling, START_LIMIT)?;
-    let connected = printed.lines().filter(|line| line.starts_with("connected ")).count();
+    let connected = connections(&printed);
     report.claim(
         format!("the newer one is killed while {calls} calls are made: none fails"),
         connected == calls,
@@ -139,7 +134,7 @@ pub(super) fn canary(shop: &mut Shop, report: &mut Report) -> Result<()> {
 /// Each part of an application sees its own version of a service, and nothing of the other.
 pub(super) fn versions(shop: &mut Shop, report: &mut Report) -> Result<()> {
     let servers = [9201, 9202].map(|port| serve(shop, "acme/db", &format!("offers-{port}"), port));
-    in_force(shop, "60-offers.yaml", OFFERS_SERVICES)?;
+    shop.put_in_force("60-offers.yaml", OFFERS_SERVICES)?;
     let (web, api) = (shop.vm("acme/web"), shop.vm("acme/api"));
     for (id, vm, program, own, other) in
         [("acme/web", web, STOREFRONT, 0, 1), ("acme/api", api, ORDERS, 1, 0)]
@@ -171,18 +166,10 @@ fn serve(shop: &Shop, id: &str, name: &str, port: u16) -> Result<u32> {
     Ok(pid)
 }
 
-/// Writes a manifest and waits until it is in force.
-fn in_force(shop: &Shop, file: &str, text: &str) -> Result<()> {
-    let generation = shop.policy()?.generation;
-    shop.write(file, text)?;
-    let loaded = shop.until(NOTICE_LIMIT, || Ok((shop.policy()?.generation > generation).then_some(())));
-    loaded.with_context(|| format!("{file} is not in force: {:?}", shop.policy()))
-}
-
 /// Has the storefront call the catalog that often.
 fn all_connected(shop: &Shop, calls: usize) -> Result<String> {
     let printed = shop.vm("acme/web").run(&format!("{STOREFRONT} connect {CATALOG} {calls}"))?.stdout;
-    let connected = printed.lines().filter(|line| line.starts_with("connected ")).count();
+    let connected = connections(&printed);
     anyhow::ensure!(connected == calls, "{connected} of {calls}: {printed}");
     Ok(format!("the slowest after {} ms", slowest_ms(&printed)))
 }
