@@ -255,7 +255,8 @@ impl Core {
         let Lane { id, port, queues, credit, first, .. } = lane;
         let (mut busy, mut may_glance) = (false, true);
         // Of several pairs that have more than the turn is worth, each comes first in its round.
-        *first = (*first + 1) % Port::PAIRS_MAX;
+        let running = queues.iter().filter(|queue| queue.transmit.is_some()).count();
+        *first = (*first + 1) % running.max(1);
         let (later, sooner) = queues.split_at_mut(*first);
         for queue in sooner.iter_mut().chain(later).filter(|queue| queue.transmit.is_some()) {
             queue.may_glance = may_glance;
@@ -283,6 +284,11 @@ impl Core {
         let first = queue.next;
         let batch = std::mem::take(&mut queue.batch);
         let end = queue.end(&batch, credit);
+        if end == first {
+            // Not its turn any more. What is known of a held frame by now is kept until it is.
+            queue.batch = batch;
+            return true;
+        }
         self.read(id, queue, &batch, end);
         self.decide(id, queue, (&batch, first..end), now);
         let own = self.lap();
