@@ -35,8 +35,12 @@ impl Tally {
         self.skipped.extend(other.skipped);
     }
 
-    /// Takes in a line of a test program's output; true if it was its summary.
+    /// Takes in a line of a test program's output; true if it was its summary. A test that says in a line of its own that it
+    /// is `skipped: ` and why is counted as that, too.
     fn take(&mut self, line: &str) -> bool {
+        if let Some(reason) = line.strip_prefix("skipped: ") {
+            self.skipped.push(reason.to_owned());
+        }
         let Some(counts) = line.strip_prefix("test result: ") else { return false };
         let count = |word: &str| {
             let before = counts.split_once(word).map(|(before, _)| before);
@@ -102,6 +106,14 @@ mod tests {
         assert!(!tally.take("test some::claim ... ok"));
         assert_eq!((tally.passed, tally.failed, tally.skipped.len()), (17, 3, 1));
         assert_eq!(tally.to_string(), "17 passed, 3 failed, 1 skipped");
+    }
+
+    #[test]
+    fn a_test_that_says_so_is_skipped_by_name() {
+        let mut tally = Tally::default();
+        assert!(!tally.take("skipped: it needs a wish"));
+        assert!(!tally.take("test nothing_is_skipped: ... ok"));
+        assert_eq!(tally, Tally::skipped("it needs a wish"));
     }
 
     #[test]
