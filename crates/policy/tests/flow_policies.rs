@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What flow policies do, and for which flows.
 
+mod common;
+
 use std::collections::BTreeMap;
 
+use common::query;
 use model::{
-    Action, Attribution, Confidence, Detour, FiveTuple, FlowPolicy, FlowQuery, Inventory, Judge, Needs,
-    Origin, Party, PolicySet, PortMatch, Process, ProcessSelector, Protocol, Redirect, Target, Tenant,
-    UnknownReason, Vm, VmIndex, VmSelector, Workload,
+    Action, Attribution, Confidence, Detour, FlowPolicy, Inventory, Judge, Needs, Origin, PolicySet,
+    PortMatch, Process, ProcessSelector, Protocol, Redirect, Target, Tenant, UnknownReason, Vm, VmIndex,
+    VmSelector, Workload,
 };
 use policy::{CompileError, CompiledPolicy, compile};
 
@@ -38,23 +41,6 @@ fn redirecting(name: &str, exe: Option<&str>, vm: &str, port: Option<u16>) -> Fl
     FlowPolicy { redirect: Some(Redirect { vm: vm.parse().unwrap(), port }), ..policy(name, exe) }
 }
 
-/// A TCP flow from `web` to `api`.
-fn query(port: u16, caller: Option<&Attribution>) -> FlowQuery<'_> {
-    let tuple = FiveTuple {
-        source: [10, 0, 0, 1].into(),
-        destination: [10, 0, 0, 2].into(),
-        source_port: 40_000,
-        destination_port: port,
-        protocol: Protocol::Tcp,
-    };
-    FlowQuery {
-        tuple,
-        source: Party { vm: Some(VmIndex(0)), attribution: caller },
-        destination: Party { vm: Some(VmIndex(1)), attribution: None },
-        names: &[],
-    }
-}
-
 #[test]
 fn the_first_policy_that_says_so_redirects() {
     let policy = compiled(vec![
@@ -64,16 +50,16 @@ fn the_first_policy_that_says_so_redirects() {
     ]);
     let policy = policy.unwrap();
     let detour = Detour { vm: VmIndex(2), l4_port: Some(81) };
-    assert_eq!(policy.detour(&query(80, None)), Some(detour));
-    assert_eq!(policy.detour(&query(81, None)), None);
-    assert_eq!(policy.needs(&query(80, None)), Needs::default());
+    assert_eq!(policy.detour(&query(80, None, None)), Some(detour));
+    assert_eq!(policy.detour(&query(81, None, None)), None);
+    assert_eq!(policy.needs(&query(80, None, None)), Needs::default());
 }
 
 #[test]
 fn mirroring_may_depend_on_who_calls_and_then_asks_for_it() {
     let policy = compiled(vec![mirroring("watch", Some("/bin/a"))]).unwrap();
-    assert_eq!(policy.needs(&query(80, None)), Needs { source: true, destination: false });
-    assert_eq!(policy.needs(&query(81, None)), Needs::default());
+    assert_eq!(policy.needs(&query(80, None, None)), Needs { source: true, destination: false });
+    assert_eq!(policy.needs(&query(81, None, None)), Needs::default());
     for (exe, mirror) in [("/bin/a", Some(VmIndex(2))), ("/bin/b", None)] {
         let caller = Attribution {
             process: Some(Process { exe: Some(exe.into()), ..Process::default() }),
@@ -81,11 +67,11 @@ fn mirroring_may_depend_on_who_calls_and_then_asks_for_it() {
             unknown: None,
             ..Attribution::unknown(UnknownReason::NoSocket)
         };
-        assert_eq!(policy.judge(&query(80, Some(&caller))).mirror(), mirror, "{exe}");
+        assert_eq!(policy.judge(&query(80, Some(&caller), None)).mirror(), mirror, "{exe}");
     }
-    assert_eq!(policy.judge(&query(80, None)).mirror(), None);
+    assert_eq!(policy.judge(&query(80, None, None)).mirror(), None);
     // What is done with a flow never decides whether it passes.
-    assert_eq!(policy.judge(&query(80, None)).audited, []);
+    assert_eq!(policy.judge(&query(80, None, None)).audited, []);
 }
 
 #[test]

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What policies mean, what is refused, what is warned of, and how it is explained.
 
+mod common;
+
 use std::collections::BTreeMap;
 
+use common::query;
 use model::{
-    AccessPolicy, Action, Application, Attribution, Confidence, FiveTuple, FlowQuery, Inventory, Judge, Mode,
-    Needs, Origin, Outcome, Party, PolicySet, PortMatch, PortRange, Process, ProcessSelector, Protocol,
-    Service, Target, Tenant, UnknownReason, Vm, VmIndex, VmSelector, Workload,
+    AccessPolicy, Action, Application, Attribution, Confidence, Inventory, Judge, Mode, Needs, Origin,
+    Outcome, PolicySet, PortMatch, PortRange, Process, ProcessSelector, Protocol, Service, Target, Tenant,
+    UnknownReason, Vm, VmSelector, Workload,
 };
 use policy::{CompileError, CompiledPolicy, Warning, compile};
-
-const WEB: VmIndex = VmIndex(0);
-const API: VmIndex = VmIndex(1);
 
 fn inventory(default_action: Action) -> Inventory {
     let vm = |id: &str| Vm { id: id.parse().unwrap(), labels: BTreeMap::new(), nics: vec![] };
@@ -63,23 +63,6 @@ fn process(exe: &str) -> Attribution {
         inner: None,
         confidence: Confidence::Table,
         unknown: None,
-    }
-}
-
-/// A TCP flow from `web` to `api`.
-fn query<'a>(port: u16, caller: Option<&'a Attribution>, listener: Option<&'a Attribution>) -> FlowQuery<'a> {
-    let tuple = FiveTuple {
-        source: [10, 0, 0, 1].into(),
-        destination: [10, 0, 0, 2].into(),
-        source_port: 40_000,
-        destination_port: port,
-        protocol: Protocol::Tcp,
-    };
-    FlowQuery {
-        tuple,
-        source: Party { vm: Some(WEB), attribution: caller },
-        destination: Party { vm: Some(API), attribution: listener },
-        names: &[],
     }
 }
 
