@@ -6,10 +6,10 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use e2e::scenarios::SCENARIOS;
 use e2e::story::STORY;
-use e2e::{Report, Shop};
+use e2e::{Chapter, Report, Shop};
 use testkit::accel;
 
 fn main() -> ExitCode {
@@ -25,13 +25,15 @@ fn main() -> ExitCode {
 }
 
 fn run(words: &[String]) -> Result<Report> {
+    let chosen: Vec<_> = chapters().filter(|(_, chapter)| chosen_by(words, chapter)).collect();
+    if chosen.is_empty() {
+        let names: Vec<&str> = chapters().map(|(_, chapter)| chapter.name).collect();
+        bail!("no story or scenario is named {}; there are\n  {}", words.join(" or "), names.join("\n  "));
+    }
     let choice = accel::choose()?;
     println!("{}", choice.reason);
     let mut shop = Shop::open(choice.accel)?;
     let mut report = Report::default();
-    let chosen = STORY.iter().chain(SCENARIOS).enumerate().filter(|(_, chapter)| {
-        words.is_empty() || words.iter().any(|word| chapter.name.contains(word.as_str()))
-    });
     for (index, chapter) in chosen {
         let failed = report.failed;
         report.chapter(index + 1, chapter, &mut shop);
@@ -40,4 +42,12 @@ fn run(words: &[String]) -> Result<Report> {
         }
     }
     Ok(report)
+}
+
+fn chapters() -> impl Iterator<Item = (usize, &'static Chapter)> {
+    STORY.iter().chain(SCENARIOS).enumerate()
+}
+
+fn chosen_by(words: &[String], chapter: &Chapter) -> bool {
+    words.is_empty() || words.iter().any(|word| chapter.name.contains(word.as_str()))
 }

@@ -12,6 +12,7 @@ pub mod accel;
 pub mod daemon;
 pub mod guests;
 mod migration;
+mod monitor;
 pub mod names;
 pub mod outside;
 pub mod process;

@@ -21,6 +21,7 @@ use model::MacAddr;
 
 use crate::accel::Accel;
 use crate::guests::GuestKernel;
+use crate::monitor;
 use crate::process::{Process, tail};
 use crate::serial::{Output, SerialError, Shell};
 
@@ -412,7 +413,7 @@ pub(crate) fn launch(
     let far_again = far.try_clone().context("share the serial line")?;
     let log = folder.join(format!("{stem}.qemu"));
     let console = folder.join(format!("{stem}.console"));
-    let monitor = folder.join(format!("{stem}.qmp"));
+    let monitor = folder.join(format!("{stem}.{}", monitor::SUFFIX));
     let process = Process::start(Path::new(QEMU), log, |command| {
         command.args(machine(spec)).args(["-serial", &format!("file:{}", console.display())]);
         command.args(["-chardev", "stdio,id=shell,signal=off", "-serial", "chardev:shell"]);

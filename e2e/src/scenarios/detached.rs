@@ -21,8 +21,9 @@ use crate::{Report, Shop};
 const MEMORY_MIB: u32 = 3072;
 const LIVE: &str = "lab/live";
 const DUMP: &str = "lab/dump";
+const CORE: &str = "lab/core";
 
-/// The live file against the guest itself, then a dump of it.
+/// The live file against the guest itself, then a copy of it and what its VMM writes as a core.
 pub(super) fn run(shop: &mut Shop, report: &mut Report) -> Result<()> {
     let folder = shop.scratch.join("detached");
     fs::create_dir_all(folder.join("run"))?;
@@ -37,9 +38,12 @@ pub(super) fn run(shop: &mut Shop, report: &mut Report) -> Result<()> {
     let vm = Vm::boot(spec, &folder)?;
     let before = from_guest(&vm)?;
     vm.while_frozen(|| copy(&live, &dump))?;
+    let core = folder.join("core");
+    vm.dump(&core)?;
     let after = from_guest(&vm)?;
     let web = shop.vm("acme/web").ram_path()?;
-    let guests = [(LIVE, live.as_path()), (DUMP, dump.as_path()), ("acme/web", web.as_path())];
+    let guests =
+        [(LIVE, live.as_path()), (DUMP, dump.as_path()), (CORE, core.as_path()), ("acme/web", web.as_path())];
     let daemon = Daemon::inspect(&shipped("meshvisor-hostd"), &guests, &folder.join("run"))?;
     for (id, _) in guests {
         understood(shop, &daemon, id).with_context(|| daemon.report())?;
@@ -48,7 +52,9 @@ pub(super) fn run(shop: &mut Shop, report: &mut Report) -> Result<()> {
     let web = compare(shop.vm("acme/web"), &daemon, "acme/web");
     report.check("so does the memory of another VMM, by its descriptor", web);
     report.check("a dump shows what ran when it was taken", of_dump(&daemon, &dump, &before, &after));
-    report.check("the files are opened for reading only", read_only(&daemon, &[&live, &dump]));
+    let core_shows = compare_dump(&before, &after, &daemon, CORE);
+    report.check("so does an ELF core, as the VMM itself writes it", core_shows);
+    report.check("the files are opened for reading only", read_only(&daemon, &[&live, &dump, &core]));
     Ok(())
 }
 
