@@ -377,8 +377,10 @@ impl<S: FlowSlots> Switch<S> {
             return Some(self.open_flow(arrival, key, None));
         }
         let Some(mut case) = self.known_case(position) else {
-            self.end_flow(position, FlowChange::Closed);
-            return Some(self.open_flow(arrival, key, None));
+            return Some(match self.strand(position) {
+                Conclusion::Reset => Verdict::Drop(DropReason::Reset),
+                _ => self.open_flow(arrival, key, None),
+            });
         };
         match arrival.answers {
             Some(answers) => case.learn(answers),

@@ -60,8 +60,7 @@ impl<S: FlowSlots> Switch<S> {
             return true;
         }
         let Some(case) = self.known_case(position).filter(|_| state != FlowState::Refused) else {
-            self.end_flow(position, FlowChange::Closed);
-            return false;
+            return self.strand(position) == Conclusion::Reset;
         };
         if case.missing() != model::Needs::default() {
             self.table.flow_mut(position).left_in_epoch = Some(self.epoch);
@@ -100,6 +99,17 @@ impl<S: FlowSlots> Switch<S> {
             Action::Allow => Conclusion::GoesOn,
             Action::Deny => self.reset_flow(position),
         }
+    }
+
+    /// Ends a flow that would not go where it goes if it were opened now. What is open is reset at both ends, since
+    /// neither may ever hear of the other again; anything else is forgotten, and its next frame opens a flow.
+    pub(crate) fn strand(&mut self, position: usize) -> Conclusion {
+        let is_tcp = self.table.keys(position).0.protocol() == model::Protocol::Tcp;
+        if is_tcp && !matches!(self.table.state(position), FlowState::SynSent | FlowState::Refused) {
+            return self.reset_flow(position);
+        }
+        self.end_flow(position, FlowChange::Closed);
+        Conclusion::Gone
     }
 
     /// Ends a flow by policy. Both ends of a connection get a reset, and its slots stay for a while to

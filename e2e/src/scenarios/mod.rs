@@ -53,6 +53,11 @@ pub const SCENARIOS: &[Chapter] = &[
         run: services::mirror,
     },
     Chapter {
+        title: "A flow policy sends calls to another instance",
+        name: "another_instance_answers",
+        run: services::redirect,
+    },
+    Chapter {
         title: "Programs in containers are judged like others",
         name: "containers_behind_translated_addresses_are_attributed",
         run: containers::masquerade,

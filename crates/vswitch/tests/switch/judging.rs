@@ -276,6 +276,9 @@ fn flows_end_when_an_address_moves() {
     let dialogue = world.connect(WEB, API, 80);
     let moved: [(&str, &[&str]); 2] = [("acme/web", &["10.0.0.11/24"]), ("acme/api", &["10.0.0.99/24"])];
     world.install_machines(allow(), &moved);
-    world.drops(WEB, &dialogue.out(ACK, 1001, 5001, 1), DropReason::NoConnection);
-    world.drops(API, &dialogue.back(ACK, 5001, 1001, 1), DropReason::SpoofedAddress);
+    world.drops(WEB, &dialogue.out(ACK, 1001, 5001, 1), DropReason::Reset);
+    world.drops(API, &dialogue.back(ACK, 5001, 1001, 1), DropReason::Reset);
+    // The address that it had is somebody else's now, or nobody's.
+    let other = Dialogue::new(API, WEB, 40_001, 80);
+    world.drops(API, &other.out(SYN, 1000, 0, 0), DropReason::SpoofedAddress);
 }

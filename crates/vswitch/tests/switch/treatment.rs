@@ -63,6 +63,30 @@ fn a_detour_that_is_gone_ends_what_took_it_and_one_that_comes_leaves_the_rest_al
 }
 
 #[test]
+fn a_connection_whose_detour_is_gone_is_reset_at_both_ends_whoever_notices() {
+    for by_frame in [false, true] {
+        let mut memory = memory(64);
+        let mut world = World::new(&mut memory, redirecting(allow()));
+        let dialogue = Dialogue::new(WEB, API, 40_000, 80);
+        let at_db = Dialogue::new(WEB, DB, 40_000, 8080);
+        world.forwards(WEB, &dialogue.out(SYN, 1000, 0, 0), DB);
+        world.forwards(DB, &at_db.back(SYN | ACK, 5000, 1001, 0), WEB);
+        world.forwards(WEB, &dialogue.out(ACK, 1001, 5001, 10), DB);
+
+        world.install(allow());
+        match by_frame {
+            false => world.tick(),
+            true => world.drops(WEB, &dialogue.out(ACK, 1011, 5001, 10), DropReason::Reset),
+        }
+        let mut resets: Vec<_> = world.switch.emissions().map(|reset| reset.port).collect();
+        resets.sort_unstable();
+        resets.dedup();
+        assert_eq!(resets, [WEB, DB], "by a frame: {by_frame}");
+        world.forwards(WEB, &dialogue.out(SYN, 9000, 0, 0), API);
+    }
+}
+
+#[test]
 fn frames_in_both_directions_are_copied_to_the_collector_until_policy_says_otherwise() {
     let mirroring = || Rules { mirror: Some((53, machine(DB))), ..allow() };
     let mut memory = memory(64);
