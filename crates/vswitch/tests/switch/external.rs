@@ -49,7 +49,7 @@ fn datagram(from: PortId, source: IpAddr, destination: IpAddr, ports: (u16, u16)
 
 /// Addresses and ports of a frame, all of whose checksums must be right.
 #[track_caller]
-fn tuple(frame: &[u8]) -> (IpAddr, u16, IpAddr, u16) {
+pub fn tuple(frame: &[u8]) -> (IpAddr, u16, IpAddr, u16) {
     let (_, ip) = parsed(frame);
     let transport = &frame[ip.transport_offset..ip.end];
     let pseudo = match ip.protocol {

@@ -12,6 +12,7 @@ use packet::checksum::Sum;
 use packet::{TcpFlags, emit};
 use vswitch::{DropReason, FlowChange, Frame, How, PortId, Verdict};
 
+use crate::external::tuple;
 use crate::world::*;
 
 const VIP: Ipv4Addr = Ipv4Addr::new(100, 97, 0, 1);
@@ -192,6 +193,29 @@ fn datagrams_and_ipv6_are_translated_alike() {
         let answer = emit::udp(back, parsed(&seen).1.addresses.reversed(), (80, 4000), b"answer");
         let (to, answer) = goes(&mut world, API, &answer);
         assert_eq!((to, parsed(&answer).1.addresses.source()), (WEB, vip));
+    }
+}
+
+#[test]
+fn errors_of_an_endpoint_come_from_the_virtual_address_and_quote_what_was_sent() {
+    let mut memory = memory(64);
+    let mut world = World::with_services(&mut memory, allow(), OneService::at(&[API]));
+    let link = |from: PortId| emit::Link { source: mac(from), destination: config().gateway_mac };
+    for vip in [IpAddr::V4(VIP), IpAddr::V6(VIP6)] {
+        let (own, endpoint, protocol, mut message) = match vip.is_ipv4() {
+            true => (v4(WEB), v4(API), Protocol::Icmp, vec![3, 3, 0, 0, 0, 0, 0, 0]),
+            false => (v6(WEB), v6(API), Protocol::Icmpv6, vec![1, 4, 0, 0, 0, 0, 0, 0]),
+        };
+        let question = emit::udp(link(WEB), between(own, vip), (4000, 80), b"question");
+        let (_, seen) = goes(&mut world, WEB, &question);
+        message.extend_from_slice(&seen[14..]);
+        let error = emit::ip(link(API), between(endpoint, own), protocol, 64, &message);
+        let passed = world.forwards(API, &error, WEB);
+        let (source, _, destination, _) = tuple(passed.bytes());
+        assert_eq!((source, destination), (vip, own));
+        let (_, ip) = parsed(passed.bytes());
+        let quote = [&passed.bytes()[..14], &passed.bytes()[ip.transport_offset + 8..ip.end]].concat();
+        assert_eq!(tuple(&quote), (own, 4000, vip, 80));
     }
 }
 
