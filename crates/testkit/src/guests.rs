@@ -56,7 +56,8 @@ pub fn initramfs() -> PathBuf {
     folder().join("initramfs.cpio")
 }
 
-/// The same with more programs that ask for names: `dig`, `curl` and `getent`. Takes 384 MiB of memory.
+/// The same with more programs that ask for names, `dig`, `curl`, `getent` and `psql`, and PostgreSQL's server. Takes
+/// 512 MiB of memory.
 #[must_use]
 pub fn clients_initramfs() -> PathBuf {
     folder().join("initramfs-clients.cpio")

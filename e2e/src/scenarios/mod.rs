@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What must hold besides the story: other protocols, load, mistakes and mishaps.
 
+mod clients;
 mod comings;
 mod containers;
 mod cores;
@@ -102,6 +103,11 @@ pub const SCENARIOS: &[Chapter] = &[
         title: "Machines ask for services by name, and each gets what is there for it",
         name: "names_lead_each_machine_to_its_services",
         run: names::run,
+    },
+    Chapter {
+        title: "Debian's own clients find their servers by name, on both kernels and over both families",
+        name: "debians_clients_reach_their_servers_by_name",
+        run: clients::run,
     },
     Chapter {
         title: "Tenants with equal addresses reach the world outside, and it reaches what they publish",

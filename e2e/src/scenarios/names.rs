@@ -1,21 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Names, asked for by the programs that people use: dig, getent, curl, nslookup and redis-cli.
+//! Names, asked for in all ways.
 
 use std::net::UdpSocket;
 
 use anyhow::{Context, Result};
-use testkit::guests::clients_initramfs;
-use testkit::vm::{Vm, VmSpec};
 
+use super::clients::{said, with_clients};
 use super::comings::BATCH;
-use super::traffic::take_ipv6;
 use crate::shop::NOTICE_LIMIT;
 use crate::{Report, Shop};
 
 /// What the upstream finds for every name.
 const FOUND: &str = "192.0.2.77";
-/// Memory for a guest with more programs.
-const MEMORY_MIB: u32 = 512;
 
 /// A page that is another one for the machine `batch`, and whom policy lets have it.
 const MANIFESTS: &str = "\
@@ -50,16 +46,6 @@ spec:
 ---
 apiVersion: meshvisor.dev/v1alpha1
 kind: AccessPolicy
-metadata: {name: redis-cli-to-db, tenant: acme}
-spec:
-  action: Allow
-  from:
-  - process: {exe: /usr/bin/redis-cli}
-  to:
-  - service: db
----
-apiVersion: meshvisor.dev/v1alpha1
-kind: AccessPolicy
 metadata: {name: batch-asks-outside, tenant: acme}
 spec:
   action: Allow
@@ -77,7 +63,6 @@ pub(super) fn run(shop: &mut Shop, report: &mut Report) -> Result<()> {
     shop.write("60-batch.yaml", BATCH)?;
     shop.write("70-names.yaml", MANIFESTS)?;
     shop.restart_with(&format!("[dns]\nupstreams = [\"{upstream}\"]\n"))?;
-    let with_clients = |spec| VmSpec { initramfs: Some(clients_initramfs()), memory_mib: MEMORY_MIB, ..spec };
     shop.start_as("acme/batch", with_clients)?;
     shop.await_machine("acme/batch")?;
     shop.await_networks()?;
@@ -89,7 +74,6 @@ pub(super) fn run(shop: &mut Shop, report: &mut Report) -> Result<()> {
     names(shop, report)?;
     negatives(shop, report)?;
     ports_and_addresses(shop, report)?;
-    connections(shop, report)?;
     outside(shop, report)?;
     for id in ["acme/api", "acme/db"] {
         shop.vm(id).expect("killall httpd")?;
@@ -99,11 +83,6 @@ pub(super) fn run(shop: &mut Shop, report: &mut Report) -> Result<()> {
     shop.remove("70-names.yaml")?;
     shop.restart_with("")?;
     shop.await_networks()
-}
-
-/// What a command in a guest prints, successful or not.
-fn said(vm: &Vm, command: &str) -> Result<String> {
-    Ok(vm.run(command)?.stdout)
 }
 
 /// One name, two levels, and one tenant that has neither.
@@ -169,26 +148,6 @@ fn ports_and_addresses(shop: &Shop, report: &mut Report) -> Result<()> {
     }
     let told = said(batch, "dig +bufsize=1232 page.mesh.internal A | grep EDNS")?;
     report.claim("EDNS is answered by EDNS", told.contains("udp: 1232"), told);
-    Ok(())
-}
-
-/// Names lead to services by all programs, over both families.
-fn connections(shop: &Shop, report: &mut Report) -> Result<()> {
-    let batch = shop.vm("acme/batch");
-    let page = |how: &str, name: &str| {
-        said(batch, &format!("curl --silent --show-error --max-time 5 {how} http://{name}:8081/ 2>&1"))
-    };
-    for (name, words) in [("page", "the next page"), ("page.tenant.mesh.internal", "the page")] {
-        let got = page("-4", name)?;
-        report.claim(format!("curl http://{name} gets {words}"), got == words, got);
-    }
-    take_ipv6(batch, "fd00:6d76::14")?;
-    take_ipv6(shop.vm("acme/api"), "fd00:6d76::12")?;
-    batch.expect("ip -6 route replace default via fe80::1 dev eth0")?;
-    let got = page("-6", "page.tenant.mesh.internal")?;
-    report.claim("and over IPv6", got == "the page", got);
-    let pong = said(shop.vm("acme/api"), "redis-cli -h db.tenant.mesh.internal ping 2>&1")?;
-    report.claim("redis-cli reaches the database by name", pong == "PONG", pong);
     Ok(())
 }
 

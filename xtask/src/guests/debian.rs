@@ -26,6 +26,10 @@ const KBUILD: &str = "linux-kbuild-";
 const PROGRAMS: [&str; 3] = ["busybox-static", "redis-tools", "nftables"];
 /// Programs of the guests that ask for names, and what they need that is not called a library.
 const CLIENTS: [&str; 5] = ["bind9-dnsutils", "bind9-libs", "curl", "libc-bin", "zlib1g"];
+/// A database whose server is many processes, with its client.
+const DATABASE: [&str; 2] = ["postgresql-15", "postgresql-client-15"];
+/// What no guest needs of what its programs depend on: the database compiles its queries only where this is there.
+const LEFT_OUT: &str = "libllvm";
 /// What is unpacked of a kernel: its image, and the modules that any guest can load.
 const KERNEL_FILES: [&str; 14] = [
     "./boot/vmlinuz-*",
@@ -46,7 +50,7 @@ const KERNEL_FILES: [&str; 14] = [
 /// What is unpacked of headers and the programs that build modules with them.
 const HEADER_FILES: [&str; 2] = ["./usr/src/*", "./usr/lib/linux-kbuild-*"];
 /// What is unpacked of other packages.
-const PROGRAM_FILES: [&str; 3] = ["*/bin/*", "*/sbin/nft", "*.so*"];
+const PROGRAM_FILES: [&str; 4] = ["*/bin/*", "*/sbin/nft", "*.so*", "./usr/share/postgresql/*"];
 /// Libraries can need libraries; a chain longer than this is a mistake.
 const LIBRARY_DEPTH_MAX: usize = 8;
 
@@ -108,10 +112,12 @@ impl Apt {
 
     /// All packages that the guests are made of.
     fn resolve(&self) -> Result<BTreeSet<String>> {
-        let mut all: BTreeSet<String> = PROGRAMS.into_iter().chain(CLIENTS).map(str::to_owned).collect();
+        let mut all: BTreeSet<String> =
+            [&PROGRAMS[..], &CLIENTS, &DATABASE].concat().into_iter().map(str::to_owned).collect();
         let mut front: Vec<String> = all.iter().cloned().collect();
         for _ in 0..LIBRARY_DEPTH_MAX {
-            let libraries = self.depends(&front)?.into_iter().filter(|name| name.starts_with("lib"));
+            let depended = self.depends(&front)?.into_iter();
+            let libraries = depended.filter(|name| name.starts_with("lib") && !name.starts_with(LEFT_OUT));
             front = libraries.filter(|name| all.insert(name.clone())).collect();
             if front.is_empty() {
                 break;
@@ -136,7 +142,7 @@ impl Apt {
 
 /// What is downloaded and unpacked, to tell whether that has been done already.
 pub fn recipe() -> String {
-    [&PROGRAMS[..], &CLIENTS, &KERNEL_FILES, &HEADER_FILES, &PROGRAM_FILES].concat().join(" ")
+    [&PROGRAMS[..], &CLIENTS, &DATABASE, &KERNEL_FILES, &HEADER_FILES, &PROGRAM_FILES].concat().join(" ")
 }
 
 /// Downloads every package that the guests are made of into `folder/debs`, and says whether it did; if all kinds
@@ -148,7 +154,7 @@ pub fn download(folder: &Path, renew: bool) -> Result<(PathBuf, bool)> {
     }
     let partial = folder.join("debs.partial");
     recreate(&partial)?;
-    progress::step("download guest kernels and programs (about 130 MB)", || {
+    progress::step("download guest kernels and programs (about 160 MB)", || {
         let system = Apt::system();
         let first = system.resolve().and_then(|packages| system.download(&packages, &partial));
         let Err(first) = first else { return Ok(()) };
@@ -168,7 +174,7 @@ pub fn download(folder: &Path, renew: bool) -> Result<(PathBuf, bool)> {
 fn is_complete(debs: &Path) -> Result<bool> {
     let entries = sorted_entries(debs)?;
     let names = || entries.iter().filter_map(|deb| deb.file_name()?.to_str());
-    let kinds = [IMAGE, HEADERS, KBUILD].into_iter().chain(PROGRAMS).chain(CLIENTS);
+    let kinds = [IMAGE, HEADERS, KBUILD].into_iter().chain(PROGRAMS).chain(CLIENTS).chain(DATABASE);
     Ok(kinds.into_iter().all(|kind| names().any(|name| name.starts_with(kind))))
 }
 

@@ -54,9 +54,36 @@ const PROGRAMS: [(&str, &str); 3] = [
     ("usr/sbin/nft", "usr/sbin/nft"),
 ];
 
-/// What asks for names, as Debian has it.
-const CLIENTS: [(&str, &str); 3] =
-    [("usr/bin/dig", "usr/bin/dig"), ("usr/bin/curl", "usr/bin/curl"), ("usr/bin/getent", "usr/bin/getent")];
+/// What asks for names, and a database, where Debian has it: a server of many processes, what makes its files, its
+/// client.
+const CLIENTS: [&str; 6] = [
+    "usr/bin/dig",
+    "usr/bin/curl",
+    "usr/bin/getent",
+    "usr/lib/postgresql/15/bin/postgres",
+    "usr/lib/postgresql/15/bin/initdb",
+    "usr/lib/postgresql/15/bin/psql",
+];
+/// What the database makes its files from, and what it loads for that.
+const DATABASE: [&str; 14] = [
+    "usr/lib/postgresql/15/lib/dict_snowball.so",
+    "usr/lib/postgresql/15/lib/plpgsql.so",
+    "usr/share/postgresql/15/extension/plpgsql--1.0.sql",
+    "usr/share/postgresql/15/extension/plpgsql.control",
+    "usr/share/postgresql/15/information_schema.sql",
+    "usr/share/postgresql/15/pg_hba.conf.sample",
+    "usr/share/postgresql/15/pg_ident.conf.sample",
+    "usr/share/postgresql/15/postgres.bki",
+    "usr/share/postgresql/15/postgresql.conf.sample",
+    "usr/share/postgresql/15/snowball_create.sql",
+    "usr/share/postgresql/15/sql_features.txt",
+    "usr/share/postgresql/15/system_constraints.sql",
+    "usr/share/postgresql/15/system_functions.sql",
+    "usr/share/postgresql/15/system_views.sql",
+];
+/// Folders of the same.
+const DATABASE_FOLDERS: [&str; 2] =
+    ["usr/share/postgresql/15/timezonesets", "usr/share/postgresql/15/tsearch_data"];
 
 /// A root file system under construction; makes missing parents by itself.
 #[derive(Default)]
@@ -106,7 +133,7 @@ pub fn build(unpacked: &Path, kernels: &[Kernel], workload: &[u8], threats: &[Mo
     Ok(root.archive.finish())
 }
 
-/// Copies a folder of the repository with its files' execute bits.
+/// Copies a folder with its files' execute bits.
 fn add_tree(root: &mut Root, folder: &Path, below: &str) -> Result<()> {
     for entry in sorted_entries(folder)? {
         let name = entry.file_name().context("a listed file has a name")?.to_string_lossy().into_owned();
@@ -174,10 +201,16 @@ fn find_loader(unpacked: &Path) -> Result<PathBuf> {
     found.context("no dynamic loader in the downloaded packages")
 }
 
-/// Programs that ask for names, as an archive that may follow the whole one.
+/// Programs that ask for names, and the database, as an archive that may follow the whole one.
 pub fn clients(unpacked: &Path) -> Result<Vec<u8>> {
     let mut root = Root::default();
-    add_programs(&mut root, unpacked, &CLIENTS)?;
+    add_programs(&mut root, unpacked, &CLIENTS.map(|path| (path, path)))?;
+    for file in DATABASE {
+        root.file(file, false, &read(&unpacked.join(file))?);
+    }
+    for folder in DATABASE_FOLDERS {
+        add_tree(&mut root, &unpacked.join(folder), folder)?;
+    }
     Ok(root.archive.finish())
 }
 
