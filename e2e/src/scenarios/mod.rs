@@ -44,11 +44,6 @@ pub const SCENARIOS: &[Chapter] = &[
         run: traffic::many,
     },
     Chapter {
-        title: "A process is held to a rate",
-        name: "a_limit_holds_a_process_to_its_rate_and_drops_nothing",
-        run: services::limit,
-    },
-    Chapter {
         title: "A third machine gets copies of what two others say",
         name: "a_collector_gets_copies",
         run: services::mirror,
@@ -100,8 +95,8 @@ pub const SCENARIOS: &[Chapter] = &[
         run: views::run,
     },
     Chapter {
-        title: "Machines ask for services by name, and each gets what is there for it",
-        name: "names_lead_each_machine_to_its_services",
+        title: "Names are asked for in all ways, those of the mesh and others",
+        name: "names_are_answered_however_one_asks",
         run: names::run,
     },
     Chapter {

@@ -13,7 +13,7 @@ use crate::{Report, Shop};
 /// What the upstream finds for every name.
 const FOUND: &str = "192.0.2.77";
 
-/// A page that is another one for the machine `batch`, and whom policy lets have it.
+/// A service, and who may ask for names outside.
 const MANIFESTS: &str = "\
 # SPDX-License-Identifier: Apache-2.0
 apiVersion: meshvisor.dev/v1alpha1
@@ -22,27 +22,6 @@ metadata: {name: page, tenant: acme}
 spec:
   selector: {vm: {name: api}}
   ports: [{port: 8081, protocol: TCP}]
----
-apiVersion: meshvisor.dev/v1alpha1
-kind: Service
-metadata: {name: page-next, tenant: acme}
-spec:
-  hostname: page
-  version: next
-  level: instance
-  application: shop
-  visibleTo: {vm: {name: batch}}
-  selector: {vm: {name: db}}
-  ports: [{port: 8081, protocol: TCP}]
----
-apiVersion: meshvisor.dev/v1alpha1
-kind: AccessPolicy
-metadata: {name: pages-for-all, tenant: acme}
-spec:
-  action: Allow
-  to:
-  - service: page
-  - service: page-next
 ---
 apiVersion: meshvisor.dev/v1alpha1
 kind: AccessPolicy
@@ -66,18 +45,9 @@ pub(super) fn run(shop: &mut Shop, report: &mut Report) -> Result<()> {
     shop.start_as("acme/batch", with_clients)?;
     shop.await_machine("acme/batch")?;
     shop.await_networks()?;
-    for (id, words) in [("acme/api", "the page"), ("acme/db", "the next page")] {
-        let pages = format!("mkdir -p /tmp/pages && echo {words} >/tmp/pages/index.html");
-        shop.vm(id).expect(&pages)?;
-        shop.vm(id).background("pages", "httpd -f -p 8081 -h /tmp/pages")?;
-    }
-    names(shop, report)?;
     negatives(shop, report)?;
     ports_and_addresses(shop, report)?;
     outside(shop, report)?;
-    for id in ["acme/api", "acme/db"] {
-        shop.vm(id).expect("killall httpd")?;
-    }
     shop.cut_power("acme/batch")?;
     shop.remove("60-batch.yaml")?;
     shop.remove("70-names.yaml")?;
@@ -85,34 +55,12 @@ pub(super) fn run(shop: &mut Shop, report: &mut Report) -> Result<()> {
     shop.await_networks()
 }
 
-/// One name, two levels, and one tenant that has neither.
-fn names(shop: &Shop, report: &mut Report) -> Result<()> {
+/// What is not there, and what a name does not have.
+fn negatives(shop: &Shop, report: &mut Report) -> Result<()> {
     let batch = shop.vm("acme/batch");
     let told = said(batch, "cat /etc/resolv.conf")?;
     let expected = "search mesh.internal\nnameserver 169.254.1.53";
     report.claim("DHCP tells whom to ask and where to look", told == expected, told.replace('\n', ", "));
-    for name in ["page", "page.mesh.internal", "page.instance.mesh.internal"] {
-        let found = said(batch, &format!("getent ahostsv4 {name} | head -n 1"))?;
-        report.claim(format!("getent finds {name} at instance level"), found.starts_with("100.99."), found);
-    }
-    let found = said(batch, "getent ahostsv4 page.tenant.mesh.internal | head -n 1")?;
-    report.claim("and the tenant's beside it", found.starts_with("100.97."), found);
-    // Both kernels; busybox asks for itself.
-    for id in ["acme/web", "acme/api"] {
-        let found = said(shop.vm(id), "nslookup page.mesh.internal")?;
-        let right = found.contains("100.97.") && !found.contains("100.99.");
-        report.claim(format!("nslookup in {id} finds the tenant's only"), right, last_address(&found));
-        let hidden = said(shop.vm(id), "nslookup page.instance.mesh.internal 2>&1")?;
-        report.claim("what is for another is not there", hidden.contains("NXDOMAIN"), last_line(&hidden));
-    }
-    let foreign = said(shop.vm("globex/web"), "nslookup page.mesh.internal 2>&1")?;
-    report.claim("nor is anything of another tenant", foreign.contains("NXDOMAIN"), last_line(&foreign));
-    Ok(())
-}
-
-/// What is not there, and what a name does not have.
-fn negatives(shop: &Shop, report: &mut Report) -> Result<()> {
-    let batch = shop.vm("acme/batch");
     for (question, status, zone) in [
         ("nobody.app.mesh.internal A", "NXDOMAIN", "app.mesh.internal."),
         ("page.tenant.mesh.internal MX", "NOERROR", "tenant.mesh.internal."),
@@ -168,8 +116,4 @@ fn outside(shop: &Shop, report: &mut Report) -> Result<()> {
 
 fn last_line(text: &str) -> String {
     text.lines().rfind(|line| !line.is_empty()).unwrap_or_default().to_owned()
-}
-
-fn last_address(text: &str) -> String {
-    text.lines().rfind(|line| line.starts_with("Address")).unwrap_or_default().to_owned()
 }

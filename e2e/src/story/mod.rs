@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The shop's story in ten chapters: what the demo tells, and what must hold first of all.
+//! The shop's story in twelve chapters: what the demo tells, and what must hold first of all.
 
 mod addresses;
 mod edits;
 mod identity;
+mod limit;
+mod names;
 pub(crate) mod processes;
 mod restart;
 mod services;
@@ -58,6 +60,16 @@ pub const STORY: &[Chapter] = &[
         title: "Two versions of one service, each for a part of the shop; the other one does not exist",
         name: "each_part_sees_its_own_version",
         run: services::versions,
+    },
+    Chapter {
+        title: "One name, two levels: whoever asks is led to the innermost that has it for him",
+        name: "one_name_leads_each_to_what_is_innermost_for_him",
+        run: names::run,
+    },
+    Chapter {
+        title: "A process is held to a rate, as it finds itself, and nothing is dropped",
+        name: "a_limit_holds_a_process_to_its_rate_and_drops_nothing",
+        run: limit::run,
     },
     Chapter {
         title: "The daemon is killed under traffic and started again",
