@@ -22,9 +22,10 @@ mod tests;
 mod tree;
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::path::PathBuf;
 
-use model::{Inventory, PolicySet};
+use model::{Inventory, PolicySet, RuleId};
 
 use self::fields::{Field, Place, Report};
 use self::resources::Resources;
@@ -42,6 +43,8 @@ pub const RESOURCES_MAX: usize = 131_072;
 pub struct Manifests {
     inventory: Inventory,
     policies: PolicySet,
+    /// Where each service is defined.
+    services: BTreeMap<RuleId, Diagnostic>,
 }
 
 impl Manifests {
@@ -70,6 +73,13 @@ impl Manifests {
             ("ExternalNetwork", self.inventory.networks().len()),
         ];
         counts.into_iter().filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// That something is wrong with a service, at the place that defines it; `None` if nothing here does.
+    #[must_use]
+    pub fn refusal(&self, service: &RuleId, reason: &dyn Display) -> Option<Diagnostic> {
+        let place = self.services.get(service)?;
+        Some(Diagnostic { reason: reason.to_string(), ..place.clone() })
     }
 
     /// Both parts.
@@ -134,6 +144,5 @@ fn assemble(
             }
         }
     }
-    let (inventory, policies) = resources.finish()?;
-    Some(Manifests { inventory, policies })
+    resources.finish()
 }

@@ -150,6 +150,11 @@ fn load(
 ) -> Result<Published, Vec<Diagnostic>> {
     let manifests = api::manifest::load(&[source.to_owned()])?;
     let resources = manifests.resources();
+    let services =
+        policy::catalogue(manifests.inventory(), manifests.policies(), ranges).map_err(|error| {
+            let refusal = manifests.refusal(error.service(), &error);
+            vec![refusal.unwrap_or_else(|| contradiction(source, &error))]
+        })?;
     let (inventory, policies) = manifests.into_parts();
     let reserved: u64 = inventory
         .vms()
@@ -163,8 +168,6 @@ fn load(
         );
         return Err(vec![contradiction(source, &error)]);
     }
-    let services = policy::catalogue(&inventory, &policies, ranges)
-        .map_err(|error| vec![contradiction(source, &error)])?;
     publish(generation, inventory, &policies, Arc::new(services), resources)
         .map_err(|error| vec![contradiction(source, &error)])
 }

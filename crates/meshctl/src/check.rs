@@ -39,7 +39,11 @@ fn check(paths: &[PathBuf]) -> anyhow::Result<Checked> {
     };
     let compiled = policy::compile(manifests.inventory(), manifests.policies())?;
     // The ranges are the daemon's settings; contradictions do not depend on them.
-    policy::catalogue(manifests.inventory(), manifests.policies(), &model::Ranges::default())?;
+    let ranges = model::Ranges::default();
+    if let Err(error) = policy::catalogue(manifests.inventory(), manifests.policies(), &ranges) {
+        let refusal = manifests.refusal(error.service(), &error).ok_or(error)?;
+        return Ok(Checked { errors: vec![refusal], ..Checked::default() });
+    }
     Ok(Checked {
         ok: true,
         resources: manifests.resources(),

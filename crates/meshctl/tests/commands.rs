@@ -180,3 +180,24 @@ fn policy_check_needs_no_daemon_and_tells_by_its_exit_code() {
     let shown = text(&done.stdout);
     assert!(shown.contains("warning: policy `acme/p`: `from[0]` selects no virtual machine\n"), "{shown}");
 }
+
+#[test]
+fn services_that_contradict_each_other_are_refused_where_the_second_stands() {
+    let scratch = Scratch::new("contradiction");
+    let service = |name: &str| {
+        format!(
+            "apiVersion: meshvisor.dev/v1alpha1\nkind: Service\nmetadata: {{name: {name}, tenant: acme}}\n\
+             spec: {{hostname: shop, selector: {{vm: {{}}}}, ports: [{{port: 80}}]}}\n"
+        )
+    };
+    let tenant = "apiVersion: meshvisor.dev/v1alpha1\nkind: Tenant\nmetadata: {name: acme}\n".to_owned();
+    let file = scratch.0.join("mesh.yaml");
+    fs::write(&file, [tenant, service("one"), service("two")].join("---\n")).unwrap();
+    let checked = meshctl(Path::new("/none"), &["policy", "check", file.to_str().unwrap()]);
+    assert!(!checked.status.success());
+    let (printed, file) = (text(&checked.stdout), file.display());
+    let wanted = format!(
+        "{file}:12:18: metadata.name: services `acme/one` and `acme/two` are both called `shop` at tenant level\n"
+    );
+    assert!(printed.starts_with(&wanted), "{printed}");
+}

@@ -59,6 +59,18 @@ pub enum CatalogueError {
     RangeFull(RuleId),
 }
 
+impl CatalogueError {
+    /// The service that cannot be taken.
+    #[must_use]
+    pub fn service(&self) -> &RuleId {
+        match self {
+            Self::NoTenant(service) | Self::RangeFull(service) => service,
+            Self::NoApplication { service, .. } | Self::AddressHeld { service, .. } => service,
+            Self::Ambiguous { second, .. } => second,
+        }
+    }
+}
+
 /// All services of the mesh. Meaningful only with the inventory it was compiled from.
 #[derive(Clone, Debug)]
 pub struct Catalogue {

@@ -28,14 +28,7 @@ impl Report {
     pub(super) fn note(&self, place: &Place<'_>, reason: String, help: String) {
         let mut diagnostics = self.0.borrow_mut();
         if diagnostics.len() < DIAGNOSTICS_MAX {
-            diagnostics.push(Diagnostic {
-                file: place.file.to_owned(),
-                line: place.at.line,
-                column: place.at.column,
-                field: printable(&place.field),
-                reason: printable(&reason),
-                help: printable(&help),
-            });
+            diagnostics.push(place.diagnostic(reason, help));
         }
     }
 
@@ -59,6 +52,20 @@ pub(super) struct Place<'a> {
     pub(super) at: At,
     /// Dotted path of the field.
     pub(super) field: String,
+}
+
+impl Place<'_> {
+    /// What is wrong here.
+    pub(super) fn diagnostic(&self, reason: String, help: String) -> Diagnostic {
+        Diagnostic {
+            file: self.file.to_owned(),
+            line: self.at.line,
+            column: self.at.column,
+            field: printable(&self.field),
+            reason: printable(&reason),
+            help: printable(&help),
+        }
+    }
 }
 
 impl Display for Place<'_> {

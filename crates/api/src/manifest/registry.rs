@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What resources say about each other: names defined and referred to, things that only one may hold.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use model::{MacAddr, Name, NicRef, VmRef};
+use model::{MacAddr, Name, NicRef, RuleId, VmRef};
 
 use super::fields::{Place, Report};
+use crate::Diagnostic;
 
 /// Most names that a diagnostic offers instead of a wrong one.
 const OFFERED_MAX: usize = 8;
@@ -136,6 +137,19 @@ impl<'a> Registry<'a> {
                 self.report.note(place, format!("{id} is not defined"), self.offer(id));
             }
         }
+    }
+
+    /// Where each service is defined, without anything being wrong there yet.
+    pub(super) fn services(&self) -> BTreeMap<RuleId, Diagnostic> {
+        let services = self.defined.iter().filter(|(id, _)| id.kind == Kind::Service);
+        let place = |(id, place): (&Id, &Place<'_>)| {
+            let tenant = id.tenant.as_ref()?;
+            Some((
+                RuleId(format!("{tenant}/{}", id.name).into()),
+                place.diagnostic(String::new(), String::new()),
+            ))
+        };
+        services.filter_map(place).collect()
     }
 
     /// What the operator may have meant.

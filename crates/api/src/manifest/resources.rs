@@ -10,12 +10,12 @@ use model::{
     Nic, NicRef, Origin, PolicySet, Qos, SocketMode, Target, Tenant, Vm, VmRef,
 };
 
-use super::API_VERSION;
 use super::fields::{Field, Fields, Place, Report, quote};
 use super::qos;
 use super::registry::{Claim, Id, Kind, Registry};
 use super::selectors::{self, PortList, maybe};
 use super::tree::At;
+use super::{API_VERSION, Manifests};
 
 /// Most network cards of one machine.
 const NICS_MAX: usize = 16;
@@ -99,7 +99,7 @@ impl<'a> Resources<'a> {
     }
 
     /// Checks the resources against each other.
-    pub(super) fn finish(self) -> Option<(Inventory, PolicySet)> {
+    pub(super) fn finish(self) -> Option<Manifests> {
         // Of a name that leads nowhere one cannot say so while a document is missing.
         if self.complete {
             self.registry.resolve();
@@ -110,7 +110,11 @@ impl<'a> Resources<'a> {
         }
         let networks = self.networks;
         match Inventory::new(self.tenants, self.vms).and_then(|inventory| inventory.with_networks(networks)) {
-            Ok(inventory) => Some((inventory.with_qos(self.qos), self.policies)),
+            Ok(inventory) => Some(Manifests {
+                inventory: inventory.with_qos(self.qos),
+                policies: self.policies,
+                services: self.registry.services(),
+            }),
             // The registry has refused, with its place, whatever it knows an inventory refuses.
             Err(error) => {
                 let place = Place { file: Path::new("manifests"), at: At::default(), field: String::new() };
