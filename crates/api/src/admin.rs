@@ -26,7 +26,7 @@ pub use inside::{
 };
 pub use message::{
     Confidence, ExplainedRule, Explanation, Flow, FlowService, Introspection, IntrospectionState, Latency,
-    LimitStatus, Mode, Nic, NicState, Party, PolicyStatus, PollStats, PortStatus, Process, RecordStats,
-    Refusal, Request, Response, Socket, SocketOwner, Status, UnknownReason, Verdict, Vm,
+    LimitStatus, Mode, NameStats, Nic, NicState, Party, PolicyStatus, PollStats, PortStatus, Process,
+    RecordStats, Refusal, Request, Response, Socket, SocketOwner, Status, UnknownReason, Verdict, Vm,
 };
 pub use threats::{Certainty, Threat, Threats};

@@ -44,10 +44,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use hdrhistogram::Histogram;
-use model::{Moment, NicRef, RuleId, Snapshot, VmRef};
+use model::{Moment, Name, NicRef, RuleId, Snapshot, VmRef};
 use platform::{Bell, EventFd, Tap};
 use vhost_port::{Port, PortCounters};
-use vswitch::{Counters, DnsReply, FlowRecord, MeterRecord, PortId, Switch};
+use vswitch::{Counters, DnsReply, FlowRecord, Found, MeterRecord, PortId, Switch};
 
 use crate::dns::DnsHandle;
 use crate::funnel::Funnel;
@@ -111,6 +111,8 @@ pub enum Command {
     DnsReply(DnsReply),
     /// Send copies of all flows.
     Flows(Sender<Vec<FlowRecord>>),
+    /// Send what this tenant's machines have found under which names.
+    Found(Name, Sender<Vec<Found>>),
     /// Send numbers of the switch.
     SwitchNumbers(Sender<SwitchNumbers>),
     /// Send numbers of a core.

@@ -17,6 +17,7 @@ Examples:
   meshctl vm flows acme/api --dot | dot -Tsvg        who in it talks to whom, as a picture
   meshctl why acme/web 10.0.0.12:8080                why this flow is allowed or denied
   meshctl why acme/web api --exe /usr/bin/curl       would curl be let through to the service `api`?
+  meshctl why acme/web www.example.com:443           the same for a server outside
   meshctl flow watch --output json | jq .decidedBy   verdicts as they are made
   meshctl policy check examples/shop                 check manifests without a daemon, for CI
 
@@ -163,7 +164,8 @@ pub(crate) struct WhyArgs {
     /// The machine that opens the flow, as tenant/name
     pub(crate) from: VmRef,
 
-    /// Whom it is for: ADDRESS:PORT (IPv6 in brackets), VM:PORT or the name of a service
+    /// Whom it is for: ADDRESS:PORT (IPv6 in brackets), VM:PORT, the name of a service, or DOMAIN:PORT of a server
+    /// outside that a machine of the tenant has looked up
     pub(crate) to: String,
 
     /// The executable that opens it [default: the one last seen]

@@ -36,6 +36,12 @@ pub struct Counters {
     pub flows_adopted: u64,
     /// Slots that a predecessor left in a state that could not be trusted.
     pub slots_discarded: u64,
+    /// Questions about names that the switch answered itself.
+    pub names_answered: u64,
+    /// Questions that an upstream was to be asked.
+    pub names_forwarded: u64,
+    /// Questions that policy does not let an upstream be asked.
+    pub names_refused: u64,
     /// Frames of the switch's own that did not fit the queue.
     pub emissions_lost: u64,
     /// Events that did not fit the queue or exceeded a port's rate.

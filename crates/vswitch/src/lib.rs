@@ -55,7 +55,7 @@ mod verdict;
 pub use balance::{Balancer, Candidate};
 pub use config::{SwitchConfig, Timeouts};
 pub use counters::Counters;
-pub use dns::{DnsConfig, DnsQuestion, DnsReply, DnsTicket};
+pub use dns::{DnsConfig, DnsQuestion, DnsReply, DnsTicket, Found};
 pub use flow::{FlowChange, FlowEnd, FlowEvent, FlowRecord};
 pub use frame::{FRAME_LEN_BYTES_MAX, Frame, HEAD_LEN_BYTES_MAX, PortId};
 pub use outbox::{EMISSIONS_MAX, EVENTS_MAX, Emission};

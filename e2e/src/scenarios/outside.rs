@@ -165,5 +165,19 @@ fn visit_by_name(shop: &Shop, report: &mut Report) -> Result<()> {
     report.check("and may be reached then", attempt(web, "/usr/bin/intruder", SERVER)?.connected());
     let storefront = attempt(web, "/usr/bin/storefront", SERVER)?;
     report.check("but by nobody else", storefront.refused_at_once());
+    for (to, exe, rule) in [
+        ("www.example.com:80", "/usr/bin/intruder", "acme/web-goes-out-by-name"),
+        (SERVER, "/usr/bin/intruder", "acme/web-goes-out-by-name"),
+        ("www.example.com:80", "/usr/bin/storefront", "acme/default"),
+    ] {
+        let why = shop.why("acme/web", to, exe)?;
+        let said = why.rules.iter().find(|rule| rule.rule == "acme/web-goes-out-by-name");
+        let holds = why.decided_by == rule && !why.hypothetical && said.is_some();
+        let claim = format!("`why` says that {rule} decides about {exe} and {to}");
+        report.claim(claim, holds, said.map_or_else(|| format!("{why:?}"), |rule| rule.why.clone()));
+    }
+    let unknown = shop.why("acme/web", "www.example.org:80", "/usr/bin/intruder");
+    let said = unknown.map_or_else(|error| format!("{error:#}"), |why| format!("{why:?}"));
+    report.claim("and that a name which nobody has asked for is not known", said.contains("has found"), said);
     Ok(())
 }

@@ -68,7 +68,8 @@ pub enum Request {
     Why {
         /// The machine that opens the flow.
         from: String,
-        /// Whom it is for: `address:port`, `[address]:port`, `vm:port` or a service of the tenant.
+        /// Whom it is for: `address:port`, `[address]:port`, `vm:port`, a service of the tenant, or the `name:port` of
+        /// something outside that a machine of the tenant has looked up.
         to: String,
         /// `tcp`, `udp`, `icmp` or `icmpv6`.
         protocol: String,
@@ -607,6 +608,21 @@ pub struct Status {
     /// Limits that flows have met lately.
     #[serde(default)]
     pub limits: Vec<LimitStatus>,
+    /// Questions about names.
+    #[serde(default)]
+    pub names: NameStats,
+}
+
+/// What has become of questions about names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NameStats {
+    /// Answered here.
+    pub answered: u64,
+    /// Asked of an upstream.
+    pub forwarded: u64,
+    /// Not asked of an upstream, because policy denies it.
+    pub refused: u64,
 }
 
 /// What policy is in force.

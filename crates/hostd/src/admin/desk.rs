@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use api::admin::{
-    CoreStatus, Flow, IntrospectionState, Nic, NicState, PolicyStatus, PollStats, PortMoved, PortStatus,
-    Process, Refusal, Request, Response, Status, Vm,
+    CoreStatus, Flow, IntrospectionState, NameStats, Nic, NicState, PolicyStatus, PollStats, PortMoved,
+    PortStatus, Process, Refusal, Request, Response, Status, Vm,
 };
 use crossbeam_channel::Receiver;
 use model::{NicRef, Protocol, VmRef};
@@ -263,7 +263,10 @@ impl Desk {
 
     fn why(&self, from: &str, to: &str, protocol: &str, exe: Option<&str>) -> Answer {
         let published = self.mesh.published();
-        let question = WhyQuestion::resolve(&published, self.known(from)?, to, protocol, exe)?;
+        let from = self.known(from)?;
+        let found = self.poll.ask(|reply| Command::Found(from.tenant.clone(), reply));
+        let found = found.map_err(|error| refusal(&error.to_string(), "see the daemon's log"))?;
+        let question = WhyQuestion::resolve(&published, from, (to, &found), protocol, exe)?;
         let explanation = question.answer(&published, self.records()?, &self.flow_log);
         Ok(Response::Explanation(Box::new(explanation)))
     }
@@ -322,6 +325,11 @@ impl Desk {
                 interactive: view::latency(&numbers.times(|core| &core.gaps)),
             },
             limits: numbers.switch.meters.iter().map(view::limit).collect(),
+            names: NameStats {
+                answered: numbers.switch.counters.names_answered,
+                forwarded: numbers.switch.counters.names_forwarded,
+                refused: numbers.switch.counters.names_refused,
+            },
             attribution: view::latency(&numbers.times(|core| &core.waits)),
             lookup: view::latency(&numbers.times(|core| &core.lookups)),
             views: self.views.shown(),

@@ -12,7 +12,7 @@ use model::{
     Attribution, Confidence, FiveTuple, FlowQuery, Inventory, NicRef, OfferIndex, Party, Process, Protocol,
     VmIndex, VmRef,
 };
-use vswitch::FlowRecord;
+use vswitch::{FlowRecord, Found};
 
 use super::view::{self, refusal};
 use crate::flowlog::FlowLog;
@@ -24,39 +24,49 @@ pub struct WhyQuestion {
     from: VmIndex,
     from_id: VmRef,
     source: IpAddr,
-    to: VmIndex,
-    /// As the sender names it: perhaps a virtual address.
-    address: SocketAddr,
-    /// The service with that virtual address.
-    via: Option<OfferIndex>,
+    to: Target,
     protocol: Protocol,
     exe: Option<String>,
 }
 
+/// Whom a question is about.
+#[derive(Debug)]
+struct Target {
+    /// As the sender names it: perhaps a virtual address.
+    address: SocketAddr,
+    /// Its machine, perhaps one of several of a service; `None` when it is outside.
+    vm: Option<VmIndex>,
+    /// The service with that virtual address.
+    via: Option<OfferIndex>,
+    /// What the sender's tenant has found it under, if it is outside.
+    names: Vec<Arc<str>>,
+}
+
 impl WhyQuestion {
-    /// Resolves the names of a question against what is in force.
+    /// Resolves the names of a question against what is in force, and those of the world outside against what the
+    /// sender's tenant has found.
     ///
     /// # Errors
     /// When the destination leads nowhere from there.
     pub fn resolve(
         published: &Published,
         from_id: VmRef,
-        to: &str,
+        (to, found): (&str, &[Found]),
         protocol: &str,
         exe: Option<&str>,
     ) -> Result<Self, Refusal> {
         let inventory = &published.snapshot.inventory;
         let from = inventory.find(&from_id).expect("the caller has looked it up");
         let protocol = parse_protocol(protocol)?;
-        let (to, address, via) = destination(published, &from_id, to, protocol)?;
-        let same_family = |own: &IpAddr| own.is_ipv4() == address.is_ipv4();
+        let to = target(published, &from_id, (to, found), protocol)?;
+        let same_family = |own: &IpAddr| own.is_ipv4() == to.address.is_ipv4();
         let source = addresses(inventory, from).find(same_family).ok_or_else(|| {
             refusal(
                 &format!("`{from_id}` has no address of that family"),
                 "name the destination by another address",
             )
         })?;
-        Ok(Self { from, from_id, source, to, address, via, protocol, exe: exe.map(str::to_owned) })
+        Ok(Self { from, from_id, source, to, protocol, exe: exe.map(str::to_owned) })
     }
 
     /// Whether a flow is one that the question is about.
@@ -65,19 +75,17 @@ impl WhyQuestion {
         let exe = || record.initiator.attribution.as_ref()?.process.as_ref()?.exe.as_deref();
         record.initiator.nic.as_ref().is_some_and(|nic: &NicRef| nic.vm == self.from_id)
             && tuple.protocol == self.protocol
-            && tuple.destination == self.address.ip()
-            && tuple.destination_port == self.address.port()
+            && tuple.destination == self.to.address.ip()
+            && tuple.destination_port == self.to.address.port()
             && self.exe.as_deref().is_none_or(|wanted| exe() == Some(wanted))
     }
 
     /// Where packets to the address go.
-    fn delivered(&self, inventory: &Inventory, to: VmIndex) -> IpAddr {
-        let own = self.address.ip();
+    fn delivered(&self, inventory: &Inventory, to: Option<VmIndex>) -> IpAddr {
+        let own = self.to.address.ip();
         let alike = |address: &IpAddr| address.is_ipv4() == own.is_ipv4();
-        match self.via {
-            Some(_) => addresses(inventory, to).find(alike).unwrap_or(own),
-            None => own,
-        }
+        let endpoint = to.filter(|_| self.to.via.is_some());
+        endpoint.and_then(|vm| addresses(inventory, vm).find(alike)).unwrap_or(own)
     }
 
     /// Answers by the flows in the table, those remembered, and the policy in force.
@@ -94,25 +102,24 @@ impl WhyQuestion {
         let inventory = &published.snapshot.inventory;
         let redirected = seen
             .as_ref()
-            .filter(|_| self.via.is_some())
+            .filter(|_| self.to.via.is_some())
             .and_then(|record| inventory.find(&record.responder.nic.as_ref()?.vm));
-        let to = redirected.unwrap_or(self.to);
+        let to = redirected.or(self.to.vm);
         let delivered = self.delivered(inventory, to);
         let tuple = FiveTuple {
             source: self.source,
             destination: delivered,
             source_port: seen.as_ref().map_or(0, |record| record.tuple.source_port),
-            destination_port: self.address.port(),
+            destination_port: self.to.address.port(),
             protocol: self.protocol,
         };
         let query = FlowQuery {
             tuple,
             source: Party { vm: Some(self.from), attribution: source.as_deref() },
-            destination: Party { vm: Some(to), attribution: destination.as_deref() },
-            // An end outside is not asked about here.
-            names: &[],
+            destination: Party { vm: to, attribution: destination.as_deref() },
+            names: &self.to.names,
         };
-        let judgement = published.snapshot.judge(&query, self.via);
+        let judgement = published.snapshot.judge(&query, self.to.via);
         let rules = published.policy.explain(&query).into_iter().map(|trace| ExplainedRule {
             rule: trace.rule.to_string(),
             level: trace.level.to_string(),
@@ -171,38 +178,71 @@ fn addresses(inventory: &Inventory, vm: VmIndex) -> impl Iterator<Item = IpAddr>
     inventory.vm(vm).nics.iter().flat_map(|nic| &nic.addresses).map(|cidr| cidr.address())
 }
 
-/// `address:port`, `vm:port` or a service of the sender's tenant.
-fn destination(
+/// `address:port`, `vm:port`, a service of the sender's tenant, or `name:port` of something outside.
+fn target(
     published: &Published,
     from: &VmRef,
-    to: &str,
+    (to, found): (&str, &[Found]),
     protocol: Protocol,
-) -> Result<(VmIndex, SocketAddr, Option<OfferIndex>), Refusal> {
+) -> Result<Target, Refusal> {
     let inventory = &published.snapshot.inventory;
     let nowhere = || {
         let reason = format!("`{}` leads nowhere from `{from}`", to.escape_debug());
-        refusal(&reason, "name an address:port, vm:port or service of the same tenant")
+        let help = "name an address:port, a vm:port or service of the same tenant, or the name:port of a server outside";
+        refusal(&reason, help)
     };
+    let of = |vm, address| Target { address, vm: Some(vm), via: None, names: Vec::new() };
     if let Ok(address) = to.parse::<SocketAddr>() {
         let services = &published.snapshot.services;
         if let Some(via) = services.at(address.ip()) {
             let endpoint = services.offer(via).endpoints.first().ok_or_else(nowhere)?;
-            return Ok((endpoint.vm, address, Some(via)));
+            return Ok(Target { via: Some(via), ..of(endpoint.vm, address) });
         }
         let holds = |vm: &VmIndex| addresses(inventory, *vm).any(|own| own == address.ip());
         let of_tenant = inventory.vms().filter(|(_, vm)| vm.id.tenant == from.tenant).map(|(index, _)| index);
-        return of_tenant.into_iter().find(holds).map(|vm| (vm, address, None)).ok_or_else(nowhere);
+        return match of_tenant.into_iter().find(holds) {
+            Some(vm) => Ok(of(vm, address)),
+            None => outside(inventory, from, address, found).ok_or_else(nowhere),
+        };
     }
-    let (vm, port) = if let Some((vm, port)) = to.rsplit_once(':') {
-        let name = vm.rsplit('/').next().unwrap_or(vm).parse().map_err(|_| nowhere())?;
-        let id = VmRef { tenant: from.tenant.clone(), name };
-        (inventory.find(&id).ok_or_else(nowhere)?, port.parse().map_err(|_| nowhere())?)
-    } else {
+    let Some((host, port)) = to.rsplit_once(':') else {
         let name = to.parse().map_err(|_| nowhere())?;
         let service = published.policy.service(&from.tenant, &name).ok_or_else(nowhere)?;
         let port = service.ports.iter().find(|port| port.protocol == protocol).ok_or_else(nowhere)?;
-        (*service.vms.first().ok_or_else(nowhere)?, port.ports.map_or(0, model::PortRange::first))
+        let vm = *service.vms.first().ok_or_else(nowhere)?;
+        let port = port.ports.map_or(0, model::PortRange::first);
+        let address = addresses(inventory, vm).next().ok_or_else(nowhere)?;
+        return Ok(of(vm, SocketAddr::new(address, port)));
     };
-    let address = addresses(inventory, vm).next().ok_or_else(nowhere)?;
-    Ok((vm, SocketAddr::new(address, port), None))
+    let port = port.parse().map_err(|_| nowhere())?;
+    let vm = host.rsplit('/').next().unwrap_or(host).parse().ok();
+    if let Some(vm) = vm.and_then(|name| inventory.find(&VmRef { tenant: from.tenant.clone(), name })) {
+        let address = addresses(inventory, vm).next().ok_or_else(nowhere)?;
+        return Ok(of(vm, SocketAddr::new(address, port)));
+    }
+    let domain = host.trim_end_matches('.').to_ascii_lowercase();
+    if !domain.contains('.') {
+        return Err(nowhere());
+    }
+    let mut alike = found.iter().filter(|(_, names)| names.iter().any(|name| **name == *domain));
+    let known = alike.find_map(|(ip, _)| outside(inventory, from, SocketAddr::new(*ip, port), found));
+    known.ok_or_else(|| {
+        let reason = format!("no machine of `{}` has found `{}` lately", from.tenant, domain.escape_debug());
+        refusal(
+            &reason,
+            "look it up in a machine that a rule with this `fqdn` selects, or ask about an address",
+        )
+    })
+}
+
+/// Something that the sender's tenant reaches through an external network.
+fn outside(inventory: &Inventory, from: &VmRef, address: SocketAddr, found: &[Found]) -> Option<Target> {
+    let ip = address.ip();
+    let mut networks = inventory.networks().iter().filter(|network| network.tenant == from.tenant);
+    let reaches = networks.any(|network| {
+        network.reaches.iter().any(|range| range.contains(ip))
+            && network.addresses.iter().any(|own| own.is_ipv4() == ip.is_ipv4())
+    });
+    let names = found.iter().find(|(found, _)| *found == ip).map_or(Vec::new(), |(_, names)| names.clone());
+    reaches.then_some(Target { address, vm: None, via: None, names })
 }

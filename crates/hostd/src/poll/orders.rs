@@ -74,6 +74,10 @@ impl Core {
                 let Self { shared, turn, .. } = self;
                 drop(reply.try_send(shared.with(now, turn, |switch, _| switch.flows().collect())));
             }
+            Command::Found(tenant, reply) => {
+                let Self { shared, turn, .. } = self;
+                drop(reply.try_send(shared.with(now, turn, |switch, _| switch.found(&tenant))));
+            }
             Command::SwitchNumbers(reply) => {
                 let Self { shared, turn, .. } = self;
                 let numbers = shared.with(now, turn, |switch, now| SwitchNumbers {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use api::Diagnostic;
-use api::admin::{Latency, LimitStatus, PolicyStatus, PortMoved, Status};
+use api::admin::{Latency, LimitStatus, NameStats, PolicyStatus, PortMoved, Status};
 
 use super::{Grid, Style, diagnostics, plain, plural, size, span};
 use crate::text::{visible, visible_sentence};
@@ -28,6 +28,7 @@ pub(crate) fn status(status: &Status, style: Style) -> String {
             ),
         ),
         ("attribution", attribution(&status.attribution)),
+        ("names", names(status.names)),
     ]);
     if status.poll.interactive.count > 0 {
         shown.push_str(&facts(&[("interactive", interactive(&status.poll.interactive))]));
@@ -53,6 +54,12 @@ fn attribution(waits: &Latency) -> String {
     }
     let waited = plural(waits.count, "frame");
     format!("{waited} waited, p50 {} us, p99 {} us, max {} us", waits.p50_us, waits.p99_us, waits.max_us)
+}
+
+fn names(names: NameStats) -> String {
+    let NameStats { answered, forwarded, refused } = names;
+    let questions = plural(answered + forwarded + refused, "question");
+    format!("{questions}, {forwarded} asked of upstreams, {refused} refused by policy")
 }
 
 fn cores(status: &Status, style: Style) -> String {
@@ -220,6 +227,7 @@ mod tests {
             views: BTreeMap::new(),
             policy_errors: vec![],
             records: api::admin::RecordStats::default(),
+            names: NameStats { answered: 4, forwarded: 2, refused: 1 },
         };
         assert_eq!(
             status(&healthy, Style::default()),
@@ -230,6 +238,7 @@ generation    2
 flows         7
 poll cores    19 frames, 20 of 100 rounds busy, 1 sleep
 attribution   3 frames waited, p50 20 us, p99 60 us, max 61 us
+names         7 questions, 2 asked of upstreams, 1 refused by policy
 interactive   looked after every 1 us (p50), 30 us (p99), 80 us (max)
 
 CORE  PORTS       BUSY  FRAMES  HANDED OVER  LINK FULL

@@ -76,8 +76,9 @@ impl<S: FlowSlots> Switch<S> {
             return Verdict::Answered;
         }
         for reaction in reactions {
+            self.note_reaction(&reaction);
             let answer = match reaction {
-                Reaction::Say(answer) => answer,
+                Reaction::Say(answer) | Reaction::Refuse(answer) => answer,
                 Reaction::Forward(request) => match self.forward_streamed(port, vm, request, position) {
                     Some(answer) => answer,
                     None => continue,

@@ -43,11 +43,13 @@ impl<S: FlowSlots> Switch<S> {
             switch.emit(arrival.ingress, emit::udp(ends.link, ends.addresses, ends.ports, bytes));
             Some(Verdict::Answered)
         };
-        match self.react(arrival, vm, bytes, passes, |request| request.len_bytes_max(link_max)) {
+        let reaction = self.react(arrival, vm, bytes, passes, |request| request.len_bytes_max(link_max));
+        self.note_reaction(&reaction);
+        match reaction {
             Reaction::Pass => None,
             Reaction::Silence => Some(Verdict::Drop(DropReason::NothingToAnswer)),
             Reaction::Ask => Some(self.ask_for_sender(arrival)),
-            Reaction::Say(answer) => say(self, &answer),
+            Reaction::Say(answer) | Reaction::Refuse(answer) => say(self, &answer),
             Reaction::Forward(request) => {
                 let back = Back::Datagram(ends, request.len_bytes_max(link_max));
                 match self.forward(arrival.ingress, vm, request, back) {

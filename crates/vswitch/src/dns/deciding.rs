@@ -17,6 +17,7 @@ use crate::{Ask, DropReason, FlowSlots, How, Question, Switch, Verdict};
 /// What becomes of a question.
 enum Decision {
     Answer(Message),
+    Refuse(Message),
     /// An upstream is asked.
     Forward,
     /// It is not ours.
@@ -28,6 +29,8 @@ enum Decision {
 /// What becomes of a message.
 pub(super) enum Reaction {
     Say(Vec<u8>),
+    /// Policy does not let it be asked of others; this says so.
+    Refuse(Vec<u8>),
     Forward(Request),
     Ask,
     Pass,
@@ -52,10 +55,8 @@ impl<S: FlowSlots> Switch<S> {
             Err(Unusable::Refused(answer)) => return Reaction::Say(answer),
         };
         match self.decide_question(arrival, vm, &request, passes) {
-            Decision::Answer(message) => {
-                let len_bytes_max = len_bytes_max(&request);
-                Reaction::Say(encoded(message, len_bytes_max))
-            }
+            Decision::Answer(message) => Reaction::Say(encoded(message, len_bytes_max(&request))),
+            Decision::Refuse(message) => Reaction::Refuse(encoded(message, len_bytes_max(&request))),
             Decision::Forward => Reaction::Forward(request),
             Decision::Pass => Reaction::Pass,
             Decision::Ask => Reaction::Ask,
@@ -87,6 +88,17 @@ impl<S: FlowSlots> Switch<S> {
                 Decision::Answer(request.answer(ResponseCode::Refused, Some(Why::NotAuthoritative)))
             }
             Outcome::Foreign => may_ask_others(snapshot, config, arrival, client, request),
+        }
+    }
+
+    /// Counts what has become of a message.
+    pub(super) fn note_reaction(&mut self, reaction: &Reaction) {
+        let counters = &mut self.counters;
+        match reaction {
+            Reaction::Say(_) => counters.names_answered += 1,
+            Reaction::Forward(_) => counters.names_forwarded += 1,
+            Reaction::Refuse(_) => counters.names_refused += 1,
+            Reaction::Ask | Reaction::Pass | Reaction::Silence => {}
         }
     }
 
@@ -135,7 +147,7 @@ fn may_ask_others(
     }
     match snapshot.judge.judge(&query).action {
         Action::Allow => Decision::Forward,
-        Action::Deny => Decision::Answer(request.answer(ResponseCode::Refused, Some(Why::Prohibited))),
+        Action::Deny => Decision::Refuse(request.answer(ResponseCode::Refused, Some(Why::Prohibited))),
     }
 }
 

@@ -29,6 +29,9 @@ const ALIASES_MAX: usize = 16;
 const TIME_MIN: Duration = Duration::from_secs(60);
 const TIME_MAX: Duration = Duration::from_secs(86_400);
 
+/// An address and the names that it was found under.
+pub type Found = (IpAddr, Vec<Arc<str>>);
+
 /// What was learned.
 #[derive(Debug, Default)]
 pub(crate) struct Learned(HashMap<Name, HashMap<IpAddr, Vec<Known>>>);
@@ -67,6 +70,16 @@ impl Learned {
     pub(crate) fn names(&self, now: Moment, tenant: &Name, address: IpAddr) -> Vec<Arc<str>> {
         let known = self.0.get(tenant).and_then(|known| known.get(&address)).map_or(&[][..], Vec::as_slice);
         known.iter().filter(|known| known.expires > now).map(|known| Arc::clone(&known.name)).collect()
+    }
+
+    /// The addresses that a tenant's machines have found, in order, and under which names.
+    pub(super) fn of_tenant(&self, now: Moment, tenant: &Name) -> Vec<Found> {
+        let addresses = self.0.get(tenant).into_iter().flatten();
+        let mut found: Vec<_> =
+            addresses.map(|(address, _)| (*address, self.names(now, tenant, *address))).collect();
+        found.retain(|(_, names)| !names.is_empty());
+        found.sort_unstable();
+        found
     }
 
     /// Forgets tenants that are gone.

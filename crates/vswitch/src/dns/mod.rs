@@ -33,10 +33,11 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use model::{Moment, Party, Protocol, Sight, Snapshot};
+use model::{Moment, Name, Party, Protocol, Sight, Snapshot};
 use packet::Transport;
 use packet::emit::Link;
 
+pub use self::learned::Found;
 pub use self::upstream::{DnsQuestion, DnsReply, DnsTicket};
 
 use self::learned::Learned;
@@ -177,6 +178,12 @@ impl<S: FlowSlots> Switch<S> {
             (Some(card), None) => self.dns.learned.names(self.now, &card.vm.tenant, address),
             _ => Vec::new(),
         }
+    }
+
+    /// The addresses outside that a tenant's machines have found, in order, at most 4096.
+    #[must_use]
+    pub fn found(&self, tenant: &Name) -> Vec<Found> {
+        self.dns.learned.of_tenant(self.now, tenant)
     }
 
     /// What is kept for a port that there is.

@@ -102,6 +102,8 @@ fn whom_policy_does_not_let_ask_is_refused() {
     assert_eq!(world.emitted(WEB).len(), 1);
     assert_eq!(world.offer_as(WEB, &frame, process("/usr/bin/curl"), None), Verdict::Answered);
     assert_eq!(world.switch.dns_questions().count(), 1);
+    let counters = world.switch.counters();
+    assert_eq!((counters.names_refused, counters.names_forwarded, counters.names_answered), (2, 1, 0));
 }
 
 #[test]
