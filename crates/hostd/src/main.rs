@@ -112,7 +112,8 @@ fn serve(config: &Config, mesh: &Arc<Mesh>) -> anyhow::Result<()> {
         capacity: config.capacity,
         ..config.flows.switch_config(hand_over.hash_seed())
     };
-    let switch = Switch::new(switch_config, flow_memory);
+    let mut switch = Switch::new(switch_config, flow_memory);
+    switch.recall(poll::now(), dns::keeping::left(&config.runtime_dir));
     tracing::debug!(all = platform::in_huge_pages(switch.tallies()), "counters of flows in huge pages");
     let (inquiries, inquired) = bounded(handover::PORTS_MAX);
     let answer = poll.clone();
@@ -120,7 +121,7 @@ fn serve(config: &Config, mesh: &Arc<Mesh>) -> anyhow::Result<()> {
     let wiring = Wiring {
         inquiries,
         introspection: Arc::clone(&introspection),
-        dns: dns_upstreams(&config.dns, &poll)?,
+        dns: dns_upstreams(config, &poll)?,
         attribution_wait: config.attribution_wait,
         cpus: config.poll.cpus.clone(),
     };
@@ -149,12 +150,21 @@ fn serve(config: &Config, mesh: &Arc<Mesh>) -> anyhow::Result<()> {
 }
 
 /// Starts asking upstreams, if there are any.
-fn dns_upstreams(dns: &config::Dns, poll: &PollHandle) -> anyhow::Result<Option<DnsHandle>> {
+fn dns_upstreams(config: &Config, poll: &PollHandle) -> anyhow::Result<Option<DnsHandle>> {
+    let dns = &config.dns;
     if dns.upstreams.addresses.is_empty() || dns.switch.is_none() {
         return Ok(None);
     }
     let poll = poll.clone();
-    let tell = move |reply| poll.send(Command::DnsReply(reply));
+    let found = dns::keeping::start(&config.runtime_dir, poll.clone()).context("cannot keep names")?;
+    let tell = move |reply: vswitch::DnsReply| {
+        let is_answer = reply.message.is_some();
+        poll.send(Command::DnsReply(reply));
+        if is_answer {
+            // Full when it was rung already.
+            let _ = found.try_send(());
+        }
+    };
     dns::start(dns.upstreams.clone(), tell).map(Some).context("cannot ask upstreams for names")
 }
 

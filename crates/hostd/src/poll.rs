@@ -44,7 +44,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use hdrhistogram::Histogram;
-use model::{Moment, Name, NicRef, RuleId, Snapshot, VmRef};
+use model::{Moment, NicRef, RuleId, Snapshot, VmRef};
 use platform::{Bell, EventFd, Tap};
 use vhost_port::{Port, PortCounters};
 use vswitch::{Counters, DnsReply, FlowRecord, Found, MeterRecord, PortId, Switch};
@@ -111,8 +111,8 @@ pub enum Command {
     DnsReply(DnsReply),
     /// Send copies of all flows.
     Flows(Sender<Vec<FlowRecord>>),
-    /// Send what this tenant's machines have found under which names.
-    Found(Name, Sender<Vec<Found>>),
+    /// Send what machines have found under which names.
+    Found(Sender<Vec<Found>>),
     /// Send numbers of the switch.
     SwitchNumbers(Sender<SwitchNumbers>),
     /// Send numbers of a core.

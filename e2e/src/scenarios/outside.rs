@@ -107,6 +107,11 @@ pub(super) fn run(shop: &mut Shop, report: &mut Report) -> Result<()> {
     shop.await_networks()?;
     visit(shop, report, &outside)?;
     visit_by_name(shop, report)?;
+    shop.daemon.kill()?;
+    shop.daemon.restart()?;
+    shop.await_networks()?;
+    let remembered = attempt(shop.vm("acme/web"), "/usr/bin/intruder", SERVER)?.connected();
+    report.check("the daemon is killed, and the next one knows the name still", remembered);
     shop.daemon.stop()?;
     shop.daemon = here;
     shop.remove("70-outside.yaml")?;

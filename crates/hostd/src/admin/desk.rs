@@ -264,8 +264,10 @@ impl Desk {
     fn why(&self, from: &str, to: &str, protocol: &str, exe: Option<&str>) -> Answer {
         let published = self.mesh.published();
         let from = self.known(from)?;
-        let found = self.poll.ask(|reply| Command::Found(from.tenant.clone(), reply));
-        let found = found.map_err(|error| refusal(&error.to_string(), "see the daemon's log"))?;
+        let found = self.poll.ask(Command::Found);
+        let mut found = found.map_err(|error| refusal(&error.to_string(), "see the daemon's log"))?;
+        found.retain(|found| found.tenant == from.tenant);
+        found.sort_by_key(|found| found.address);
         let question = WhyQuestion::resolve(&published, from, (to, &found), protocol, exe)?;
         let explanation = question.answer(&published, self.records()?, &self.flow_log);
         Ok(Response::Explanation(Box::new(explanation)))

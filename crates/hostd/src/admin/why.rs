@@ -224,8 +224,8 @@ fn target(
     if !domain.contains('.') {
         return Err(nowhere());
     }
-    let mut alike = found.iter().filter(|(_, names)| names.iter().any(|name| **name == *domain));
-    let known = alike.find_map(|(ip, _)| outside(inventory, from, SocketAddr::new(*ip, port), found));
+    let mut alike = found.iter().filter(|found| *found.name == *domain);
+    let known = alike.find_map(|one| outside(inventory, from, SocketAddr::new(one.address, port), found));
     known.ok_or_else(|| {
         let reason = format!("no machine of `{}` has found `{}` lately", from.tenant, domain.escape_debug());
         refusal(
@@ -243,6 +243,7 @@ fn outside(inventory: &Inventory, from: &VmRef, address: SocketAddr, found: &[Fo
         network.reaches.iter().any(|range| range.contains(ip))
             && network.addresses.iter().any(|own| own.is_ipv4() == ip.is_ipv4())
     });
-    let names = found.iter().find(|(found, _)| *found == ip).map_or(Vec::new(), |(_, names)| names.clone());
+    let names =
+        found.iter().filter(|found| found.address == ip).map(|found| Arc::clone(&found.name)).collect();
     reaches.then_some(Target { address, vm: None, via: None, names })
 }

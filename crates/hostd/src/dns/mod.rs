@@ -10,6 +10,7 @@
 //! most; what is too much is answered at once that nobody has answered.
 
 mod cache;
+pub mod keeping;
 #[cfg(test)]
 mod tests;
 mod wire;

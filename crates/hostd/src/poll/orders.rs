@@ -74,9 +74,9 @@ impl Core {
                 let Self { shared, turn, .. } = self;
                 drop(reply.try_send(shared.with(now, turn, |switch, _| switch.flows().collect())));
             }
-            Command::Found(tenant, reply) => {
+            Command::Found(reply) => {
                 let Self { shared, turn, .. } = self;
-                drop(reply.try_send(shared.with(now, turn, |switch, _| switch.found(&tenant))));
+                drop(reply.try_send(shared.with(now, turn, |switch, now| switch.found(now).collect())));
             }
             Command::SwitchNumbers(reply) => {
                 let Self { shared, turn, .. } = self;

@@ -29,8 +29,18 @@ const ALIASES_MAX: usize = 16;
 const TIME_MIN: Duration = Duration::from_secs(60);
 const TIME_MAX: Duration = Duration::from_secs(86_400);
 
-/// An address and the names that it was found under.
-pub type Found = (IpAddr, Vec<Arc<str>>);
+/// A name that a tenant's machines have found an address under.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The tenant.
+    pub tenant: Name,
+    /// The address.
+    pub address: IpAddr,
+    /// The name, in small letters, without a dot at the end.
+    pub name: Arc<str>,
+    /// When it counts no longer.
+    pub expires: Moment,
+}
 
 /// What was learned.
 #[derive(Debug, Default)]
@@ -72,14 +82,18 @@ impl Learned {
         known.iter().filter(|known| known.expires > now).map(|known| Arc::clone(&known.name)).collect()
     }
 
-    /// The addresses that a tenant's machines have found, in order, and under which names.
-    pub(super) fn of_tenant(&self, now: Moment, tenant: &Name) -> Vec<Found> {
-        let addresses = self.0.get(tenant).into_iter().flatten();
-        let mut found: Vec<_> =
-            addresses.map(|(address, _)| (*address, self.names(now, tenant, *address))).collect();
-        found.retain(|(_, names)| !names.is_empty());
-        found.sort_unstable();
-        found
+    /// Everything that is known still.
+    pub(super) fn all(&self, now: Moment) -> impl Iterator<Item = Found> + '_ {
+        let addresses =
+            self.0.iter().flat_map(|(tenant, known)| known.iter().map(move |found| (tenant, found)));
+        addresses.flat_map(move |(tenant, (address, names))| {
+            names.iter().filter(move |known| known.expires > now).map(|known| Found {
+                tenant: tenant.clone(),
+                address: *address,
+                name: Arc::clone(&known.name),
+                expires: known.expires,
+            })
+        })
     }
 
     /// Forgets tenants that are gone.

@@ -33,7 +33,7 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use model::{Moment, Name, Party, Protocol, Sight, Snapshot};
+use model::{Moment, Party, Protocol, Sight, Snapshot};
 use packet::Transport;
 use packet::emit::Link;
 
@@ -180,10 +180,18 @@ impl<S: FlowSlots> Switch<S> {
         }
     }
 
-    /// The addresses outside that a tenant's machines have found, in order, at most 4096.
-    #[must_use]
-    pub fn found(&self, tenant: &Name) -> Vec<Found> {
-        self.dns.learned.of_tenant(self.now, tenant)
+    /// The addresses outside that machines have found, and under which names.
+    pub fn found(&self, now: Moment) -> impl Iterator<Item = Found> + '_ {
+        self.dns.learned.all(now)
+    }
+
+    /// Takes over what a predecessor's machines had found.
+    pub fn recall(&mut self, now: Moment, found: impl IntoIterator<Item = Found>) {
+        for Found { tenant, address, name, expires } in found {
+            if expires > now {
+                self.dns.learned.learn(now, &tenant, &name, &[(address, expires.since(now))]);
+            }
+        }
     }
 
     /// What is kept for a port that there is.

@@ -97,6 +97,29 @@ fn names_are_forgotten_in_time_but_open_flows_go_on_until_the_rule_goes() {
 }
 
 #[test]
+fn what_was_found_and_what_was_opened_by_it_outlive_the_daemon() {
+    let mut memory = memory(64);
+    let mut first = world(&mut memory);
+    resolve(&mut first, WEB);
+    first.forwards(WEB, &syn(WEB, 4001), UPLINK);
+    let outside = between(ip(FOUND), ip("192.0.2.10"));
+    let link = emit::Link { source: mac(UPLINK), destination: config().gateway_mac };
+    first.forwards(UPLINK, &tcp(link, outside, (443, 4001), SYN | ACK, (5000, 1001), 0), WEB);
+    let left: Vec<_> = first.switch.found(first.now).collect();
+    drop(first);
+
+    let mut second = world(&mut memory);
+    second.switch.recall(second.now, left.clone());
+    let segment = tcp(gateway_link(WEB), between(v4(WEB), ip(FOUND)), (4001, 443), ACK, (1001, 5001), 1);
+    second.forwards(WEB, &segment, UPLINK);
+    second.forwards(WEB, &syn(WEB, 4002), UPLINK);
+    is_denied(&mut second, OTHER_WEB, 4002);
+    second.pass_time(Duration::from_secs(301));
+    second.switch.recall(second.now, left);
+    is_denied(&mut second, WEB, 4003);
+}
+
+#[test]
 fn a_name_that_a_rule_names_may_be_asked_for_and_no_other() {
     let mut memory = memory(64);
     let mut world = world(&mut memory);
