@@ -106,6 +106,13 @@ enum Bench {
         #[arg(long)]
         case: Option<String>,
     },
+    /// What services cost: virtual addresses, names, choices, failures, neighbours.
+    #[command(after_help = SERVICES_EXAMPLES)]
+    Services {
+        /// Only cases with this in their name.
+        #[arg(long)]
+        case: Option<String>,
+    },
     /// What looking into guests costs: attaching, first verdicts, views, memory; on real machines, in some minutes.
     Introspect,
     /// Instructions per frame, compared with the baseline in the tree.
@@ -115,6 +122,15 @@ enum Bench {
         update: bool,
     },
 }
+
+const SERVICES_EXAMPLES: &str = "\
+Cases: vip_nat_64B_mpps, dns_answers_per_s, dns_latency_us, lb_pick_ns, backend_out_ms, neighbour_p99_ratio.
+Each takes up to two minutes, and two processors that do nothing else.
+
+Examples:
+  cargo xtask bench services --json               all cases, an object a line
+  cargo xtask bench services --case dns           what names cost, beside dnsmasq
+  cargo xtask bench services --case lb_pick_ns    no packages, no guests";
 
 #[derive(Subcommand)]
 enum Soak {
@@ -175,6 +191,9 @@ fn perform(task: Task) -> Result<()> {
         Task::Soak { what: Soak::Switch { minutes }, no_install } => soak::switch::run(minutes, no_install),
         Task::Soak { what: Soak::Threats { minutes, idle }, no_install } => {
             soak::threats(minutes, idle, no_install)
+        }
+        Task::Bench { what: Bench::Services { case }, json, no_install } => {
+            bench::services::run(&bench::services::Options { json, case, may_install: !no_install })
         }
         Task::Bench { what: Bench::Introspect, json, no_install } => bench::introspect(json, no_install),
         Task::Bench { what: Bench::Instructions { update }, no_install, .. } => {

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use crate::shell;
 
 /// A package that has to be installed.
+#[derive(Clone, Copy)]
 pub struct Package {
     name: &'static str,
     /// A program, or the full path of a file, that only this package brings.
@@ -69,6 +70,18 @@ pub const PEERS: [Package; 2] = [
         why: "probes the machine between measurements",
     },
 ];
+
+/// What the switch's answers about names are measured beside, and what asks both.
+pub const NAMES: [Package; 5] = {
+    let [generator, virtio, pcap] = DPDK;
+    [
+        generator,
+        virtio,
+        pcap,
+        Package { name: "dnsmasq-base", program: "dnsmasq", why: "is the peer" },
+        Package { name: "dnsperf", program: "dnsperf", why: "asks the peer" },
+    ]
+};
 
 /// Makes sure that each of `packages` is installed.
 ///

@@ -111,7 +111,7 @@ pub fn disturb(shop: &mut Shop, noise: Noise, mut progress: impl FnMut(Duration)
     let socket = |name: &str| shop.runtime().join(format!("soak-{name}.sock"));
     let [sender, receiver, hostile] = ["sender", "receiver", "hostile"].map(socket);
     let mut probe = Probe::connect([&sender, &receiver], [SENDER, RECEIVER])?;
-    let quiet = quietly(&mut probe, noise.quiet);
+    let quiet = probe.run_for(noise.quiet);
     let conversation = Stream::start(shop, "acme/web", "neighbour", STOREFRONT, API)?;
 
     let stop = AtomicBool::new(false);
@@ -144,16 +144,6 @@ struct Done {
     policies: AtomicU64,
     frames: AtomicU64,
     scribbles: AtomicU64,
-}
-
-fn quietly(probe: &mut Probe, how_long: Duration) -> Times {
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let watched = scope.spawn(|| probe.run(&stop));
-        std::thread::sleep(how_long);
-        stop.store(true, Ordering::Release);
-        watched.join().expect("a probe does not panic")
-    })
 }
 
 /// A machine starts over and over; tells how often.
@@ -271,7 +261,10 @@ impl Random {
 }
 
 /// Has all threads of a process wait for everybody else's.
-fn give_way(pid: u32) -> Result<()> {
+///
+/// # Errors
+/// When there is no such process.
+pub fn give_way(pid: u32) -> Result<()> {
     for thread in fs::read_dir(format!("/proc/{pid}/task")).context("list a machine's threads")? {
         let id = thread?.file_name().to_string_lossy().parse().ok().and_then(rustix::process::Pid::from_raw);
         // A thread may have ended meanwhile.

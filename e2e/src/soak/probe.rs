@@ -36,7 +36,7 @@ pub struct Times {
 }
 
 impl Times {
-    fn of(mut took: Vec<Duration>, lost: u64) -> Self {
+    pub(super) fn of(mut took: Vec<Duration>, lost: u64) -> Self {
         took.sort_unstable();
         let at = |percent: usize| {
             let index = took.len().saturating_sub(1) * percent / 100;
@@ -48,13 +48,15 @@ impl Times {
 
 /// One end of a way.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct End {
-    pub(super) mac: MacAddr,
-    pub(super) address: std::net::Ipv4Addr,
+pub struct End {
+    /// Its card's.
+    pub mac: MacAddr,
+    /// Its own.
+    pub address: std::net::Ipv4Addr,
 }
 
 /// Two guests of which one sends to the other.
-pub(super) struct Probe {
+pub struct Probe {
     sender: ConnectedGuest,
     receiver: ConnectedGuest,
     link: Link,
@@ -63,7 +65,11 @@ pub(super) struct Probe {
 }
 
 impl Probe {
-    pub(super) fn connect(sockets: [&Path; 2], [from, to]: [End; 2]) -> Result<Self> {
+    /// Connects both guests to a daemon's sockets.
+    ///
+    /// # Errors
+    /// When nobody listens there.
+    pub fn connect(sockets: [&Path; 2], [from, to]: [End; 2]) -> Result<Self> {
         let connect = |socket: &Path| {
             ConnectedGuest::connect(socket).with_context(|| format!("connect to {}", socket.display()))
         };
@@ -73,6 +79,20 @@ impl Probe {
             link: Link { source: from.mac, destination: to.mac },
             addresses: Addresses::V4 { source: from.address, destination: to.address },
             sent: 0,
+        })
+    }
+
+    /// Sends one frame after the other for that long.
+    ///
+    /// # Panics
+    /// When the system has no thread left.
+    pub fn run_for(&mut self, how_long: Duration) -> Times {
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let watched = scope.spawn(|| self.run(&stop));
+            std::thread::sleep(how_long);
+            stop.store(true, Ordering::Release);
+            watched.join().expect("a probe does not panic")
         })
     }
 

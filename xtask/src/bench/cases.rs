@@ -27,6 +27,8 @@ pub enum Load {
     },
     /// One guest opens flows as fast as it can; counted by the switch's own table.
     NewFlows { flows: usize },
+    /// One guest asks for names of services as fast as it can, each in turn. Measured in answers per second.
+    Questions { names: usize },
     /// One frame goes round and round: the time of one hop.
     Hop,
     /// Guests that do nothing: the processor time that the switch takes.
@@ -39,7 +41,7 @@ impl Load {
         match self {
             Self::Stream { flows, .. } | Self::NewFlows { flows } => flows,
             Self::Hop => 1,
-            Self::Idle { .. } => 0,
+            Self::Idle { .. } | Self::Questions { .. } => 0,
         }
     }
 }
@@ -53,6 +55,10 @@ pub enum Program {
     Track,
     /// As many rules as that, which match nobody's ports, are in the way.
     Acl { rules: usize },
+    /// The first guest calls the second by a service's virtual address.
+    Service,
+    /// As many services have a name.
+    Names { services: usize },
 }
 
 /// Who takes turns with our switch.
@@ -65,7 +71,7 @@ pub enum Peer {
     Ourselves(Program),
 }
 
-const fn stream(frame_bytes: usize, flows: usize) -> Load {
+pub const fn stream(frame_bytes: usize, flows: usize) -> Load {
     Load::Stream { frame_bytes, flows, card: "", in_bits: false }
 }
 
@@ -117,7 +123,7 @@ pub const CASES: [Case; 12] = [
     },
 ];
 
-const fn mpps(name: &'static str, load: Load, ours: Program, peer: Peer) -> Case {
+pub const fn mpps(name: &'static str, load: Load, ours: Program, peer: Peer) -> Case {
     Case { name, load, ours, peer, unit: "Mpps" }
 }
 

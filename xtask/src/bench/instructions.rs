@@ -25,7 +25,7 @@ const CASES: [&str; 3] = ["first-tcp", "known-tcp", "known-udp"];
 /// # Errors
 /// When a count has grown, or something cannot be run.
 pub fn check(update: bool) -> Result<u32> {
-    let program = build()?;
+    let program = build("count")?;
     let mut counts = BTreeMap::new();
     for case in CASES {
         let frames = count(&program, case, 2 * FRAMES)? - count(&program, case, FRAMES)?;
@@ -63,10 +63,13 @@ pub fn check(update: bool) -> Result<u32> {
     Ok(counts.len() as u32)
 }
 
-/// Builds the example as the daemon is built.
-fn build() -> Result<PathBuf> {
+/// Builds one of the switch's examples as the daemon is built.
+///
+/// # Errors
+/// When it does not compile.
+pub fn build(example: &str) -> Result<PathBuf> {
     let mut cargo = shell::cargo(&repository());
-    cargo.args(["build", "--locked", "--release", "--package", "vswitch", "--example", "count"]);
+    cargo.args(["build", "--locked", "--release", "--package", "vswitch", "--example", example]);
     cargo.arg("--message-format=json-render-diagnostics").stderr(std::process::Stdio::inherit());
     let messages = shell::output(&mut cargo)?;
     let executable =

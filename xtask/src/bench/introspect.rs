@@ -41,7 +41,7 @@ const ATTACHES: usize = 5;
 /// How long the idle daemon is watched.
 const IDLE: Duration = Duration::from_secs(20);
 /// Time for a machine to be served and understood.
-const READY_LIMIT: Duration = Duration::from_secs(60);
+pub(super) const READY_LIMIT: Duration = Duration::from_secs(60);
 /// Time for many connections, one after the other.
 const TRAFFIC_LIMIT: Duration = Duration::from_secs(120);
 const SERVER: &str = "10.0.0.2:8080";
@@ -96,26 +96,33 @@ pub fn run(json: bool, no_install: bool) -> Result<()> {
 }
 
 /// The daemon with the machines of one case.
-struct World {
+pub(super) struct World {
     // Machines end before the daemon, and both before their files go.
-    vms: Vec<Vm>,
-    daemon: Daemon,
+    pub(super) vms: Vec<Vm>,
+    pub(super) daemon: Daemon,
     scratch: Scratch,
 }
 
 impl World {
-    fn start() -> Result<Self> {
+    /// The daemon with these resources, and no machine yet.
+    pub(super) fn start(machines: &str, rules: &str) -> Result<Self> {
         let scratch = Scratch::new("bench")?;
         let mesh = scratch.join("mesh");
         fs::create_dir(&mesh)?;
-        fs::write(mesh.join("machines.yaml"), MACHINES)?;
-        fs::write(mesh.join("rules.yaml"), RULES)?;
+        fs::write(mesh.join("machines.yaml"), machines)?;
+        fs::write(mesh.join("rules.yaml"), rules)?;
         let daemon = Daemon::start(&shipped("meshvisor-hostd"), &mesh, scratch.path())?;
         Ok(Self { vms: Vec::new(), daemon, scratch })
     }
 
     /// Boots a machine of the mesh and waits until the daemon understands it.
-    fn boot(&mut self, name: &str, number: u8, kernel: GuestKernel, memory_mib: u32) -> Result<()> {
+    pub(super) fn boot(
+        &mut self,
+        name: &str,
+        number: u8,
+        kernel: GuestKernel,
+        memory_mib: u32,
+    ) -> Result<()> {
         let nic = NicSpec {
             mac: format!("02:00:00:00:00:{number:02x}").parse()?,
             socket: self.scratch.join(format!("{name}.sock")),
@@ -168,7 +175,7 @@ impl World {
 }
 
 fn idle_and_busy(json: bool) -> Result<()> {
-    let mut world = World::start()?;
+    let mut world = World::start(MACHINES, RULES)?;
     let alone_kib = world.daemon.private_kib()?;
     progress::note("boot two machines");
     world.boot("a", 1, GuestKernel::V6_1, 512)?;
@@ -239,7 +246,7 @@ fn views(world: &World, json: bool) -> Result<()> {
 }
 
 fn attach(case: &'static str, memory_mib: u32) -> Result<Figure> {
-    let mut world = World::start()?;
+    let mut world = World::start(MACHINES, RULES)?;
     progress::note("boot a machine and make its RAM resident");
     world.boot("a", 1, GuestKernel::V6_12, memory_mib)?;
     let vm = &world.vms[0];

@@ -5,7 +5,8 @@
 //! (virtio-user, frames looped from memory). Generator on CPU 0, poll thread on CPU 1. With `--peers`, Open vSwitch
 //! does the same work in turns with it.
 //!
-//! `introspect` boots machines and times what the daemon reads of them: see the module.
+//! `introspect` boots machines and times what the daemon reads of them; `services` measures what services cost: see the
+//! modules.
 
 mod cases;
 pub mod instructions;
@@ -14,6 +15,7 @@ mod ours;
 mod ovs;
 mod pcap;
 mod rounds;
+pub mod services;
 mod testpmd;
 
 use std::fs;
@@ -70,8 +72,7 @@ pub fn switch(options: &Options) -> Result<()> {
         packages::require(&packages::PEERS, options.may_install)?;
     }
     shell::show(&mut test::shipped())?;
-    // Ahead of other groups of processes, where that is allowed: plain niceness has no effect between groups.
-    let _ = fs::write("/proc/self/autogroup", "-20");
+    go_ahead();
     if !options.json {
         println!("{:<32} {:>12} {:>12} {:>7}  unit     rounds", "case", "ours", "peer", "ratio");
     }
@@ -91,6 +92,11 @@ pub fn switch(options: &Options) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Ahead of other groups of processes, where that is allowed: plain niceness has no effect between groups.
+fn go_ahead() {
+    let _ = fs::write("/proc/self/autogroup", "-20");
 }
 
 /// One round: ours, and the peer's where there is one.

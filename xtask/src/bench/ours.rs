@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
@@ -11,6 +12,7 @@ use testkit::daemon::Daemon;
 use testkit::guests::shipped;
 
 use super::cases::{AclRule, Program, acl};
+use super::pcap::{SERVER_PORT, SERVICE};
 use super::testpmd::mac;
 
 /// Entries of the flow table: the daemon's default, unless the case has more flows.
@@ -35,7 +37,8 @@ pub fn start(dir: &Path, sockets: &[PathBuf], program: Program, flows: usize) ->
         &settings,
         format!(
             "[introspection]\nenabled = false\n[poll]\ncpus = [1]\n\
-             [flows]\ncapacity = {capacity}\nper_port_max = {capacity}\n"
+             [flows]\ncapacity = {capacity}\nper_port_max = {capacity}\n\
+             [dns]\nquestions_per_second_max = 1000000\n"
         ),
     )?;
     Daemon::start_with(&shipped("meshvisor-hostd"), &mesh, dir, Some(&settings))
@@ -69,13 +72,24 @@ fn resources(sockets: &[PathBuf], program: Program) -> Vec<String> {
         ));
     }
     resources.push(policy("all", "{action: Allow}"));
-    let Program::Acl { rules } = program else { return resources };
+    let rules = match program {
+        Program::Forward | Program::Track => return resources,
+        Program::Acl { rules } => rules,
+        Program::Service => {
+            resources.push(service("s", &format!("{{port: {SERVER_PORT}, protocol: UDP}}"), Some(SERVICE)));
+            return resources;
+        }
+        Program::Names { services } => {
+            resources.extend((0..services).map(|number| service(&format!("s{number}"), "{port: 80}", None)));
+            return resources;
+        }
+    };
     resources.extend(acl(rules).enumerate().map(|(number, rule)| {
         let AclRule { source_bits, destination_bits, destination, port, ports } = rule;
         let network = |bits: u8, rest: u16| {
             let address = 0x0a00_0000 | u32::from(rest);
             let kept = u32::MAX.checked_shl(32 - u32::from(bits)).unwrap_or(0);
-            format!("{}/{bits}", std::net::Ipv4Addr::from_bits(address & kept))
+            format!("{}/{bits}", Ipv4Addr::from_bits(address & kept))
         };
         let mut spec = String::from("{action: Deny, from: [{cidr: ");
         write!(
@@ -89,6 +103,18 @@ fn resources(sockets: &[PathBuf], program: Program) -> Vec<String> {
         policy(&format!("p{number}"), &spec)
     }));
     resources
+}
+
+/// A service that the second guest serves, for the whole tenant.
+fn service(name: &str, port: &str, address: Option<[u8; 4]>) -> String {
+    let address = address.map(|address| format!(", addresses: [{}]", Ipv4Addr::from(address)));
+    resource(
+        "Service",
+        &format!(
+            "metadata: {{name: {name}, tenant: bench}}\nspec: {{selector: {{vm: {{name: vm1}}}}, ports: [{port}]{}}}\n",
+            address.unwrap_or_default()
+        ),
+    )
 }
 
 fn policy(name: &str, spec: &str) -> String {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Capture files with the frames that the generator loops: UDP datagrams of one size, one per flow.
+//! Capture files with the frames that the generator loops: UDP datagrams, one per flow or question.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -7,21 +7,41 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-const A: ([u8; 6], [u8; 4]) = ([2, 0, 0, 0, 0, 1], [10, 0, 0, 1]);
-const B: ([u8; 6], [u8; 4]) = ([2, 0, 0, 0, 0, 2], [10, 0, 0, 2]);
+/// An Ethernet and an IP address.
+type End = ([u8; 6], [u8; 4]);
 
-/// Writes one frame of `frame_bytes` for each of `flows` flows from `a` to `b`, or of their answers.
+const A: End = ([2, 0, 0, 0, 0, 1], [10, 0, 0, 1]);
+const B: End = ([2, 0, 0, 0, 0, 2], [10, 0, 0, 2]);
+/// The virtual gateway and what is behind it: a service's address, and whom machines ask for names.
+const GATEWAY: [u8; 6] = [2, 0, 0x5e, 0, 1, 1];
+pub const GATEWAY_MAC: &str = "02:00:5e:00:01:01";
+pub const SERVICE: [u8; 4] = [10, 96, 0, 10];
+pub const RESOLVER: [u8; 4] = [169, 254, 1, 53];
+/// The port of the service, and of the first flows.
+pub const SERVER_PORT: u16 = 5000;
+/// Flows to one port of the server.
+const FLOWS_PER_PORT: usize = 30_000;
+
+/// Which way frames go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    There,
+    /// The same, to a service's virtual address.
+    ToService,
+    Back,
+}
+
+/// Writes frames into a file.
 ///
 /// # Errors
-/// When the file cannot be written.
-pub fn write(path: &Path, flows: usize, frame_bytes: usize, answers: bool) -> Result<()> {
+/// When it cannot be written.
+pub fn write(path: &Path, frames: impl Iterator<Item = Vec<u8>>) -> Result<()> {
     let failed = || format!("write {}", path.display());
     let mut file = BufWriter::new(File::create(path).with_context(failed)?);
     // The classic format: magic, version 2.4, no time zone, any length, Ethernet.
     let header: [u32; 6] = [0xa1b2_c3d4, 2 | 4 << 16, 0, 0, 65_535, 1];
     header.iter().try_for_each(|word| file.write_all(&word.to_le_bytes()))?;
-    for flow in 0..flows {
-        let frame = frame(flow, frame_bytes, answers);
+    for frame in frames {
         let len = u32::try_from(frame.len())?;
         [0, 0, len, len].iter().try_for_each(|word| file.write_all(&word.to_le_bytes()))?;
         file.write_all(&frame)?;
@@ -29,13 +49,36 @@ pub fn write(path: &Path, flows: usize, frame_bytes: usize, answers: bool) -> Re
     file.flush().with_context(failed)
 }
 
-fn frame(flow: usize, frame_bytes: usize, answers: bool) -> Vec<u8> {
-    // Even ones all, which the rules of the cases are not about.
-    let client_port = u16::try_from(1024 + 2 * (flow % 30_000)).expect("below 65,536");
-    let server_port = u16::try_from(5000 + 2 * (flow / 30_000)).expect("few");
-    let (from, to, ports) =
-        if answers { (B, A, [server_port, client_port]) } else { (A, B, [client_port, server_port]) };
-    let ip_len = u16::try_from(frame_bytes - 14).expect("a frame fits an IP packet");
+/// One frame of `frame_bytes` for each of `flows` flows.
+pub fn flows(flows: usize, frame_bytes: usize, way: Way) -> impl Iterator<Item = Vec<u8>> {
+    (0..flows).map(move |flow| {
+        // Even ones all, which the rules of the cases are not about.
+        let client_port = u16::try_from(1024 + 2 * (flow % FLOWS_PER_PORT)).expect("below 65,536");
+        let server_port = SERVER_PORT + u16::try_from(2 * (flow / FLOWS_PER_PORT)).expect("few");
+        let (from, to, ports) = match way {
+            Way::There => (A, B, [client_port, server_port]),
+            Way::ToService => (A, (GATEWAY, SERVICE), [client_port, server_port]),
+            Way::Back => (B, A, [server_port, client_port]),
+        };
+        frame(from, to, ports, &vec![0; frame_bytes - 42])
+    })
+}
+
+/// A question for the address of each of so many services.
+pub fn questions(names: usize) -> impl Iterator<Item = Vec<u8>> {
+    (0..names).map(|number| {
+        let port = u16::try_from(1024 + number % 60_000).expect("below 65,536");
+        frame(A, (GATEWAY, RESOLVER), [port, 53], &testkit::names::question(number as u16, &name(number)))
+    })
+}
+
+/// The name of a service.
+pub fn name(number: usize) -> String {
+    format!("s{number}.tenant.mesh.internal")
+}
+
+fn frame(from: End, to: End, ports: [u16; 2], payload: &[u8]) -> Vec<u8> {
+    let ip_len = u16::try_from(28 + payload.len()).expect("a frame fits an IP packet");
     let mut ip = [0_u8; 20];
     ip[0] = 0x45;
     ip[2..4].copy_from_slice(&ip_len.to_be_bytes());
@@ -47,7 +90,7 @@ fn frame(flow: usize, frame_bytes: usize, answers: bool) -> Vec<u8> {
     let folded = (sum & 0xffff) + (sum >> 16);
     ip[10..12].copy_from_slice(&(!((folded & 0xffff) + (folded >> 16)) as u16).to_be_bytes());
 
-    let mut frame = Vec::with_capacity(frame_bytes);
+    let mut frame = Vec::with_capacity(usize::from(ip_len) + 14);
     frame.extend_from_slice(&to.0);
     frame.extend_from_slice(&from.0);
     frame.extend_from_slice(&[0x08, 0x00]);
@@ -56,6 +99,6 @@ fn frame(flow: usize, frame_bytes: usize, answers: bool) -> Vec<u8> {
     frame.extend_from_slice(&(ip_len - 20).to_be_bytes());
     // Without a checksum, as IPv4 allows.
     frame.extend_from_slice(&[0, 0]);
-    frame.resize(frame_bytes, 0);
+    frame.extend_from_slice(payload);
     frame
 }

@@ -82,17 +82,24 @@ pub fn measure(contender: Contender, load: Load) -> Result<Sample> {
         _ => 2,
     };
     let sockets: Vec<PathBuf> = (0..guests).map(|number| dir.join(format!("{number}.sock"))).collect();
+    let calls_service = matches!(contender, Contender::Ours(Program::Service));
     // A listener has to be there first.
     let (switch, mut generator) = match contender {
         Contender::Ours(program) => {
             let switch = ours::start(dir.path(), &sockets, program, load.flows())?;
-            (Switch::Ours(switch), Testpmd::guests(dir.path(), &sockets, Listener::Switch, load)?)
+            (
+                Switch::Ours(switch),
+                Testpmd::guests(dir.path(), &sockets, Listener::Switch, load, calls_service)?,
+            )
         }
         Contender::Ovs(program) => {
             let switch = Ovs::start(dir.path(), &sockets, program)?;
-            (Switch::Ovs(switch), Testpmd::guests(dir.path(), &sockets, Listener::Guests, load)?)
+            (Switch::Ovs(switch), Testpmd::guests(dir.path(), &sockets, Listener::Guests, load, false)?)
         }
     };
+    if calls_service {
+        call_first(&switch, &mut generator, load.flows() as u64)?;
+    }
     match load {
         Load::Stream { frame_bytes, flows, in_bits, .. } => {
             generator.go(None)?;
@@ -105,6 +112,11 @@ pub fn measure(contender: Contender, load: Load) -> Result<Sample> {
         Load::NewFlows { flows } => {
             generator.go(None)?;
             new_flows(&switch, flows)
+        }
+        Load::Questions { .. } => {
+            generator.go(None)?;
+            await_frames(&mut generator, 1000)?;
+            windows(&switch, &mut generator)
         }
         Load::Hop => {
             generator.go(Some(1))?;
@@ -129,12 +141,27 @@ pub fn probe() -> Result<f64> {
     let sockets = [dir.join("0.sock"), dir.join("1.sock")];
     let mut ends = Testpmd::back_ends(dir.path(), &sockets)?;
     ends.go(None)?;
-    let mut generator = Testpmd::guests(dir.path(), &sockets, Listener::Switch, Load::Hop)?;
+    let mut generator = Testpmd::guests(dir.path(), &sockets, Listener::Switch, Load::Hop, false)?;
     generator.go(Some(1))?;
     await_frames(&mut generator, 1000)?;
     let (start, before) = (Instant::now(), generator.received()?);
     std::thread::park_timeout(WINDOW);
     Ok(start.elapsed().as_secs_f64() / (generator.received()? - before).max(1) as f64)
+}
+
+/// Has the first guest open all flows before the second answers: an answer that came first would open a flow of its own.
+fn call_first(switch: &Switch, generator: &mut Testpmd, flows: u64) -> Result<()> {
+    generator.take_part(1)?;
+    generator.go(None)?;
+    let deadline = Instant::now() + START_LIMIT;
+    while switch.flows()? < flows {
+        if Instant::now() > deadline {
+            bail!("after {START_LIMIT:?} there are {} flows\n{}", switch.flows()?, generator.report());
+        }
+        std::thread::park_timeout(FLOWS_WINDOW);
+    }
+    generator.pause()?;
+    generator.take_part(2)
 }
 
 /// Frames per second, the median of some windows.
@@ -180,7 +207,11 @@ fn new_flows(switch: &Switch, flows: usize) -> Result<Sample> {
     }
 }
 
-fn await_frames(generator: &mut Testpmd, frames: u64) -> Result<()> {
+/// Waits until the guests have received so many.
+///
+/// # Errors
+/// When they do not in a minute.
+pub fn await_frames(generator: &mut Testpmd, frames: u64) -> Result<()> {
     let deadline = Instant::now() + START_LIMIT;
     while generator.received()? < frames {
         if Instant::now() > deadline {

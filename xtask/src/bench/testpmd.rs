@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use testkit::process::Process;
 
 use super::cases::Load;
-use super::pcap;
+use super::pcap::{self, Way};
 
 /// Time for an answer, and for reading large capture files.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
@@ -42,14 +42,21 @@ pub enum Listener {
 }
 
 impl Testpmd {
-    /// Guests at `sockets` that are ready to carry out `load`. Files go to `dir`.
+    /// Guests at `sockets` that are ready to carry out `load`; if `calls_service`, the first calls the second by its
+    /// service's address. Files go to `dir`.
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn guests(dir: &Path, sockets: &[PathBuf], listener: Listener, load: Load) -> Result<Self> {
+    pub fn guests(
+        dir: &Path,
+        sockets: &[PathBuf],
+        listener: Listener,
+        load: Load,
+        calls_service: bool,
+    ) -> Result<Self> {
         let (frame_bytes, flows, ways) = match load {
             Load::Stream { frame_bytes, flows, .. } => (frame_bytes, flows, 2),
-            Load::NewFlows { flows } => (64, flows, 1),
+            Load::NewFlows { flows } | Load::Questions { names: flows } => (64, flows, 1),
             Load::Hop | Load::Idle { .. } => (64, 0, 0),
         };
         let mut devices = Vec::new();
@@ -70,7 +77,14 @@ impl Testpmd {
                 let file = dir.join(format!("{number}.pcap"));
                 // A guest that only listens still needs a partner; it loops one frame that goes nowhere.
                 let flows = if number < ways { flows } else { 1 };
-                pcap::write(&file, flows, frame_bytes, number == 1)?;
+                match (load, number) {
+                    (Load::Questions { .. }, 0) => pcap::write(&file, pcap::questions(flows))?,
+                    _ => {
+                        let there = if calls_service { Way::ToService } else { Way::There };
+                        let way = if number == 0 { there } else { Way::Back };
+                        pcap::write(&file, pcap::flows(flows, frame_bytes, way))?;
+                    }
+                }
                 devices.push(format!("--vdev=net_pcap{number},rx_pcap={},infinite_rx=1", file.display()));
             }
         }
@@ -157,6 +171,24 @@ impl Testpmd {
             None => self.say("start"),
             Some(bursts) => self.say(&format!("start tx_first {bursts}")),
         }
+    }
+
+    /// Stops sending.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn pause(&mut self) -> Result<()> {
+        self.say("stop")
+    }
+
+    /// Lets only so many of the guests take part from the next start on.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn take_part(&mut self, guests: usize) -> Result<()> {
+        let ports = guests * self.ports / self.guests.len();
+        let list: Vec<String> = (0..ports).map(|port| port.to_string()).collect();
+        self.say(&format!("set portlist {}", list.join(",")))
     }
 
     /// Frames that the guests have received so far.
