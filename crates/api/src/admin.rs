@@ -15,6 +15,7 @@ mod convert;
 mod cores;
 mod inside;
 mod message;
+mod services;
 mod threats;
 pub mod wire;
 
@@ -29,4 +30,5 @@ pub use message::{
     LimitStatus, Mode, NameStats, Nic, NicState, Party, PolicyStatus, PollStats, PortStatus, Process,
     RecordStats, Refusal, Request, Response, Socket, SocketOwner, Status, UnknownReason, Verdict, Vm,
 };
+pub use services::{EndpointStatus, Service};
 pub use threats::{Certainty, Threat, Threats};

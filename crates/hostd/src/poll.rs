@@ -44,10 +44,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use hdrhistogram::Histogram;
-use model::{Moment, NicRef, RuleId, Snapshot, VmRef};
+use model::{Listener, Moment, NicRef, RuleId, Snapshot, VmRef};
 use platform::{Bell, EventFd, Tap};
 use vhost_port::{Port, PortCounters};
-use vswitch::{Counters, DnsReply, FlowRecord, Found, MeterRecord, PortId, Switch};
+use vswitch::{Counters, DnsReply, EndpointRecord, FlowRecord, Found, MeterRecord, PortId, Switch};
 
 use crate::dns::DnsHandle;
 use crate::funnel::Funnel;
@@ -69,6 +69,8 @@ const SLEEP_MAX: Duration = upkeep::PERIOD;
 pub const WAIT_NS_MAX: u64 = 10_000_000_000;
 /// Limits told of; more are left out.
 pub const METERS_MAX: usize = 1024;
+/// Endpoints told of; more are left out.
+pub const ENDPOINTS_MAX: usize = 4096;
 /// Flow events waiting for the flow log; more are added up.
 pub const EVENTS_QUEUED_MAX: usize = 65_536;
 
@@ -102,8 +104,8 @@ pub enum Command {
         service: RuleId,
         /// The endpoint.
         vm: VmRef,
-        /// Whether it is.
-        listening: bool,
+        /// Who listens there.
+        listener: Listener,
     },
     /// What was asked about a frame is known.
     Answered(Reply),
@@ -113,6 +115,8 @@ pub enum Command {
     Flows(Sender<Vec<FlowRecord>>),
     /// Send what machines have found under which names.
     Found(Sender<Vec<Found>>),
+    /// Say how the endpoints of services fare, at most [`ENDPOINTS_MAX`].
+    Endpoints(Sender<Vec<EndpointRecord>>),
     /// Send numbers of the switch.
     SwitchNumbers(Sender<SwitchNumbers>),
     /// Send numbers of a core.

@@ -2,8 +2,9 @@
 //! The thread that watches who listens at the endpoints of services.
 //!
 //! An endpoint is in while somebody listens on every port of its service: for a service that names a process, that
-//! process; for one that does not, anybody. Of a range of ports the first stands for all. So a service may be defined by what listens alone (`vm: {}` and a
-//! process), and its endpoints come and go as processes do. Only changes are told.
+//! process; for one that does not, anybody. Of a range of ports the first stands for all. So a service may be defined by
+//! what listens alone (`vm: {}` and a process), and its endpoints come and go as processes do. How many connections
+//! wait to be accepted is told with it, of several ports that of the fullest. Only changes are told.
 //!
 //! Bounds: [`LOOKS_MAX`] listeners are looked up every [`PERIOD`]; with more endpoints than that, each waits for
 //! its turn. A guest that is not understood offers what names no process, and nothing else.
@@ -15,7 +16,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use model::{
-    Attribution, Endpoint, Generation, Offer, OfferIndex, Protocol, RuleId, Snapshot, UnknownReason, VmRef,
+    AcceptQueue, Attribution, Endpoint, Generation, Listener, Offer, OfferIndex, Protocol, RuleId, Snapshot,
+    UnknownReason, VmRef,
 };
 
 use crate::introspect::Introspection;
@@ -55,7 +57,7 @@ struct Watch {
     poll: PollHandle,
     generation: Generation,
     /// What the switch was told in this generation.
-    told: HashMap<(RuleId, VmRef), bool>,
+    told: HashMap<(RuleId, VmRef), Listener>,
     /// The endpoint, of all services' together, that the next round begins with.
     next: usize,
 }
@@ -79,46 +81,53 @@ impl Watch {
                 return;
             }
             let vm = &snapshot.inventory.vm(endpoint.vm).id;
-            if let Some(listening) = self.look(snapshot, (index, offer), endpoint, vm) {
-                self.tell(offer, vm, listening);
+            if let Some(listener) = self.look(snapshot, (index, offer), endpoint, vm) {
+                self.tell(offer, vm, listener);
             }
         }
     }
 
-    /// Whether the service is offered at an endpoint now; `None` when the guest changed too fast to be read.
+    /// Who offers the service at an endpoint now; `None` when the guest changed too fast to be read.
     fn look(
         &self,
         snapshot: &Snapshot,
         (index, offer): (OfferIndex, &Offer),
         endpoint: &Endpoint,
         vm: &VmRef,
-    ) -> Option<bool> {
+    ) -> Option<Listener> {
+        let mut fullest: Option<AcceptQueue> = None;
         let address = endpoint.v4.map(IpAddr::V4).or(endpoint.v6.map(IpAddr::V6))?;
         for port in &offer.ports {
             let (protocol, Some(ports)) = (port.protocol, port.ports) else { continue };
-            let listener = self.listener(vm, SocketAddr::new(address, ports.first()), protocol);
+            let (listener, queue) = self.listener(vm, SocketAddr::new(address, ports.first()), protocol);
             match listener.unknown {
                 Some(UnknownReason::Inconsistent | UnknownReason::TimedOut) => return None,
-                Some(UnknownReason::NoSocket) => return Some(false),
-                _ if !snapshot.services.listens(index, &listener) => return Some(false),
+                Some(UnknownReason::NoSocket) => return Some(Listener::Absent),
+                _ if !snapshot.services.listens(index, &listener) => return Some(Listener::Absent),
                 _ => {}
             }
+            let both = fullest.zip(queue).map(|(one, other)| one.fuller(other));
+            fullest = both.or(fullest).or(queue);
         }
-        Some(true)
+        Some(Listener::Present { queue: fullest })
     }
 
-    fn listener(&self, vm: &VmRef, local: SocketAddr, protocol: Protocol) -> Attribution {
-        let found = self
-            .introspection
-            .with(vm, |state, _| state.look(|guest| guest.listener_owner(local, None, protocol)));
-        found.flatten().unwrap_or_else(|| Attribution::unknown(UnknownReason::NotAttached))
+    fn listener(
+        &self,
+        vm: &VmRef,
+        local: SocketAddr,
+        protocol: Protocol,
+    ) -> (Attribution, Option<AcceptQueue>) {
+        let found =
+            self.introspection.with(vm, |state, _| state.look(|guest| guest.listener(local, protocol)));
+        found.flatten().unwrap_or_else(|| (Attribution::unknown(UnknownReason::NotAttached), None))
     }
 
-    fn tell(&mut self, offer: &Offer, vm: &VmRef, listening: bool) {
+    fn tell(&mut self, offer: &Offer, vm: &VmRef, listener: Listener) {
         let key = (offer.id.clone(), vm.clone());
-        if self.told.insert(key, listening) != Some(listening) {
-            tracing::debug!(service = %offer.id, %vm, listening, "endpoint looked at");
-            self.poll.send(Command::Listening { service: offer.id.clone(), vm: vm.clone(), listening });
+        if self.told.insert(key, listener) != Some(listener) {
+            tracing::debug!(service = %offer.id, %vm, ?listener, "endpoint looked at");
+            self.poll.send(Command::Listening { service: offer.id.clone(), vm: vm.clone(), listener });
         }
     }
 }

@@ -15,6 +15,7 @@ Examples:
   meshctl vm ps acme/web                             processes of a machine, read from its memory
   meshctl vm top acme/web                            who uses its processors, live
   meshctl vm flows acme/api --dot | dot -Tsvg        who in it talks to whom, as a picture
+  meshctl service list                               who offers what, and who is left out
   meshctl why acme/web 10.0.0.12:8080                why this flow is allowed or denied
   meshctl why acme/web api --exe /usr/bin/curl       would curl be let through to the service `api`?
   meshctl why acme/web www.example.com:443           the same for a server outside
@@ -64,6 +65,11 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: FlowCommand,
     },
+    /// What machines offer each other
+    Service {
+        #[command(subcommand)]
+        command: ServiceCommand,
+    },
     /// Why a flow is, or would be, allowed or denied
     Why(WhyArgs),
     /// Policies
@@ -78,6 +84,12 @@ pub(crate) enum Command {
     },
     /// The daemon's health
     Status,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ServiceCommand {
+    /// All services with their endpoints: who gets new flows, and why others do not
+    List,
 }
 
 #[derive(Debug, Subcommand)]
@@ -227,6 +239,7 @@ mod tests {
             "why acme/web",
             "why acme/web api --protocol sctp",
             "policy check",
+            "service",
             "port move acme/web/net0",
             "status --output yaml",
             "status extra",

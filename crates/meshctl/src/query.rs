@@ -5,7 +5,7 @@ use std::path::Path;
 
 use api::admin::{Client, ClientError, Request, Response};
 
-use crate::cli::{Command, FlowCommand, PolicyCommand, PortCommand, VmCommand, WhyArgs};
+use crate::cli::{Command, FlowCommand, PolicyCommand, PortCommand, ServiceCommand, VmCommand, WhyArgs};
 use crate::output::Output;
 use crate::render;
 use crate::top;
@@ -54,6 +54,7 @@ fn request(command: &Command) -> Option<Request> {
         Command::Flow { command: FlowCommand::List { vm } } => {
             Request::FlowList { vm: vm.as_ref().map(ToString::to_string) }
         }
+        Command::Service { command: ServiceCommand::List } => Request::ServiceList,
         Command::Why(WhyArgs { from, to, exe, protocol }) => Request::Why {
             from: from.to_string(),
             to: to.clone(),
@@ -83,6 +84,7 @@ fn print(response: &Response, output: &Output) -> anyhow::Result<()> {
         Response::Threats(threats) => output.print(&**threats, render::threats),
         Response::Flows(flows) => output.print(flows.as_slice(), render::flows),
         Response::Flow(flow) => output.print(&**flow, render::flow_line),
+        Response::Services(services) => output.print(services.as_slice(), render::services),
         Response::Explanation(explanation) => output.print(&**explanation, render::explanation),
         Response::PortMoved(moved) => output.print(moved, render::port_moved),
         Response::Status(status) => output.print(&**status, render::status),

@@ -62,7 +62,7 @@ fn each_command_asks_its_one_question() {
         protocol: protocol.into(),
         exe: exe.map(str::to_owned),
     };
-    let cases: [(&[&str], Request, Response); 13] = [
+    let cases: [(&[&str], Request, Response); 14] = [
         (&["vm", "list"], Request::VmList, Response::Vms(vec![])),
         (&["vm", "ps", "acme/web"], Request::VmProcesses { vm: vm() }, Response::Processes(vec![])),
         (&["vm", "ss", "acme/web"], Request::VmSockets { vm: vm() }, Response::Sockets(vec![])),
@@ -93,6 +93,7 @@ fn each_command_asks_its_one_question() {
             Request::FlowWatch { vm: Some(vm()) },
             Response::Vms(vec![]),
         ),
+        (&["service", "list"], Request::ServiceList, Response::Services(vec![])),
         (&["why", "acme/web", "api"], why(None, "tcp"), Response::Vms(vec![])),
         (
             &["why", "acme/web", "api", "--exe", "/bin/x", "--protocol", "udp"],

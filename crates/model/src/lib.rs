@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod domain;
+mod health;
 mod identity;
 mod insertion;
 mod inventory;
@@ -24,6 +25,7 @@ mod ranges;
 mod service;
 
 pub use domain::{DomainPattern, DomainPatternError};
+pub use health::{AcceptQueue, EndpointState, Listener};
 pub use identity::{Attribution, Confidence, Outcome, Process, UnknownReason};
 pub use insertion::{Insertion, ServiceFlags};
 pub use inventory::{Inventory, InventoryError, Nic, SocketMode, Tenant, Vm, VmIndex};

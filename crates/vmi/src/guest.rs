@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use model::{Attribution, Confidence, Process, Protocol, UnknownReason};
+use model::{AcceptQueue, Attribution, Confidence, Process, Protocol, UnknownReason};
 
 use crate::attach::{self, Heartbeats, Kernel, Profiles, Symbols};
 use crate::btf::{Btf, Structures};
@@ -250,6 +250,20 @@ impl Guest {
             let found = core.find_listening(lookups, local, remote, protocol)?;
             found.owner(core, memo, Confidence::Table)
         })
+    }
+
+    /// As [`Guest::listener_owner`] for anybody, with what waits to be accepted there. Of several sockets that share
+    /// a port (`SO_REUSEPORT`) one stands for all.
+    pub fn listener(&mut self, local: SocketAddr, protocol: Protocol) -> (Attribution, Option<AcceptQueue>) {
+        let Self { core, memo, lookups, .. } = self;
+        let mut queue = None;
+        let owner = core.attribute(|core| {
+            let found = core.find_listening(lookups, local, None, protocol)?;
+            let listener = found.sock.filter(|_| protocol == Protocol::Tcp);
+            queue = listener.map_or(Ok(None), |sock| core.accept_queue(sock))?;
+            found.owner(core, memo, Confidence::Table)
+        });
+        (owner, queue)
     }
 }
 

@@ -60,4 +60,4 @@ pub use integrity::{Certainty, Coverage, Finding, FindingKind};
 pub use layout::Gap;
 pub use memory::{PhysicalMemory, Unmapped};
 pub use socket::{Owner, Socket, SocketState};
-pub use transport::{AcceptQueue, PacketSocket, SocketDetail, SocketDetails, TcpCounters};
+pub use transport::{PacketSocket, SocketDetail, SocketDetails, TcpCounters};

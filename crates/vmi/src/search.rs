@@ -43,7 +43,7 @@ pub(crate) struct Lookups {
 /// What a search came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Found {
-    sock: Option<Gva>,
+    pub(crate) sock: Option<Gva>,
     /// The local end inside, if the guest translates it.
     inner: Option<SocketAddr>,
 }

@@ -8,7 +8,7 @@ use crate::guest::{Core, Guest};
 use crate::memory::Gva;
 use crate::reader::VIEW_READS_MAX;
 use crate::socket::{Common, Owner, Socket, SocketState};
-use model::Protocol;
+use model::{AcceptQueue, Protocol};
 
 /// `srtt_us` is kept in eighths (Linux, `tcp_rtt_estimator`).
 const SRTT_SHIFT: u32 = 3;
@@ -35,15 +35,6 @@ pub struct SocketDetail {
     pub accept_queue: Option<AcceptQueue>,
     /// What TCP counts; absent for listeners, in TIME_WAIT and for requests.
     pub tcp: Option<TcpCounters>,
-}
-
-/// Connections that wait to be accepted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AcceptQueue {
-    /// How many wait.
-    pub len: u32,
-    /// How many may wait, as `listen` was told.
-    pub max: u32,
 }
 
 /// What TCP counts for a connection.
@@ -123,7 +114,8 @@ impl Core {
         Ok(sockets)
     }
 
-    fn accept_queue(&self, sock: Gva) -> Result<Option<AcceptQueue>, Fault> {
+    /// What waits at a listener to be accepted; `None` where the kernel does not describe that.
+    pub(crate) fn accept_queue(&self, sock: Gva) -> Result<Option<AcceptQueue>, Fault> {
         let Some(layout) = &self.layout.transport.backlog else { return Ok(None) };
         let (len, max) = (self.reader.u32(sock.at(layout.len))?, self.reader.u32(sock.at(layout.max))?);
         Ok(Some(AcceptQueue { len, max }))

@@ -8,12 +8,16 @@
 //!
 //! Where a service names the process that must be listening, the endpoint is asked before its first packet goes
 //! out, and another is chosen if nobody or somebody else listens there. Where it does not, a refused or unanswered
-//! SYN moves to another endpoint with its next retransmission; the caller never sees the refusal.
+//! SYN moves to another endpoint with its next retransmission; the caller never sees the refusal. Whoever does not
+//! accept what has come in gets nothing new until it does.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 
-use model::{Moment, Offer, OfferIndex, Party, RuleId, Sight, Snapshot, VmIndex, VmRef, nth_address};
+use model::{
+    AcceptQueue, EndpointState, Listener, Moment, Offer, OfferIndex, Party, RuleId, Sight, Snapshot, VmIndex,
+    VmRef, nth_address,
+};
 use packet::Transport;
 
 use crate::balance::{Balancer, Candidate, mixed};
@@ -31,6 +35,21 @@ pub(crate) struct Served {
     pub service: RuleId,
     /// The endpoint's name as balancers know it.
     pub endpoint: u64,
+}
+
+/// How an endpoint fares.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointRecord {
+    /// The service, `tenant/name`.
+    pub service: RuleId,
+    /// The machine.
+    pub vm: VmRef,
+    /// Whether it gets new flows.
+    pub state: EndpointState,
+    /// Flows that it has.
+    pub flows: u32,
+    /// What waits there to be accepted, as far as is known.
+    pub queue: Option<AcceptQueue>,
 }
 
 /// The balancers of all services, by name, so that what they know outlives a snapshot.
@@ -79,10 +98,31 @@ fn endpoint_name(vm: &VmRef) -> u64 {
 }
 
 impl<S: FlowSlots> Switch<S> {
-    /// Notes whether the process that a service is about listens at one of its endpoints.
-    pub fn set_listening(&mut self, now: Moment, service: &RuleId, vm: &VmRef, listening: bool) {
+    /// Notes whether the process that a service is about listens at one of its endpoints, and keeps up there.
+    pub fn set_listener(&mut self, now: Moment, service: &RuleId, vm: &VmRef, listener: Listener) {
         let served = Served { service: service.clone(), endpoint: endpoint_name(vm) };
-        self.balancers.with(&served, |balancer, position| balancer.listening(now, position, listening));
+        self.balancers.with(&served, |balancer, position| balancer.listens(now, position, listener));
+    }
+
+    /// How the endpoints of all services fare, in the order of the snapshot.
+    pub fn endpoints(&self, now: Moment) -> impl Iterator<Item = EndpointRecord> + '_ {
+        let snapshot = self.snapshot.iter();
+        snapshot.flat_map(move |snapshot| {
+            snapshot
+                .services
+                .offers()
+                .iter()
+                .filter_map(|offer| Some((offer, self.balancers.0.get(&offer.id)?)))
+                .flat_map(move |(offer, balancer)| {
+                    offer.endpoints.iter().zip(0..).map(move |(endpoint, position)| EndpointRecord {
+                        service: offer.id.clone(),
+                        vm: snapshot.inventory.vm(endpoint.vm).id.clone(),
+                        state: balancer.state(now, position),
+                        flows: balancer.flows(position),
+                        queue: balancer.queue(position),
+                    })
+                })
+        })
     }
 
     /// The key of a new flow's answers, and who serves it if it is to a virtual address.
@@ -191,7 +231,7 @@ impl<S: FlowSlots> Switch<S> {
     /// Marks an endpoint as out where nobody listens who offers the service.
     pub(crate) fn nobody_listens(&mut self, served: &Served) {
         let now = self.now;
-        self.balancers.with(served, |balancer, position| balancer.listening(now, position, false));
+        self.balancers.with(served, |balancer, position| balancer.listens(now, position, Listener::Absent));
     }
 
     /// A flow to an endpoint has opened.

@@ -6,6 +6,7 @@ mod comings;
 mod containers;
 mod cores;
 mod detached;
+mod health;
 mod idle;
 mod mistakes;
 mod moves;
@@ -42,6 +43,11 @@ pub const SCENARIOS: &[Chapter] = &[
         title: "Many short connections in a row",
         name: "every_one_of_many_connections_is_attributed",
         run: traffic::many,
+    },
+    Chapter {
+        title: "One of two servers does not keep up",
+        name: "whoever_does_not_accept_gets_no_new_connections",
+        run: health::stalled,
     },
     Chapter {
         title: "A third machine gets copies of what two others say",

@@ -8,7 +8,7 @@ mod limit;
 mod names;
 pub(crate) mod processes;
 mod restart;
-mod services;
+pub(crate) mod services;
 pub(crate) mod why;
 
 use crate::Chapter;

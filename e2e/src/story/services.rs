@@ -11,38 +11,22 @@ use crate::shop::{NOTICE_LIMIT, START_LIMIT};
 use crate::{Report, Shop};
 
 /// Where the catalog is called.
-const CATALOG: &str = "10.96.0.10:9100";
+pub(crate) const CATALOG: &str = "10.96.0.10:9100";
 /// Where the two versions of the offers are.
 const OFFERS: [&str; 2] = ["10.96.0.21:9201", "10.96.0.22:9202"];
 /// Where the second is in truth.
 const HIDDEN: &str = "10.0.0.13:9202";
 /// Calls that are counted.
-const CALLS: usize = 200;
+pub(crate) const CALLS: usize = 200;
 /// Of these, how many the older version gets.
 const OLDER: usize = 160;
 
-const CATALOG_SERVICE: &str = "\
-# SPDX-License-Identifier: Apache-2.0
-# Whoever runs /usr/bin/orders on port 9100 is the catalog; of its two versions the newer gets a fifth of the calls.
-apiVersion: meshvisor.dev/v1alpha1
-kind: Service
-metadata: {name: catalog, tenant: acme}
-spec:
-  selector: {vm: {labels: {app: shop}}, process: {exe: /usr/bin/orders}}
-  ports: [{port: 9100}]
-  addresses: [10.96.0.10]
+/// Of its two versions the newer gets a fifth of the calls.
+const CANARY: &str = "\
   balancing:
     shares:
     - {vm: {name: api}, weight: 80}
     - {vm: {name: db}, weight: 20}
----
-apiVersion: meshvisor.dev/v1alpha1
-kind: AccessPolicy
-metadata: {name: storefront-to-catalog, tenant: acme}
-spec:
-  action: Allow
-  from: [{vm: {labels: {tier: web}}, process: {exe: /usr/bin/storefront}}]
-  to: [{service: catalog}]
 ";
 
 const OFFERS_SERVICES: &str = "\
@@ -83,11 +67,35 @@ spec:
   to: [{service: offers-v1}, {service: offers-v2}]
 ";
 
+/// Whoever runs `/usr/bin/orders` on port 9100 is the catalog; `more` is the end of its service's `spec`.
+pub(crate) fn catalog(more: &str) -> String {
+    format!(
+        "\
+# SPDX-License-Identifier: Apache-2.0
+apiVersion: meshvisor.dev/v1alpha1
+kind: Service
+metadata: {{name: catalog, tenant: acme}}
+spec:
+  selector: {{vm: {{labels: {{app: shop}}}}, process: {{exe: /usr/bin/orders}}}}
+  ports: [{{port: 9100}}]
+  addresses: [10.96.0.10]
+{more}---
+apiVersion: meshvisor.dev/v1alpha1
+kind: AccessPolicy
+metadata: {{name: storefront-to-catalog, tenant: acme}}
+spec:
+  action: Allow
+  from: [{{vm: {{labels: {{tier: web}}}}, process: {{exe: /usr/bin/storefront}}}}]
+  to: [{{service: catalog}}]
+"
+    )
+}
+
 /// Calls are spread by weights; then one of the two that answer dies while calls go on, and comes back.
 pub(super) fn canary(shop: &mut Shop, report: &mut Report) -> Result<()> {
     let older = serve(shop, "acme/api", "catalog", 9100)?;
     let newer = serve(shop, "acme/db", "catalog", 9100)?;
-    shop.put_in_force("60-catalog.yaml", CATALOG_SERVICE)?;
+    shop.put_in_force("60-catalog.yaml", &catalog(CANARY))?;
 
     let begun = Instant::now();
     report.check(format!("{CALLS} of {CALLS} calls to {CATALOG} are answered"), all_connected(shop, CALLS));
@@ -159,7 +167,7 @@ pub(super) fn versions(shop: &mut Shop, report: &mut Report) -> Result<()> {
 }
 
 /// Starts a server in a machine; returns its process.
-fn serve(shop: &Shop, id: &str, name: &str, port: u16) -> Result<u32> {
+pub(crate) fn serve(shop: &Shop, id: &str, name: &str, port: u16) -> Result<u32> {
     let vm = shop.vm(id);
     let pid = vm.background(name, &format!("{ORDERS} serve {port}"))?;
     vm.await_line(name, "serving", START_LIMIT)?;
@@ -168,10 +176,15 @@ fn serve(shop: &Shop, id: &str, name: &str, port: u16) -> Result<u32> {
 
 /// Has the storefront call the catalog that often.
 fn all_connected(shop: &Shop, calls: usize) -> Result<String> {
+    Ok(format!("the slowest after {} ms", slowest_call_ms(shop, calls)?))
+}
+
+/// As [`all_connected`]; how long the slowest call took, in milliseconds.
+pub(crate) fn slowest_call_ms(shop: &Shop, calls: usize) -> Result<u64> {
     let printed = shop.vm("acme/web").run(&format!("{STOREFRONT} connect {CATALOG} {calls}"))?.stdout;
     let connected = connections(&printed);
     anyhow::ensure!(connected == calls, "{connected} of {calls}: {printed}");
-    Ok(format!("the slowest after {} ms", slowest_ms(&printed)))
+    Ok(slowest_ms(&printed))
 }
 
 fn slowest_ms(printed: &str) -> u64 {
@@ -181,7 +194,7 @@ fn slowest_ms(printed: &str) -> u64 {
 }
 
 /// Calls of the catalog that each of its machines has got since; the switch remembers ended ones for half a minute.
-fn answered(shop: &Shop, since: Instant) -> Result<[usize; 2]> {
+pub(crate) fn answered(shop: &Shop, since: Instant) -> Result<[usize; 2]> {
     let flows = shop.flows("acme/web")?;
     let elapsed_ms = since.elapsed().as_millis();
     let calls = flows.iter().filter(|flow| {

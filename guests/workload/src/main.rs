@@ -11,6 +11,7 @@ mod bulk;
 mod client;
 mod outcome;
 mod server;
+mod stall;
 mod storm;
 mod stream;
 mod twist;
@@ -27,7 +28,8 @@ usage: PROGRAM connect HOST:PORT [TIMES]     open connections, one after the oth
        PROGRAM storm HOST:PORT TIMES         open and close connections as fast as they go
        PROGRAM twists HOST:PORT TIMES        open connections with sockets that changed hands
        PROGRAM forks STOP-FILE               start processes as fast as they go until STOP-FILE exists
-       PROGRAM serve PORT                    send back what arrives, by TCP and UDP";
+       PROGRAM serve PORT                    send back what arrives, by TCP and UDP
+       PROGRAM stall PORT BACKLOG GO-FILE    the same by TCP, but accept nothing until GO-FILE exists";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -60,6 +62,10 @@ fn main() -> ExitCode {
         },
         ["twist-as", kind, to] => twist::one(kind, to),
         ["forks", stop] => storm::processes(stop.as_ref()),
+        ["stall", port, backlog, go] => match (port.parse(), backlog.parse()) {
+            (Ok(port), Ok(backlog)) => stall::run(port, backlog, go.as_ref()),
+            _ => return usage(),
+        },
         ["serve", port] => match port.parse() {
             Ok(port) => server::serve(port),
             Err(_) => return usage(),

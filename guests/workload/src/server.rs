@@ -20,10 +20,15 @@ pub fn serve(port: u16) -> bool {
     };
     println!("serving");
     thread::spawn(move || echo_datagrams(&datagrams));
+    accept(&listener);
+    true
+}
+
+/// Sends back what arrives on all connections until killed.
+pub fn accept(listener: &TcpListener) {
     for stream in listener.incoming().flatten() {
         thread::spawn(move || echo_stream(stream));
     }
-    true
 }
 
 fn echo_datagrams(socket: &UdpSocket) {

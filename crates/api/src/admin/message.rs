@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cores::{CoreStatus, PortMoved};
 use super::inside::{CpuSample, DataFlow, ProcessDetail, SocketDetail};
+use super::services::{EndpointStatus, Service};
 use super::threats::Threats;
 use crate::Diagnostic;
 
@@ -64,6 +65,8 @@ pub enum Request {
         #[serde(default)]
         vm: Option<String>,
     },
+    /// All services and how their endpoints fare; answered by [`Response::Services`].
+    ServiceList,
     /// Why a flow is, or would be, allowed or denied; answered by [`Response::Explanation`].
     Why {
         /// The machine that opens the flow.
@@ -114,6 +117,8 @@ pub enum Response {
     Flows(Vec<Flow>),
     /// One of the stream that answers [`Request::FlowWatch`].
     Flow(Box<Flow>),
+    /// To [`Request::ServiceList`].
+    Services(Vec<Service>),
     /// To [`Request::Why`].
     Explanation(Box<Explanation>),
     /// To [`Request::PortMove`].
@@ -470,6 +475,9 @@ pub struct Explanation {
     /// The data-plane services that the flow goes, or would go, through.
     #[serde(default)]
     pub services: Vec<FlowService>,
+    /// If it is to a service: who offers that, and whether they get new flows now.
+    #[serde(default)]
+    pub endpoints: Vec<EndpointStatus>,
     /// What is, or would be, decided.
     pub verdict: Verdict,
     /// The rule or default that decides.

@@ -7,11 +7,11 @@ use std::time::Instant;
 
 use api::admin::{
     CoreStatus, Flow, IntrospectionState, NameStats, Nic, NicState, PolicyStatus, PollStats, PortMoved,
-    PortStatus, Process, Refusal, Request, Response, Status, Vm,
+    PortStatus, Process, Refusal, Request, Response, Service, Status, Vm,
 };
 use crossbeam_channel::Receiver;
 use model::{NicRef, Protocol, VmRef};
-use vswitch::{FlowEvent, FlowRecord};
+use vswitch::{EndpointRecord, FlowEvent, FlowRecord};
 
 use super::dataflow::DataFlowQuestion;
 use super::inside;
@@ -23,7 +23,7 @@ use crate::export::Records;
 use crate::flowlog::FlowLog;
 use crate::introspect::{Introspection, State};
 use crate::mesh::Mesh;
-use crate::poll::{Command, CoreId, CoreNumbers, Numbers, PollHandle};
+use crate::poll::{Command, CoreId, CoreNumbers, ENDPOINTS_MAX, Numbers, PollHandle};
 use crate::ports::Ports;
 
 /// Everything that can be asked.
@@ -78,6 +78,7 @@ impl Desk {
             Request::VmThreats { vm } => self.threats(vm),
             Request::FlowList { vm } => self.flows(vm.as_deref()),
             Request::FlowWatch { .. } => Err(refusal("a watch is not one answer", "")),
+            Request::ServiceList => self.services(),
             Request::Why { from, to, protocol, exe } => self.why(from, to, protocol, exe.as_deref()),
             Request::PortMove { nic, core } => self.move_port(nic, core),
             Request::Status => self.status(),
@@ -261,6 +262,28 @@ impl Desk {
         self.poll.ask(Command::Flows).map_err(|error| refusal(&error.to_string(), "see the daemon's log"))
     }
 
+    /// All services, as many as have endpoints that the switch tells of.
+    fn services(&self) -> Answer {
+        let records = self.endpoints()?;
+        let published = self.mesh.published();
+        let mut endpoints: HashMap<_, Vec<_>> = HashMap::new();
+        for record in &records {
+            endpoints.entry(&record.service).or_default().push(view::endpoint(record));
+        }
+        let offers = published.snapshot.services.offers().iter().take(ENDPOINTS_MAX);
+        let services = offers.map(|offer| Service {
+            name: offer.id.to_string(),
+            level: offer.level.to_string(),
+            addresses: vec![offer.v4.into(), offer.v6.into()],
+            endpoints: endpoints.remove(&offer.id).unwrap_or_default(),
+        });
+        Ok(Response::Services(services.collect()))
+    }
+
+    fn endpoints(&self) -> Result<Vec<EndpointRecord>, Refusal> {
+        self.poll.ask(Command::Endpoints).map_err(|error| refusal(&error.to_string(), "see the daemon's log"))
+    }
+
     fn why(&self, from: &str, to: &str, protocol: &str, exe: Option<&str>) -> Answer {
         let published = self.mesh.published();
         let from = self.known(from)?;
@@ -269,7 +292,8 @@ impl Desk {
         found.retain(|found| found.tenant == from.tenant);
         found.sort_by_key(|found| found.address);
         let question = WhyQuestion::resolve(&published, from, (to, &found), protocol, exe)?;
-        let explanation = question.answer(&published, self.records()?, &self.flow_log);
+        let seen = (self.records()?, &*self.endpoints()?);
+        let explanation = question.answer(&published, seen, &self.flow_log);
         Ok(Response::Explanation(Box::new(explanation)))
     }
 

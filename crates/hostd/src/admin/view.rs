@@ -4,11 +4,14 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
-use api::admin::{Flow, FlowService, Latency, LimitStatus, Party, Refusal, Socket, SocketOwner, Verdict};
+use api::admin::{
+    AcceptQueue, EndpointStatus, Flow, FlowService, Latency, LimitStatus, Party, Refusal, Socket,
+    SocketOwner, Verdict,
+};
 use hdrhistogram::Histogram;
-use model::{Judgement, Moment, RuleId, ServiceFlags, VmRef};
+use model::{EndpointState, Judgement, Moment, RuleId, ServiceFlags, VmRef};
 use vhost_port::Features;
-use vswitch::{FlowEnd, FlowRecord, FlowState, MeterRecord};
+use vswitch::{EndpointRecord, FlowEnd, FlowRecord, FlowState, MeterRecord};
 
 /// Why a request cannot be answered, and what to do about it.
 pub fn refusal(reason: &str, help: &str) -> Refusal {
@@ -100,6 +103,21 @@ pub fn socket(socket: &vmi::Socket, name: impl Fn(u32) -> String) -> Socket {
             .iter()
             .map(|owner| SocketOwner { pid: owner.pid, name: name(owner.pid), fd: owner.fd })
             .collect(),
+    }
+}
+
+/// An endpoint of a service as clients see it.
+pub fn endpoint(record: &EndpointRecord) -> EndpointStatus {
+    let left = match record.state {
+        EndpointState::Ejected { left } => Some(left),
+        _ => None,
+    };
+    EndpointStatus {
+        vm: record.vm.to_string(),
+        state: record.state.as_str().to_owned(),
+        left_ms: left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
+        flows: record.flows,
+        accept_queue: record.queue.map(|queue| AcceptQueue { len: queue.len, max: queue.max }),
     }
 }
 

@@ -7,12 +7,12 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use api::admin::{ExplainedRule, Explanation, Mode, Refusal};
+use api::admin::{EndpointStatus, ExplainedRule, Explanation, Mode, Refusal};
 use model::{
     Attribution, Confidence, FiveTuple, FlowQuery, Inventory, NicRef, OfferIndex, Party, Process, Protocol,
     VmIndex, VmRef,
 };
-use vswitch::{FlowRecord, Found};
+use vswitch::{EndpointRecord, FlowRecord, Found};
 
 use super::view::{self, refusal};
 use crate::flowlog::FlowLog;
@@ -89,7 +89,12 @@ impl WhyQuestion {
     }
 
     /// Answers by the flows in the table, those remembered, and the policy in force.
-    pub fn answer(&self, published: &Published, live: Vec<FlowRecord>, log: &FlowLog) -> Explanation {
+    pub fn answer(
+        &self,
+        published: &Published,
+        (live, endpoints): (Vec<FlowRecord>, &[EndpointRecord]),
+        log: &FlowLog,
+    ) -> Explanation {
         let live = live.into_iter().filter(|record| self.fits(record)).max_by_key(|record| record.opened);
         let logged = log.newest(|record| self.fits(record)).map(|event| event.record.clone());
         let seen = [live, logged].into_iter().flatten().max_by_key(|record| record.opened);
@@ -138,10 +143,20 @@ impl WhyQuestion {
             flow: seen.map(|record| view::flow(&record, crate::poll::now())),
             rules: rules.collect(),
             services: view::services(&judgement),
+            endpoints: self.endpoints(published, endpoints),
             verdict: judgement.action.into(),
             decided_by: judgement.decided_by.to_string(),
             generation: published.snapshot.generation.0,
         }
+    }
+}
+
+impl WhyQuestion {
+    /// How the endpoints fare of the service that is called.
+    fn endpoints(&self, published: &Published, all: &[EndpointRecord]) -> Vec<EndpointStatus> {
+        let called = self.to.via.map(|via| &published.snapshot.services.offer(via).id);
+        let of_service = all.iter().filter(|record| Some(&record.service) == called);
+        of_service.map(view::endpoint).collect()
     }
 }
 

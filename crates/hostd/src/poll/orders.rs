@@ -13,7 +13,7 @@ use vswitch::PortId;
 use super::lane::Lane;
 use super::round::Core;
 use super::uplink::Uplink;
-use super::{Command, METERS_MAX, SwitchNumbers, record};
+use super::{Command, ENDPOINTS_MAX, METERS_MAX, SwitchNumbers, record};
 
 impl Core {
     pub(super) fn take_commands(&mut self, now: Moment) {
@@ -48,9 +48,9 @@ impl Core {
                     upkeep.hurry(switch.flow_count());
                 });
             }
-            Command::Listening { service, vm, listening } => {
+            Command::Listening { service, vm, listener } => {
                 let Self { shared, turn, .. } = self;
-                shared.with(now, turn, |switch, now| switch.set_listening(now, &service, &vm, listening));
+                shared.with(now, turn, |switch, now| switch.set_listener(now, &service, &vm, listener));
             }
             Command::Answered(reply) => {
                 let port = reply.port;
@@ -77,6 +77,12 @@ impl Core {
             Command::Found(reply) => {
                 let Self { shared, turn, .. } = self;
                 drop(reply.try_send(shared.with(now, turn, |switch, now| switch.found(now).collect())));
+            }
+            Command::Endpoints(reply) => {
+                let Self { shared, turn, .. } = self;
+                let endpoints =
+                    shared.with(now, turn, |switch, now| switch.endpoints(now).take(ENDPOINTS_MAX).collect());
+                drop(reply.try_send(endpoints));
             }
             Command::SwitchNumbers(reply) => {
                 let Self { shared, turn, .. } = self;

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `why`, as a story: the verdict, who is at both ends, each rule, and what decided.
 
-use api::admin::{Confidence, ExplainedRule, Explanation, Flow, FlowService, Mode, Party, Process, Verdict};
+use api::admin::{
+    Confidence, EndpointStatus, ExplainedRule, Explanation, Flow, FlowService, Mode, Party, Process, Verdict,
+};
 use serde::Serialize;
 
 use super::flow::end;
+use super::services::{state, waiting};
 use super::{Style, plural, span};
 use crate::text::{visible, visible_sentence};
 
@@ -24,6 +27,7 @@ pub(crate) fn explanation(explanation: &Explanation, style: Style) -> String {
     story.rules(&explanation.rules);
     story.gap();
     story.services(&explanation.services);
+    story.endpoints(&explanation.endpoints);
     story.verdict(explanation);
     story.shown
 }
@@ -142,6 +146,20 @@ impl Story {
         self.gap();
     }
 
+    fn endpoints(&mut self, endpoints: &[EndpointStatus]) {
+        if endpoints.is_empty() {
+            return;
+        }
+        self.line("endpoints", "");
+        for endpoint in endpoints {
+            let waiting = waiting(endpoint).map(|waiting| format!(", {waiting} wait to be accepted"));
+            let flows = plural(endpoint.flows.into(), "flow");
+            let facts = format!("{} ({flows}{})", visible(&state(endpoint)), waiting.unwrap_or_default());
+            self.line(&format!("  {}", visible(&endpoint.vm)), &format!("  {facts}"));
+        }
+        self.gap();
+    }
+
     fn verdict(&mut self, explanation: &Explanation) {
         let by = visible(&explanation.decided_by);
         let how = if by.ends_with("/default") {
@@ -235,6 +253,13 @@ mod tests {
                 rule("acme/no-root", Mode::Audit, false, "source process is uid 33, not uid 0"),
             ],
             services: storefront().services[..2].to_vec(),
+            endpoints: vec![EndpointStatus {
+                vm: "acme/api".into(),
+                state: "queue-full".into(),
+                left_ms: None,
+                flows: 1,
+                accept_queue: Some(api::admin::AcceptQueue { len: 5, max: 4 }),
+            }],
             verdict: Verdict::Allow,
             decided_by: "acme/storefront-to-api".into(),
             generation: 3,
@@ -266,6 +291,9 @@ rules
 services
   authorize  by acme/storefront-to-api
   mirror     by infra/watch (infrastructure, order 10)
+
+endpoints
+  acme/api     queue-full (1 flow, 5 of 5 wait to be accepted)
 
 verdict      allow by acme/storefront-to-api at generation 3
 "

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What decorates processes and sockets, told and withheld.
 
+use model::AcceptQueue;
+
 use super::decoration::{COMMAND, COMMAND_START};
 use super::kernel::Kernel;
 use super::symbols::SymbolOrder;
 use super::{attach, kernel};
 use crate::memory::Gva;
-use crate::{AcceptQueue, Namespaces, PacketSocket, ProcessDetail, ProcessState, TcpCounters};
+use crate::{Namespaces, PacketSocket, ProcessDetail, ProcessState, TcpCounters};
 
 /// What is told of `shop`.
 fn shop(kernel: &Kernel) -> ProcessDetail {
@@ -132,6 +134,11 @@ fn sockets_have_queues_and_counters_and_raw_and_packet_ones_are_told() {
         TcpCounters { rtt_us: 250, retransmits: 3, sent_bytes: 1000, acked_bytes: 900, received_bytes: 5000 };
     assert_eq!((of(501).accept_queue, of(501).tcp), (None, Some(tcp)));
     assert_eq!((of(502).accept_queue, of(502).tcp), (None, None));
+    let local = of(500).socket.local;
+    let (owner, queue) = attach(&kernel().ram).listener(local, model::Protocol::Tcp);
+    assert_eq!((owner.process.map(|process| process.pid), queue), (Some(7), of(500).accept_queue));
+    let (_, queue) = attach(&kernel().ram).listener(local, model::Protocol::Udp);
+    assert_eq!(queue, None);
     let raw = of(600);
     assert!(raw.is_raw && raw.tcp.is_none());
     assert_eq!((raw.socket.protocol, raw.socket.local.port()), (model::Protocol::Icmp, 1));

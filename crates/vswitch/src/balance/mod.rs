@@ -5,9 +5,10 @@
 //! number of flows each group is at most one flow away from its part; with affinity the client's hash chooses
 //! instead. Then the endpoint within the group, by Maglev's table or by the fewest open flows.
 //!
-//! An endpoint is *in* when it has a port on this host, somebody listens there as far as is known, and it is not
-//! *ejected*: left out for a while after failures in a row. When ejection alone would leave a group without
-//! anybody, it is ignored: a bad endpoint is better than none. An endpoint that has just come in gets its full
+//! An endpoint is *in* when it has a port on this host, somebody listens there as far as is known and accepts, and it is
+//! not *ejected*: left out for a while after failures in a row. Who has let the queue of connections to be accepted
+//! become full is left out until half of it is accepted. When these two alone would leave a group without
+//! anybody, they are ignored: a bad endpoint is better than none. An endpoint that has just come in gets its full
 //! part only after the slow start. Flows that are open stay where they are, whatever happens here.
 //!
 //! Limits: tables are filled anew when an endpoint comes in or goes out, which takes about 40 ns for each of at
@@ -19,7 +20,7 @@ mod maglev;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use model::{Balancing, Method, Moment};
+use model::{AcceptQueue, Balancing, EndpointState, Listener, Method, Moment};
 
 use crowd::Crowd;
 use maglev::Table;
@@ -51,6 +52,9 @@ struct Member {
     local: bool,
     reachable: bool,
     listening: bool,
+    /// What waits to be accepted there, and whether that was full and is not drained yet.
+    queue: Option<AcceptQueue>,
+    is_full: bool,
     flows: u32,
     failures: u32,
     ejections: u32,
@@ -67,6 +71,8 @@ impl Member {
             local: candidate.local,
             reachable: candidate.reachable,
             listening: true,
+            queue: None,
+            is_full: false,
             flows: 0,
             failures: 0,
             ejections: 0,
@@ -77,6 +83,11 @@ impl Member {
 
     fn is_present(&self) -> bool {
         self.reachable && self.listening
+    }
+
+    /// Whether nothing speaks against it but perhaps that it is not there.
+    fn is_sound(&self, now: Moment) -> bool {
+        !self.is_full && self.ejected_until.is_none_or(|until| until <= now)
     }
 }
 
@@ -206,20 +217,46 @@ impl Balancer {
     /// Whether an endpoint is in.
     #[must_use]
     pub fn is_in(&self, now: Moment, endpoint: usize) -> bool {
-        self.members.get(endpoint).is_some_and(|member| {
-            member.is_present() && member.ejected_until.is_none_or(|until| until <= now)
-        })
+        self.members.get(endpoint).is_some_and(|member| member.is_present() && member.is_sound(now))
     }
 
-    /// Whether somebody listens at an endpoint, as was found in its memory.
-    pub fn listening(&mut self, now: Moment, endpoint: usize, listening: bool) {
+    /// Whether an endpoint gets new flows, and why not.
+    #[must_use]
+    pub fn state(&self, now: Moment, endpoint: usize) -> EndpointState {
+        let Some(member) = self.members.get(endpoint) else { return EndpointState::NoPort };
+        match member.ejected_until {
+            _ if !member.reachable => EndpointState::NoPort,
+            _ if member.group.is_none_or(|group| self.weight(group) == 0) => EndpointState::Drained,
+            _ if !member.listening => EndpointState::NotListening,
+            _ if member.is_full => EndpointState::QueueFull,
+            Some(until) if until > now => EndpointState::Ejected { left: until.since(now) },
+            _ if now.since(member.since) < self.balancing.slow_start => EndpointState::SlowStart,
+            _ => EndpointState::In,
+        }
+    }
+
+    /// What waits to be accepted at an endpoint, as far as is known.
+    #[must_use]
+    pub fn queue(&self, endpoint: usize) -> Option<AcceptQueue> {
+        self.members.get(endpoint)?.queue
+    }
+
+    /// Who listens at an endpoint, as was found in its memory.
+    pub fn listens(&mut self, now: Moment, endpoint: usize, listener: Listener) {
         let Some(member) = self.members.get_mut(endpoint) else { return };
+        let (listening, queue) = match listener {
+            Listener::Absent => (false, None),
+            Listener::Present { queue } => (true, queue),
+        };
+        let is_full = queue.is_some_and(|queue| queue.is_full() || member.is_full && !queue.is_drained());
         if member.listening != listening {
-            member.listening = listening;
             member.failures = 0;
+        }
+        if (member.listening, member.is_full) != (listening, is_full) {
             member.since = now;
             self.stale = true;
         }
+        (member.listening, member.queue, member.is_full) = (listening, queue, is_full);
     }
 
     /// An endpoint has answered.
@@ -321,7 +358,7 @@ impl Balancer {
         self.groups.resize_with(shares.len().max(1), Group::default);
         for (number, group) in self.groups.iter_mut().enumerate() {
             group.weight = shares.get(number).map_or(1, |share| share.weight);
-            let active = active(&self.members, number, self.balancing.local_first);
+            let active = active(&self.members, now, number, self.balancing.local_first);
             group.size = active.len();
             (group.table, group.crowd) = (Table::default(), Crowd::default());
             if group.size == 0 {
@@ -343,8 +380,8 @@ impl Balancer {
 }
 
 /// Who takes the flows of a group: those that are in, the local ones of them if they come first, and those that
-/// are ejected if there is nobody else.
-fn active(members: &[Member], group: usize, local_first: bool) -> Vec<u32> {
+/// are ejected or full if there is nobody else.
+fn active(members: &[Member], now: Moment, group: usize, local_first: bool) -> Vec<u32> {
     let of = |wanted: &dyn Fn(&Member) -> bool| -> Vec<u32> {
         let members = members
             .iter()
@@ -352,7 +389,7 @@ fn active(members: &[Member], group: usize, local_first: bool) -> Vec<u32> {
             .filter(|(member, _)| member.group == Some(group) && member.is_present() && wanted(member));
         members.map(|(_, number)| number).collect()
     };
-    let is_sound = |member: &Member| member.ejected_until.is_none();
+    let is_sound = |member: &Member| member.is_sound(now);
     let mut found = Vec::new();
     if local_first {
         found = of(&|member| member.local && is_sound(member));

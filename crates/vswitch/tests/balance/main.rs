@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use model::{Balancing, Method, Moment, Share, VmSelector};
+use model::{AcceptQueue, Balancing, EndpointState, Listener, Method, Moment, Share, VmSelector};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use vswitch::{Balancer, Candidate};
@@ -23,6 +23,11 @@ fn candidates(groups: &[usize]) -> Vec<Candidate> {
 fn shares(weights: &[u32]) -> Balancing {
     let shares = weights.iter().map(|weight| Share { vm: VmSelector::default(), weight: *weight });
     Balancing { shares: shares.collect(), ..Balancing::default() }
+}
+
+/// Somebody listens who has let so many connections wait, of so many that may.
+fn queue(len: u32, max: u32) -> Listener {
+    Listener::Present { queue: Some(AcceptQueue { len, max }) }
 }
 
 fn at(seconds: u64) -> Moment {
@@ -60,7 +65,7 @@ proptest! {
     /// Whatever happens, nobody who is out is picked while somebody is in.
     #[test]
     fn nobody_who_is_out_is_picked_while_somebody_is_in(
-        events in vec((0_usize..6, 0_u8..4, 0_u64..30), 1..80), least in any::<bool>(),
+        events in vec((0_usize..6, 0_u8..5, 0_u64..30), 1..80), least in any::<bool>(),
     ) {
         let method = if least { Method::LeastOutstanding } else { Method::Maglev };
         let mut balancer = Balancer::new(Balancing { method, ..Balancing::default() }, &candidates(&[0; 6]));
@@ -68,9 +73,10 @@ proptest! {
         for (endpoint, event, seconds) in events {
             now += seconds;
             match event {
-                0 => balancer.listening(at(now), endpoint, false),
-                1 => balancer.listening(at(now), endpoint, true),
+                0 => balancer.listens(at(now), endpoint, Listener::Absent),
+                1 => balancer.listens(at(now), endpoint, queue(0, 0)),
                 2 => balancer.failed(at(now), endpoint),
+                3 => balancer.listens(at(now), endpoint, queue(seconds as u32, 16)),
                 _ => balancer.opened(endpoint),
             }
             let somebody = (0..6).any(|endpoint| balancer.is_in(at(now), endpoint));
@@ -114,10 +120,52 @@ fn affinity_keeps_a_client_at_one_endpoint_while_it_is_in() {
         Balancer::new(Balancing { affinity: true, ..Balancing::default() }, &candidates(&[0; 8]));
     let first = balancer.pick(at(0), 1, 77).unwrap();
     assert!((0..1000).all(|flow| balancer.pick(at(0), flow, 77) == Some(first)));
-    balancer.listening(at(1), first, false);
+    balancer.listens(at(1), first, Listener::Absent);
     assert_ne!(balancer.pick(at(1), 1, 77), Some(first));
-    balancer.listening(at(2), first, true);
+    balancer.listens(at(2), first, queue(0, 0));
     assert_eq!(balancer.pick(at(2), 1, 77), Some(first));
+}
+
+#[test]
+fn whoever_does_not_accept_gets_nothing_new_until_half_is_accepted() {
+    let mut balancer = Balancer::new(Balancing::default(), &candidates(&[0; 2]));
+    let mut gets = |waiting: u32| {
+        balancer.listens(at(1), 0, queue(waiting, 4));
+        (spread(&mut balancer, at(1), 2)[0] > 0, balancer.state(at(1), 0))
+    };
+    assert_eq!(gets(4), (true, EndpointState::In), "one more fits");
+    assert_eq!(gets(5), (false, EndpointState::QueueFull));
+    assert_eq!(gets(3), (false, EndpointState::QueueFull), "it would be full again at once");
+    assert_eq!(gets(2), (true, EndpointState::In));
+    assert_eq!(gets(4), (true, EndpointState::In));
+    assert_eq!(balancer.queue(0), Some(AcceptQueue { len: 4, max: 4 }));
+}
+
+#[test]
+fn where_all_are_full_or_ejected_they_share_as_before() {
+    let mut balancer = Balancer::new(Balancing::default(), &candidates(&[0; 2]));
+    balancer.listens(at(1), 0, queue(5, 4));
+    balancer.refused(at(1), 1);
+    assert!(spread(&mut balancer, at(1), 2).iter().all(|flows| *flows > 0));
+    assert!(!balancer.is_any_in(at(1)));
+}
+
+#[test]
+fn an_endpoint_says_why_it_is_out() {
+    let balancing = Balancing { slow_start: Duration::from_secs(5), ..shares(&[1, 0]) };
+    let mut candidates = candidates(&[0, 1, 0, 0]);
+    candidates[2].reachable = false;
+    let mut balancer = Balancer::new(balancing, &candidates);
+    assert_eq!(
+        [0, 1, 2].map(|endpoint| balancer.state(at(9), endpoint)),
+        [EndpointState::In, EndpointState::Drained, EndpointState::NoPort]
+    );
+    balancer.refused(at(9), 0);
+    assert_eq!(balancer.state(at(12), 0), EndpointState::Ejected { left: Duration::from_secs(7) });
+    balancer.listens(at(12), 0, Listener::Absent);
+    assert_eq!(balancer.state(at(12), 0), EndpointState::NotListening);
+    balancer.listens(at(30), 0, queue(0, 4));
+    assert_eq!(balancer.state(at(31), 0), EndpointState::SlowStart);
 }
 
 #[test]
@@ -126,8 +174,8 @@ fn local_endpoints_come_first_while_one_is_in() {
     let mut balancer = Balancer::new(balancing, &candidates(&[0; 4]));
     let counts = spread(&mut balancer, at(0), 4);
     assert_eq!((counts[0], counts[2]), (0, 0), "names 1 and 3 are remote");
-    balancer.listening(at(1), 1, false);
-    balancer.listening(at(1), 3, false);
+    balancer.listens(at(1), 1, Listener::Absent);
+    balancer.listens(at(1), 3, Listener::Absent);
     let counts = spread(&mut balancer, at(1), 4);
     assert_eq!((counts[1], counts[3]), (0, 0));
 }

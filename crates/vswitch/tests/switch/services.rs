@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use model::{
-    Attribution, Balancing, Directory, Endpoint, FlowQuery, Level, Name, Offer, OfferIndex, Party, PortMatch,
-    Protocol, Ranges, RuleId, Sight, VmIndex,
+    AcceptQueue, Attribution, Balancing, Directory, Endpoint, EndpointState, FlowQuery, Level, Listener,
+    Name, Offer, OfferIndex, Party, PortMatch, Protocol, Ranges, RuleId, Sight, VmIndex,
 };
 use packet::checksum::Sum;
 use packet::{TcpFlags, emit};
@@ -355,8 +355,8 @@ fn endpoint_is_asked_who_listens_before_it_gets_a_packet() {
     // The first comes back when its process does.
     let (first, second) = (&nic(asked.port).vm, &nic(other).vm);
     let id = RuleId("acme/s".into());
-    world.switch.set_listening(world.now, &id, first, true);
-    world.switch.set_listening(world.now, &id, second, false);
+    world.switch.set_listener(world.now, &id, first, Listener::Present { queue: None });
+    world.switch.set_listener(world.now, &id, second, Listener::Absent);
     let syn = Call { from: WEB, source_port: 40_001 }.out(SYN, (1000, 0));
     let Verdict::Ask(question) = world.offer(WEB, &syn) else { panic!("nobody is asked") };
     assert_eq!(question.responder.map(|ask| ask.port), Some(asked.port));
@@ -368,11 +368,34 @@ fn without_anybody_who_listens_the_call_is_refused_at_once() {
     let mut world = World::with_services(&mut memory, allow(), OneService::at(&[API, DB]));
     let id = RuleId("acme/s".into());
     for port in [API, DB] {
-        world.switch.set_listening(world.now, &id, &nic(port).vm, false);
+        world.switch.set_listener(world.now, &id, &nic(port).vm, Listener::Absent);
     }
     let call = Call { from: WEB, source_port: 40_000 };
     world.drops(WEB, &call.out(SYN, (1000, 0)), DropReason::NoBackend);
     assert!(segment(&world.emitted_one(WEB)).flags.has(RST));
+}
+
+#[test]
+fn whoever_does_not_accept_keeps_its_flows_and_gets_no_new_ones() {
+    let mut memory = memory(256);
+    let mut world = World::with_services(&mut memory, allow(), OneService::at(&[API, DB]));
+    let queue = |len| Listener::Present { queue: Some(AcceptQueue { len, max: 4 }) };
+    let (id, api) = (RuleId("acme/s".into()), nic(API).vm);
+    let calls = |world: &mut World<'_>, ports: std::ops::Range<u16>| -> Vec<PortId> {
+        let syn = |source_port| Call { from: WEB, source_port }.out(SYN, (1000, 0));
+        ports.map(|port| goes(world, WEB, &syn(port)).0).collect()
+    };
+    let first = calls(&mut world, 40_000..40_040);
+    let stalled = 40_000 + first.iter().position(|to| *to == API).expect("some go there") as u16;
+    world.switch.set_listener(world.now, &id, &api, queue(5));
+    assert!(calls(&mut world, 41_000..41_040).iter().all(|to| *to == DB));
+    let states: Vec<_> = world.switch.endpoints(world.now).map(|endpoint| endpoint.state).collect();
+    assert_eq!(states, [EndpointState::QueueFull, EndpointState::In]);
+    // Its SYN is not answered any more: the first retransmission goes to another, not the third.
+    world.pass_time(Duration::from_secs(1));
+    assert_eq!(calls(&mut world, stalled..stalled + 1), [DB]);
+    world.switch.set_listener(world.now, &id, &api, queue(2));
+    assert!(calls(&mut world, 42_000..42_040).contains(&API), "it has drained");
 }
 
 #[test]
