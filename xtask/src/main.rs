@@ -124,7 +124,8 @@ enum Bench {
 }
 
 const SERVICES_EXAMPLES: &str = "\
-Cases: vip_nat_64B_mpps, dns_answers_per_s, dns_latency_us, lb_pick_ns, backend_out_ms, neighbour_p99_ratio.
+Cases: vip_nat_64B_mpps, dns_answers_per_s, dns_latency_us, lb_pick_ns, backend_out_ms, neighbour_p99_ratio,
+interactive_wait_us.
 Each takes up to two minutes, and two processors that do nothing else.
 
 Examples:

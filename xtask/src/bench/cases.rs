@@ -57,6 +57,8 @@ pub enum Program {
     Acl { rules: usize },
     /// The first guest calls the second by a service's virtual address.
     Service,
+    /// The third and the fourth guest are of latency class `Interactive`.
+    Interactive,
     /// As many services have a name.
     Names { services: usize },
 }

@@ -60,11 +60,13 @@ pub fn status(daemon: &Daemon) -> Result<Status> {
 fn resources(sockets: &[PathBuf], program: Program) -> Vec<String> {
     let mut resources = vec![resource("Tenant", "metadata: {name: bench}\n")];
     for (number, socket) in sockets.iter().enumerate() {
+        let is_interactive = program == Program::Interactive && number >= 2;
+        let class = if is_interactive { "Interactive" } else { "Standard" };
         resources.push(resource(
             "VirtualMachine",
             &format!(
                 "metadata: {{name: vm{number}, tenant: bench}}\nspec:\n  nics: [{{name: net0, socket: {}, \
-                 mac: '{}', addresses: [10.0.0.{}/16]}}]\n",
+                 mac: '{}', addresses: [10.0.0.{}/16]}}]\n  qos: {{class: {class}}}\n",
                 socket.display(),
                 mac(number),
                 number + 1
@@ -73,7 +75,7 @@ fn resources(sockets: &[PathBuf], program: Program) -> Vec<String> {
     }
     resources.push(policy("all", "{action: Allow}"));
     let rules = match program {
-        Program::Forward | Program::Track => return resources,
+        Program::Forward | Program::Track | Program::Interactive => return resources,
         Program::Acl { rules } => rules,
         Program::Service => {
             resources.push(service("s", &format!("{{port: {SERVER_PORT}, protocol: UDP}}"), Some(SERVICE)));

@@ -60,13 +60,14 @@ struct Measure {
 }
 
 /// All cases, in the order of the output.
-const MEASURES: [Measure; 6] = [
+const MEASURES: [Measure; 7] = [
     Measure { name: VIP.name, packages: &packages::DPDK, run: vip },
     Measure { name: dns::ANSWERS, packages: &packages::NAMES, run: dns::answers },
     Measure { name: dns::LATENCY, packages: &packages::NAMES, run: dns::latency },
     Measure { name: pick::NAME, packages: &[], run: pick::run },
     Measure { name: backend::NAME, packages: &packages::GUESTS, run: backend::run },
     Measure { name: neighbour::NAME, packages: &packages::DPDK, run: neighbour::run },
+    Measure { name: neighbour::WAIT, packages: &packages::DPDK, run: neighbour::wait },
 ];
 
 /// 10,000 flows of 64-byte frames to a service's virtual address, each redirected to the one endpoint and its answers
