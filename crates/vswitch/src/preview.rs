@@ -69,6 +69,21 @@ impl<S: FlowSlots> Switch<S> {
     }
 }
 
+impl<S: FlowSlots> Switch<S> {
+    /// The address of one more cache line than those of [`Previewer::likely_lines`] that the decision will most likely
+    /// need: of a translated flow, the slot of its other direction, which says what packets leave with. Looks into the
+    /// flow's own slot, which should have been fetched; only a hint, too.
+    #[inline]
+    #[must_use]
+    pub fn likely_partner_line(&self, preview: &Preview) -> Option<usize> {
+        let (_, home) = preview.flow.as_ref()?;
+        let slot = self.table.slot(home.position());
+        let (slots_at, _) = self.table.addresses();
+        slot.is_translated()
+            .then(|| slots_at.wrapping_add(slot.partner().wrapping_mul(size_of::<FlowSlot>())))
+    }
+}
+
 impl Previewer {
     /// Previews a frame that came in at `ingress`, for [`Switch::process_previewed`].
     #[inline]

@@ -10,7 +10,7 @@ use model::{
 };
 use packet::checksum::Sum;
 use packet::{TcpFlags, emit};
-use vswitch::{DropReason, FlowChange, Frame, How, PortId, Verdict};
+use vswitch::{DropReason, FlowChange, Frame, How, PortId, Preview, Verdict};
 
 use crate::external::tuple;
 use crate::world::*;
@@ -194,6 +194,28 @@ fn datagrams_and_ipv6_are_translated_alike() {
         let (to, answer) = goes(&mut world, API, &answer);
         assert_eq!((to, parsed(&answer).1.addresses.source()), (WEB, vip));
     }
+}
+
+#[test]
+fn what_a_translated_flow_needs_beside_its_slot_is_known_ahead() {
+    let mut memory = memory(64);
+    let mut world = World::with_services(&mut memory, allow(), OneService::at(&[API]));
+    let call = Call { from: WEB, source_port: 40_000 };
+    let (_, seen) = goes(&mut world, WEB, &call.out(SYN, (1000, 0)));
+    let plain = world.connect(WEB, DB, 22);
+    let previewer = world.switch.previewer();
+    let preview = |port: PortId, bytes: &[u8]| {
+        let mut preview = Preview::default();
+        previewer.preview(port, &Frame::copy_of(bytes), &mut preview);
+        preview
+    };
+    let out = preview(WEB, &call.out(ACK, (1001, 5001)));
+    let back = preview(API, &Call::answer(&seen, SYN | ACK, (5000, 1001), API));
+    let slot = |preview: &Preview| previewer.likely_lines(preview).map(|[slot, _]| slot);
+    assert_eq!(world.switch.likely_partner_line(&out), slot(&back));
+    assert_eq!(world.switch.likely_partner_line(&back), slot(&out));
+    let known = preview(WEB, &plain.out(ACK, 1001, 5001, 0));
+    assert_eq!(world.switch.likely_partner_line(&known), None);
 }
 
 #[test]
