@@ -23,6 +23,7 @@ mod query;
 mod render;
 mod text;
 mod top;
+mod usage;
 
 use std::process::ExitCode;
 

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use api::Diagnostic;
 use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, presets};
+use serde::Serialize;
 
 pub(crate) use self::dataflow::{data_flow, graph};
 pub(crate) use self::explanation::explanation;
@@ -140,6 +141,14 @@ pub(crate) fn diagnostics(diagnostics: &[Diagnostic], style: Style) -> String {
         }
     }
     shown
+}
+
+/// The word that stands for a value on the wire.
+fn word(value: &impl Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(word)) => word,
+        _ => "?".to_owned(),
+    }
 }
 
 /// A number of things.

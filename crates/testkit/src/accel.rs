@@ -12,32 +12,13 @@ use anyhow::{Context, Result};
 
 use crate::guests;
 use crate::scratch::Scratch;
+pub use crate::vm::Accel;
 use crate::vm::{Vm, VmSpec};
 
 /// The device that KVM is reached through.
 const DEVICE: &str = "/dev/kvm";
 /// A guest in hardware boots in about a second; one that needs longer gains nothing.
 const PROBE_LIMIT: Duration = Duration::from_secs(8);
-
-/// How a guest's instructions are run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Accel {
-    /// By the processor.
-    Kvm,
-    /// By QEMU's translator.
-    Tcg,
-}
-
-impl Accel {
-    /// QEMU's word for it.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Kvm => "kvm",
-            Self::Tcg => "tcg",
-        }
-    }
-}
 
 /// What was chosen, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]

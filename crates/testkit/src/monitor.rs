@@ -9,8 +9,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use crate::vm::Vm;
-
 /// What the name of a monitor's socket ends in.
 pub(crate) const SUFFIX: &str = "qmp";
 /// Time for an answer, on a busy machine.
@@ -79,17 +77,5 @@ impl Monitor {
             }
             std::thread::park_timeout(ASK_AGAIN);
         }
-    }
-}
-
-impl Vm {
-    /// Has the VMM write the machine's RAM to a file, an ELF core, while the guest waits.
-    ///
-    /// # Errors
-    /// When the VMM refuses or takes too long.
-    pub fn dump(&self, to: &Path) -> Result<()> {
-        let wish = json!({"paging": false, "protocol": format!("file:{}", to.display())});
-        let mut monitor = Monitor::connect(&self.folder, &self.stem)?;
-        monitor.call("dump-guest-memory", &wish).map(drop).with_context(|| self.report())
     }
 }

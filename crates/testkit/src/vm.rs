@@ -18,10 +18,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use model::MacAddr;
+use serde_json::json;
 
-use crate::accel::Accel;
 use crate::guests::GuestKernel;
-use crate::monitor;
+use crate::monitor::{self, Monitor};
 use crate::process::{Process, tail};
 use crate::serial::{Output, SerialError, Shell};
 
@@ -36,6 +36,26 @@ pub const COMMAND_LIMIT: Duration = Duration::from_secs(30);
 const BOOT_OPTIONS: &str = "console=ttyS0 quiet panic=-1 no_timer_check";
 /// Words of the one known crash of emulated guests, which a second boot does not repeat.
 const KNOWN_CRASH: &str = "Oops: int3";
+
+/// How a guest's instructions are run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accel {
+    /// By the processor.
+    Kvm,
+    /// By QEMU's translator.
+    Tcg,
+}
+
+impl Accel {
+    /// QEMU's word for it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
+}
 
 /// The processor that a guest sees; it decides how deep the guest's page tables are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -330,6 +350,16 @@ impl Vm {
         let done = what();
         self.process.freeze(false).context("let QEMU go on")?;
         done
+    }
+
+    /// Has the VMM write the machine's RAM to a file, an ELF core, while the guest waits.
+    ///
+    /// # Errors
+    /// When the VMM refuses or takes too long.
+    pub fn dump(&self, to: &Path) -> Result<()> {
+        let wish = json!({"paging": false, "protocol": format!("file:{}", to.display())});
+        let mut monitor = Monitor::connect(&self.folder, &self.stem)?;
+        monitor.call("dump-guest-memory", &wish).map(drop).with_context(|| self.report())
     }
 
     /// The machine's name.

@@ -4,11 +4,10 @@
 use api::admin::{
     Confidence, EndpointStatus, ExplainedRule, Explanation, Flow, FlowService, Mode, Party, Process, Verdict,
 };
-use serde::Serialize;
 
 use super::flow::end;
 use super::services::{state, waiting};
-use super::{Style, plural, span};
+use super::{Style, plural, span, word};
 use crate::text::{visible, visible_sentence};
 
 /// Where the second column starts.
@@ -206,14 +205,6 @@ fn meaning(confidence: Confidence) -> &'static str {
         Confidence::Socket => "the socket is known, its process is not",
         Confidence::Table => "found through the guest's socket and descriptor tables",
         Confidence::Descriptor => "reached from the very descriptor that carried the frame",
-    }
-}
-
-/// The word that stands for a value on the wire.
-pub(super) fn word(value: &impl Serialize) -> String {
-    match serde_json::to_value(value) {
-        Ok(serde_json::Value::String(word)) => word,
-        _ => "?".to_owned(),
     }
 }
 

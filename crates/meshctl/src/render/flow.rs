@@ -98,7 +98,7 @@ pub(super) fn end(party: &Party) -> String {
 fn actor(party: &Party) -> String {
     match (&party.process, party.unknown) {
         (Some(process), _) => process.exe.as_ref().unwrap_or(&process.name).clone(),
-        (None, Some(reason)) => format!("unknown: {}", super::explanation::word(&reason)),
+        (None, Some(reason)) => format!("unknown: {}", super::word(&reason)),
         (None, None) => "not asked".to_owned(),
     }
 }

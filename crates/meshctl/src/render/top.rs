@@ -2,7 +2,7 @@
 //! What a machine's processors do.
 
 use super::{Grid, Style, maybe, plain, plural};
-use crate::top::Usage;
+use crate::usage::Usage;
 
 /// Most processes shown where no screen bounds them.
 const TASKS_MAX: usize = 40;
@@ -55,7 +55,7 @@ pub(crate) fn top(usage: &Usage, style: Style, rows: Option<usize>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::top::{CpuUsage, TaskUsage};
+    use crate::usage::{CpuUsage, TaskUsage};
 
     fn usage(tasks: u32) -> Usage {
         let cpu = |cpu, pid, name: &str| CpuUsage {
