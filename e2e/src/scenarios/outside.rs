@@ -107,6 +107,8 @@ pub(super) fn run(shop: &mut Shop, report: &mut Report) -> Result<()> {
     shop.await_networks()?;
     visit(shop, report, &outside)?;
     visit_by_name(shop, report)?;
+    let kept = shop.runtime().join("names.json");
+    shop.until(NOTICE_LIMIT, || Ok(kept.exists().then_some(())))?;
     shop.daemon.kill()?;
     shop.daemon.restart()?;
     shop.await_networks()?;

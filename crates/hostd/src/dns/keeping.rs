@@ -2,8 +2,8 @@
 //! What was found under which names, left to the next daemon.
 //!
 //! Rules that name domains let connections through by it, and those must outlive the daemon. It lies in a small JSON file in
-//! the runtime directory, replaced atomically some [`GATHER`] after an upstream has answered; what was found just before a SIGKILL
-//! must be asked for again. Times are those of the wall clock, so that the file may outlive the system, too.
+//! the runtime directory, replaced atomically [`SETTLE`] after an upstream has answered, or a little later when answers follow
+//! each other; what was found just before a SIGKILL must be asked for again. Times are those of the wall clock, so that the file may outlive the system, too.
 
 use std::io;
 use std::net::IpAddr;
@@ -17,7 +17,9 @@ use vswitch::Found;
 
 use crate::poll::{Command, PollHandle, now};
 
-/// Time for answers to come together, so that they are written once.
+/// Time for an answer to reach the switch, which is asked what to write.
+const SETTLE: Duration = Duration::from_millis(10);
+/// Shortest time between two writes, in which answers come together.
 const GATHER: Duration = Duration::from_millis(100);
 /// Of its time the thread writes at most one part in so many.
 const RESTS: u32 = 20;
@@ -64,16 +66,15 @@ pub fn start(dir: &Path, poll: PollHandle) -> io::Result<Sender<()>> {
     let (bell, rung) = bounded(1);
     let path = dir.join(FILE);
     std::thread::Builder::new().name("names".into()).spawn(move || {
-        let mut rest = GATHER;
         while rung.recv().is_ok() {
-            std::thread::sleep(rest);
+            std::thread::sleep(SETTLE);
             let started = Instant::now();
             match poll.ask(Command::Found).map(|found| write(&path, &found)) {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::warn!(%error, ?path, "cannot leave names to the next daemon"),
                 Err(error) => tracing::warn!(%error, "cannot leave names to the next daemon"),
             }
-            rest = GATHER.max(started.elapsed() * RESTS);
+            std::thread::sleep(GATHER.max(started.elapsed() * RESTS));
         }
     })?;
     Ok(bell)
