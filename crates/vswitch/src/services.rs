@@ -231,7 +231,7 @@ impl<S: FlowSlots> Switch<S> {
     /// Marks an endpoint as out where nobody listens who offers the service.
     pub(crate) fn nobody_listens(&mut self, served: &Served) {
         let now = self.now;
-        self.balancers.with(served, |balancer, position| balancer.listens(now, position, Listener::Absent));
+        self.balancers.with(served, |balancer, position| balancer.nobody_listens(now, position));
     }
 
     /// A flow to an endpoint has opened.

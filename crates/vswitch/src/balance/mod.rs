@@ -28,6 +28,9 @@ use maglev::Table;
 /// Ejection lasts at most this many times as long as the first one.
 const EJECTION_FACTOR_MAX: u32 = 16;
 
+/// How long a call's finding counts that nobody listens at an endpoint: some looks of whoever watches endpoints.
+const ABSENCE: Duration = Duration::from_millis(200);
+
 /// How often a choice is made again because it fell on an endpoint in its slow start.
 const RETRIES_MAX: u32 = 8;
 
@@ -59,6 +62,8 @@ struct Member {
     failures: u32,
     ejections: u32,
     ejected_until: Option<Moment>,
+    /// Until when a call's finding that nobody listens counts.
+    absent_until: Option<Moment>,
     /// When it last came in.
     since: Moment,
 }
@@ -77,12 +82,13 @@ impl Member {
             failures: 0,
             ejections: 0,
             ejected_until: None,
+            absent_until: None,
             since,
         }
     }
 
-    fn is_present(&self) -> bool {
-        self.reachable && self.listening
+    fn is_present(&self, now: Moment) -> bool {
+        self.reachable && (self.listening || self.absent_until.is_some_and(|until| until <= now))
     }
 
     /// Whether nothing speaks against it but perhaps that it is not there.
@@ -112,7 +118,7 @@ pub struct Balancer {
     groups: Vec<Group>,
     /// Whether who is in has changed since the groups were filled.
     stale: bool,
-    /// When the next ejection ends.
+    /// When the next ejection or absence ends.
     due: Option<Moment>,
 }
 
@@ -139,7 +145,7 @@ impl Balancer {
             Some(position) => {
                 let known = &self.members[*position];
                 let Candidate { group, local, reachable, .. } = *candidate;
-                let since = if known.is_present() { known.since } else { now };
+                let since = if known.is_present(now) { known.since } else { now };
                 Member { group, local, reachable, since, ..*known }
             }
             None => Member::new(candidate, now),
@@ -217,7 +223,7 @@ impl Balancer {
     /// Whether an endpoint is in.
     #[must_use]
     pub fn is_in(&self, now: Moment, endpoint: usize) -> bool {
-        self.members.get(endpoint).is_some_and(|member| member.is_present() && member.is_sound(now))
+        self.members.get(endpoint).is_some_and(|member| member.is_present(now) && member.is_sound(now))
     }
 
     /// Whether an endpoint gets new flows, and why not.
@@ -227,7 +233,7 @@ impl Balancer {
         match member.ejected_until {
             _ if !member.reachable => EndpointState::NoPort,
             _ if member.group.is_none_or(|group| self.weight(group) == 0) => EndpointState::Drained,
-            _ if !member.listening => EndpointState::NotListening,
+            _ if !member.is_present(now) => EndpointState::NotListening,
             _ if member.is_full => EndpointState::QueueFull,
             Some(until) if until > now => EndpointState::Ejected { left: until.since(now) },
             _ if now.since(member.since) < self.balancing.slow_start => EndpointState::SlowStart,
@@ -257,6 +263,21 @@ impl Balancer {
             self.stale = true;
         }
         (member.listening, member.queue, member.is_full) = (listening, queue, is_full);
+        member.absent_until = None;
+    }
+
+    /// Nobody listens at an endpoint, as a call has found that would have gone there. Who watches endpoints may never see
+    /// it: the next process may be there before the next look. So this counts for a while only, or until it is told who
+    /// listens.
+    pub fn nobody_listens(&mut self, now: Moment, endpoint: usize) {
+        if !self.members.get(endpoint).is_some_and(|member| member.is_present(now)) {
+            return;
+        }
+        self.listens(now, endpoint, Listener::Absent);
+        let member = &mut self.members[endpoint];
+        let until = now.after(ABSENCE);
+        member.absent_until = Some(until);
+        self.due = Some(self.due.map_or(until, |due| due.min(until)));
     }
 
     /// An endpoint has answered.
@@ -348,6 +369,15 @@ impl Balancer {
                     Some(until) => self.due = Some(self.due.map_or(until, |due| due.min(until))),
                     None => {}
                 }
+                match member.absent_until {
+                    Some(until) if until <= now => {
+                        member.absent_until = None;
+                        member.listening = true;
+                        member.since = now;
+                    }
+                    Some(until) => self.due = Some(self.due.map_or(until, |due| due.min(until))),
+                    None => {}
+                }
             }
             self.stale = true;
         }
@@ -386,7 +416,7 @@ fn active(members: &[Member], now: Moment, group: usize, local_first: bool) -> V
         let members = members
             .iter()
             .zip(0..)
-            .filter(|(member, _)| member.group == Some(group) && member.is_present() && wanted(member));
+            .filter(|(member, _)| member.group == Some(group) && member.is_present(now) && wanted(member));
         members.map(|(_, number)| number).collect()
     };
     let is_sound = |member: &Member| member.is_sound(now);

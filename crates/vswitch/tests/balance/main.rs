@@ -65,7 +65,7 @@ proptest! {
     /// Whatever happens, nobody who is out is picked while somebody is in.
     #[test]
     fn nobody_who_is_out_is_picked_while_somebody_is_in(
-        events in vec((0_usize..6, 0_u8..5, 0_u64..30), 1..80), least in any::<bool>(),
+        events in vec((0_usize..6, 0_u8..6, 0_u64..30), 1..80), least in any::<bool>(),
     ) {
         let method = if least { Method::LeastOutstanding } else { Method::Maglev };
         let mut balancer = Balancer::new(Balancing { method, ..Balancing::default() }, &candidates(&[0; 6]));
@@ -77,6 +77,7 @@ proptest! {
                 1 => balancer.listens(at(now), endpoint, queue(0, 0)),
                 2 => balancer.failed(at(now), endpoint),
                 3 => balancer.listens(at(now), endpoint, queue(seconds as u32, 16)),
+                4 => balancer.nobody_listens(at(now), endpoint),
                 _ => balancer.opened(endpoint),
             }
             let somebody = (0..6).any(|endpoint| balancer.is_in(at(now), endpoint));
@@ -124,6 +125,26 @@ fn affinity_keeps_a_client_at_one_endpoint_while_it_is_in() {
     assert_ne!(balancer.pick(at(1), 1, 77), Some(first));
     balancer.listens(at(2), first, queue(0, 0));
     assert_eq!(balancer.pick(at(2), 1, 77), Some(first));
+}
+
+#[test]
+fn what_a_call_finds_counts_for_a_while_and_what_is_told_until_it_is_told_otherwise() {
+    let mut balancer = Balancer::new(Balancing::default(), &candidates(&[0; 2]));
+    let after = |ms| at(1).after(Duration::from_millis(ms));
+    let picked = |balancer: &mut Balancer, now| (0..100).any(|flow| balancer.pick(now, flow, 0) == Some(0));
+    // The process is there again before anybody has looked: nobody tells of a change.
+    balancer.nobody_listens(after(0), 0);
+    assert!(!picked(&mut balancer, after(199)));
+    assert!(picked(&mut balancer, after(200)));
+    // It was seen to be gone: a call that finds the same does not bring it back.
+    balancer.nobody_listens(after(300), 0);
+    balancer.listens(after(340), 0, Listener::Absent);
+    balancer.nobody_listens(after(341), 0);
+    assert!(!picked(&mut balancer, after(900)));
+    // It was seen to be there: at once.
+    balancer.nobody_listens(after(1000), 0);
+    balancer.listens(after(1001), 0, Listener::Present { queue: None });
+    assert!(picked(&mut balancer, after(1001)));
 }
 
 #[test]
