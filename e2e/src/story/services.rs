@@ -22,12 +22,7 @@ pub(crate) const CALLS: usize = 200;
 const OLDER: usize = 160;
 
 /// Of its two versions the newer gets a fifth of the calls.
-const CANARY: &str = "\
-  balancing:
-    shares:
-    - {vm: {name: api}, weight: 80}
-    - {vm: {name: db}, weight: 20}
-";
+const CANARY: &str = "  balancing: {shares: [{vm: {name: api}, weight: 80}, {vm: {name: db}, weight: 20}]}\n";
 
 const OFFERS_SERVICES: &str = "\
 # SPDX-License-Identifier: Apache-2.0
