@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod collector;
 mod demo;
 mod guests;
 mod matrix;

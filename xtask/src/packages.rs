@@ -42,6 +42,10 @@ pub const VALGRIND: Package =
 pub const COLLECTOR: Package =
     Package { name: "nfdump", program: "nfcapd", why: "collects the flow records that the daemon exports" };
 
+/// Downloads the collector of traces.
+pub const PIP: Package =
+    Package { name: "python3-pip", program: "pip3", why: "downloads a collector of traces" };
+
 /// The frame generator and its drivers.
 pub const DPDK: [Package; 3] = [
     Package { name: "dpdk-dev", program: "dpdk-testpmd", why: "generates frames" },

@@ -28,7 +28,8 @@ pub use inside::{
 pub use message::{
     Confidence, ExplainedRule, Explanation, Flow, FlowService, Introspection, IntrospectionState, Latency,
     LimitStatus, Mode, NameStats, Nic, NicState, Party, PolicyStatus, PollStats, PortStatus, Process,
-    RecordStats, Refusal, Request, Response, Socket, SocketOwner, Status, UnknownReason, Verdict, Vm,
+    RecordStats, Refusal, Request, Response, Socket, SocketOwner, SpanStats, Status, UnknownReason, Verdict,
+    Vm,
 };
 pub use services::{EndpointStatus, Service};
 pub use threats::{Certainty, Threat, Threats};

@@ -4,6 +4,7 @@
 mod dns;
 mod export;
 mod flows;
+mod traces;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,6 +19,7 @@ pub use flows::Flows;
 use flows::RawFlows;
 
 use crate::export::ExportConfig;
+use crate::otlp::TracesConfig;
 use crate::poll;
 
 /// The service mesh under the virtual machines of this host.
@@ -77,6 +79,7 @@ struct RawConfig {
     #[serde(default)]
     poll: RawPoll,
     export: Option<export::RawExport>,
+    traces: Option<traces::RawTraces>,
     #[serde(default)]
     services: RawServices,
     #[serde(default)]
@@ -214,6 +217,8 @@ pub struct Config {
     pub flows: Flows,
     /// Where records of flows go; none: nowhere.
     pub export: Option<ExportConfig>,
+    /// Where spans of traced flows go; none: nowhere.
+    pub traces: Option<TracesConfig>,
     /// Where virtual addresses of services come from: for each level, and for callers from other tenants, an
     /// IPv4 and an IPv6 range of 256 addresses or more. Default: 100.96.0.0/16 to 100.100.0.0/16 and
     /// fd6d:6573:6800::/64 to fd6d:6573:6800:4::/64.
@@ -263,6 +268,12 @@ pub enum ConfigError {
     /// An upstream that is no address.
     #[error("`dns.upstreams` has `{0}`: must be an address, with or without a port")]
     Upstream(String),
+    /// A collector that cannot be reached.
+    #[error(
+        "`traces.endpoint` is `{0}`: must be a URL as in `http://127.0.0.1:4318`; spans are not sent encrypted, so have them \
+         taken by a collector on this host, or on a network that you trust"
+    )]
+    TracesEndpoint(String),
     /// A value outside its range.
     #[error("`{key}` is {value}: must be {range}")]
     Range {
@@ -312,6 +323,7 @@ impl Config {
             poll,
             flows,
             export,
+            traces: raw.traces.map(TracesConfig::try_from).transpose()?,
             ranges: ranges(&raw.services)?,
             dns: raw.dns.validated()?,
             capacity: raw.qos.capacity()?,
@@ -419,6 +431,12 @@ mod tests {
             (
                 "[export]\ncollector = '[::1]:4739'\ntemplate_refresh_s = 0",
                 "`export.template_refresh_s` is 0",
+            ),
+            ("[traces]", "missing field `endpoint`"),
+            ("manifests = '/a'\n[traces]\nendpoint = 'https://c'", "`traces.endpoint` is `https://c`"),
+            (
+                "manifests = '/a'\n[traces]\nendpoint = 'http://c'\ntimeout_ms = 0",
+                "`traces.timeout_ms` is 0: must be 100 to 60000",
             ),
             ("runtime_dir = '/r'", "no resources"),
             (

@@ -13,6 +13,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
 use vswitch::{FlowChange, FlowEnd, FlowEvent, FlowRecord};
 
 use crate::funnel::Funnel;
+use crate::otlp::Spans;
 
 /// Events remembered.
 pub const RECENT_MAX: usize = 4096;
@@ -35,11 +36,16 @@ struct Inner {
 }
 
 impl FlowLog {
-    /// Starts the thread that takes events from the poll thread. `export` is told of each flow that is over.
+    /// Starts the thread that takes events from the poll thread. `export` is told of each flow that is over, `spans`
+    /// of those that are traced.
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub fn start(events: Receiver<FlowEvent>, mut export: Option<Funnel>) -> std::io::Result<Arc<Self>> {
+    pub fn start(
+        events: Receiver<FlowEvent>,
+        mut export: Option<Funnel>,
+        spans: Spans,
+    ) -> std::io::Result<Arc<Self>> {
         let log = Arc::new(Self::default());
         let keeper = Arc::clone(&log);
         std::thread::Builder::new().name("flow-log".into()).spawn(move || {
@@ -49,6 +55,7 @@ impl FlowLog {
                         if event.logged {
                             write(&event);
                         }
+                        spans.offer(&event);
                         if let Some(export) = &mut export
                             && event.change != FlowChange::Opened
                         {
@@ -145,6 +152,7 @@ pub mod tests {
                 destination_port: 80,
                 protocol: Protocol::Tcp,
             },
+            delivered: SocketAddr::new(address, 80),
             initiator: end(0),
             responder: end(1),
             state: FlowState::SynSent,
@@ -153,6 +161,8 @@ pub mod tests {
             opened: Moment(0),
             last_seen: Moment(0),
             rtt: None,
+            choice: None,
+            trace: None,
         };
         FlowEvent { at: Moment(0), change: FlowChange::Opened, record, flows: 1, logged: false }
     }

@@ -32,6 +32,8 @@ pub struct FunnelCounts {
     pub merged: AtomicU64,
     /// Flows that nobody was told of.
     pub lost: AtomicU64,
+    /// Spans of flows among either: what is added up has none.
+    pub spans_lost: AtomicU64,
 }
 
 /// What events that are merged have in common.
@@ -86,7 +88,9 @@ impl Funnel {
         }
     }
 
-    fn merge(&mut self, event: FlowEvent) {
+    fn merge(&mut self, mut event: FlowEvent) {
+        self.lose_span(&event);
+        event.record.trace = None;
         let kind = Kind::of(&event);
         if let Some(known) = self.merged.get_mut(&kind) {
             self.counts.merged.fetch_add(event.flows, Ordering::Relaxed);
@@ -100,6 +104,11 @@ impl Funnel {
 
     fn lose(&self, event: &FlowEvent) {
         self.counts.lost.fetch_add(event.flows, Ordering::Relaxed);
+        self.lose_span(event);
+    }
+
+    fn lose_span(&self, event: &FlowEvent) {
+        self.counts.spans_lost.fetch_add(u64::from(event.tells_span()), Ordering::Relaxed);
     }
 }
 

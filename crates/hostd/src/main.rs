@@ -30,6 +30,7 @@ mod handover;
 mod inspect;
 mod introspect;
 mod mesh;
+mod otlp;
 mod poll;
 mod ports;
 mod presence;
@@ -55,6 +56,7 @@ use crate::funnel::Funnel;
 use crate::handover::HandOver;
 use crate::introspect::{Introspection, Ram};
 use crate::mesh::Mesh;
+use crate::otlp::Spans;
 use crate::poll::{Command, Poll, PollHandle, Wiring};
 use crate::ports::Ports;
 use crate::profiles::Profiles;
@@ -104,7 +106,9 @@ fn serve(config: &Config, mesh: &Arc<Mesh>) -> anyhow::Result<()> {
     let (events, logged) = bounded(poll::EVENTS_QUEUED_MAX);
     let events = Funnel::new(events);
     let mut records = Records::new(events.counts());
-    let flow_log = FlowLog::start(logged, records.export(config.export.clone())?)?;
+    let spans = Spans::start(config.traces.clone(), events.counts())?;
+    let span_numbers = spans.numbers();
+    let flow_log = FlowLog::start(logged, records.export(config.export.clone())?, spans)?;
     let cores = Poll::new(config.poll.cores)?;
     let poll = cores.handle();
     let switch_config = SwitchConfig {
@@ -138,7 +142,7 @@ fn serve(config: &Config, mesh: &Arc<Mesh>) -> anyhow::Result<()> {
         introspection,
         Arc::clone(&ports),
         poll,
-        (flow_log, records),
+        (flow_log, records, span_numbers),
     );
     let socket = config.runtime_dir.join("admin.sock");
     let _admin = admin::listen(&socket, config.admin_group, Arc::new(desk))

@@ -8,7 +8,7 @@ use std::fmt;
 use std::ops::{BitOr, BitOrAssign};
 use std::sync::Arc;
 
-use crate::{Counted, Level, Limit, RuleId, VmIndex};
+use crate::{Counted, Level, Limit, RuleId, Sample, VmIndex};
 
 /// A set of data-plane services.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -21,7 +21,7 @@ impl ServiceFlags {
     pub const DISCOVERY: Self = Self(1);
     /// An endpoint is chosen.
     pub const BALANCE: Self = Self(1 << 1);
-    /// Spans are told to a collector.
+    /// A span is told to a collector.
     pub const TRACE: Self = Self(1 << 2);
     /// The caller must prove who it is.
     pub const AUTHENTICATE: Self = Self(1 << 3);
@@ -51,6 +51,12 @@ impl ServiceFlags {
         (Self::LAYER7, "layer7"),
         (Self::ENCRYPT, "encrypt"),
     ];
+
+    /// What is in the set and not in `other`.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
 
     /// All that is in any of `sets`.
     #[must_use]
@@ -114,6 +120,8 @@ pub struct Insertion {
     pub mirror: Option<VmIndex>,
     /// What frames may pass, and which of them count.
     pub limit: Option<(Limit, Counted)>,
+    /// Which part of the flows is traced.
+    pub trace: Option<Sample>,
 }
 
 /// The services that rules add.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use crate::insertion::added;
 use crate::{
-    Attribution, Directory, FiveTuple, Generation, Insertion, Inventory, Name, OfferIndex, ServiceFlags,
-    Sight, VmIndex,
+    Attribution, Directory, FiveTuple, Generation, Insertion, Inventory, Name, OfferIndex, Sample,
+    ServiceFlags, Sight, VmIndex,
 };
 
 /// What a rule, or the default, does with a flow.
@@ -109,6 +109,12 @@ impl Judgement {
     #[must_use]
     pub fn mirror(&self) -> Option<VmIndex> {
         self.inserted.iter().find_map(|insertion| insertion.mirror)
+    }
+
+    /// Which part of such flows is traced: the greatest that a rule says.
+    #[must_use]
+    pub fn sample(&self) -> Option<Sample> {
+        self.inserted.iter().filter_map(|insertion| insertion.trace).max()
     }
 }
 

@@ -22,6 +22,7 @@ mod network;
 mod policy;
 mod qos;
 mod ranges;
+mod sample;
 mod service;
 
 pub use domain::{DomainPattern, DomainPatternError};
@@ -39,6 +40,7 @@ pub use policy::{
 };
 pub use qos::{BitRate, Counted, LatencyClass, Limit, Qos};
 pub use ranges::{Ranges, RangesError, nth_address};
+pub use sample::{Sample, SampleError};
 pub use service::{
     Audience, Balancing, Directory, Endpoint, Level, Method, NoServices, Offer, OfferIndex, Service, Share,
     Sight,

@@ -9,7 +9,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::{Action, Audience, Cidr, DomainPattern, Limit, Name, Outcome, Protocol, Service};
+use crate::{Action, Audience, Cidr, DomainPattern, Limit, Name, Outcome, Protocol, Sample, Service};
 
 /// A pattern over paths and unit names: `*` stands for any run of characters, `/` included, `?` for
 /// any one character, every other character for itself.
@@ -348,6 +348,8 @@ pub struct FlowPolicy {
     pub log: bool,
     /// What may pass in all such flows together, each way for itself.
     pub limit: Option<Limit>,
+    /// Which part of such flows is traced.
+    pub trace: Option<Sample>,
 }
 
 impl FlowPolicy {
@@ -369,6 +371,7 @@ impl FlowPolicy {
             redirect: None,
             log: false,
             limit: None,
+            trace: None,
         }
     }
 }

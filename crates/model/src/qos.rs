@@ -132,6 +132,7 @@ impl Limit {
             services: ServiceFlags::LIMIT,
             mirror: None,
             limit,
+            trace: None,
         })
     }
 

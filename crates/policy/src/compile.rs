@@ -264,6 +264,7 @@ impl<'a> Names<'a> {
             (policy.limit.is_some(), ServiceFlags::LIMIT),
             (policy.mirror.is_some(), ServiceFlags::MIRROR),
             (policy.log, ServiceFlags::LOG),
+            (policy.trace.is_some(), ServiceFlags::TRACE),
         ];
         let services = services.into_iter().filter(|(added, _)| *added);
         let insertion = Insertion {
@@ -274,6 +275,7 @@ impl<'a> Names<'a> {
             services: services.fold(ServiceFlags::NONE, |all, (_, flag)| all | flag),
             mirror,
             limit: policy.limit.map(|limit| (limit, Counted::EachWay)),
+            trace: policy.trace,
         };
         let action = if policy.denies { Action::Deny } else { Action::Allow };
         Ok(FlowRule {

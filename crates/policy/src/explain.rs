@@ -3,7 +3,7 @@
 
 use std::fmt::{self, Display};
 
-use model::{Action, Attribution, FlowQuery, Insertion, Level, Mode, PortMatch, RuleId};
+use model::{Action, Attribution, FlowQuery, Insertion, Level, Mode, PortMatch, RuleId, ServiceFlags};
 
 use crate::clause::{Clause, End, Peers, Rule};
 use crate::insertion::FlowRule;
@@ -23,7 +23,7 @@ pub struct RuleTrace {
     /// The place of a flow policy among those of its level.
     pub order: Option<u32>,
     /// What a flow policy adds, in words.
-    pub adds: Vec<&'static str>,
+    pub adds: Vec<String>,
     /// Whether it matches.
     pub matched: bool,
     /// What matched, or else which parts did not. May repeat the guest's own text, which whoever
@@ -51,18 +51,18 @@ impl CompiledPolicy {
     }
 
     fn flow_trace(&self, rule: &FlowRule, query: &FlowQuery<'_>) -> RuleTrace {
-        let Insertion { level, order, denies, services, .. } = *rule.insertion;
+        let Insertion { level, order, denies, .. } = *rule.insertion;
         let mut trace = self.trace(&rule.rule, query);
         if trace.matched && !rule.is_in_scope(query) {
             trace.matched = false;
             trace.why = format!("neither end belongs to what its {level} level is about");
         }
-        let redirects = rule.detour.is_some().then_some("redirect");
+        let redirects = rule.detour.is_some().then(|| "redirect".to_owned());
         RuleTrace {
             level,
             action: denies.then_some(Action::Deny),
             order: Some(order),
-            adds: services.words().chain(redirects).collect(),
+            adds: added(&rule.insertion).chain(redirects).collect(),
             ..trace
         }
     }
@@ -121,6 +121,16 @@ impl CompiledPolicy {
     fn named<'a>(&'a self, role: &'static str, end: End<'a>) -> NamedEnd<'a> {
         NamedEnd { role, vm: end.party.vm.map(|vm| self.vm(vm).name.as_str()), end }
     }
+}
+
+/// What a rule adds, in words.
+fn added(insertion: &Insertion) -> impl Iterator<Item = String> {
+    ServiceFlags::ALL.into_iter().filter(|(flag, _)| insertion.services.has(*flag)).map(|(flag, word)| {
+        match insertion.trace.filter(|_| flag == ServiceFlags::TRACE) {
+            Some(sample) => format!("{word} {sample}"),
+            None => word.to_owned(),
+        }
+    })
 }
 
 /// An end of a flow with the words for it.

@@ -75,6 +75,28 @@ fn mirroring_may_depend_on_who_calls_and_then_asks_for_it() {
 }
 
 #[test]
+fn the_greatest_part_that_a_matching_policy_says_is_traced_and_shown() {
+    let tracing = |name: &str, exe, sample: &str| FlowPolicy {
+        trace: Some(sample.parse().unwrap()),
+        order: 7,
+        ..policy(name, exe)
+    };
+    let policy = compiled(vec![
+        tracing("some", None, "0.5%"),
+        tracing("more", None, "10%"),
+        tracing("all", Some("/bin/a"), "100%"),
+        mirroring("watch", None),
+    ]);
+    let policy = policy.unwrap();
+    let judgement = policy.judge(&query(80, None, None));
+    assert_eq!(judgement.sample(), Some("10%".parse().unwrap()));
+    assert_eq!(judgement.services().to_string(), "trace,authorize,mirror");
+    assert_eq!(policy.judge(&query(81, None, None)).sample(), None);
+    let adds = policy.explain(&query(80, None, None)).into_iter().map(|trace| trace.adds.join(","));
+    assert_eq!(adds.collect::<Vec<_>>(), ["trace 0.5%", "trace 10%", "trace 100%", "mirror"]);
+}
+
+#[test]
 fn contradictions_are_refused() {
     let wrong = |policies| compiled(policies).unwrap_err();
     assert!(matches!(

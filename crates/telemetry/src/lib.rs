@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the daemons say of themselves: structured logs on standard error, and errors with their causes.
 //!
-//! Deliberately absent: domain types. Metrics and traces join when the first of them is exported.
+//! Deliberately absent: domain types. Spans of flows are `hostd`'s.
 #![forbid(unsafe_code)]
 
 use std::error::Error;

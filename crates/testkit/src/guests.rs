@@ -81,6 +81,12 @@ pub fn example(program: &str) -> PathBuf {
     target_folder().join("release/examples").join(program)
 }
 
+/// The collector of traces that `cargo xtask test` gets.
+#[must_use]
+pub fn collector() -> PathBuf {
+    target_folder().join("collector/rotel-agent")
+}
+
 /// Where cargo puts what it builds.
 fn target_folder() -> PathBuf {
     let checkout = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target");

@@ -44,6 +44,9 @@ pub struct SwitchConfig {
     /// Most events of flows that one port has opened that are marked to be logged in a second, where rules ask for that.
     /// Default: 100. At zero none is.
     pub logged_per_second_max: u32,
+    /// Most flows in the table that one port has opened and that are traced, where rules ask for that; more are only counted.
+    /// Default: 4,096. At zero only denials are traced.
+    pub traced_per_port_max: u32,
     /// How long a DHCP lease lasts, in whole seconds. Default: one hour.
     pub dhcp_lease: Duration,
     /// Whether and how names are answered. Default: they are, without upstreams.
@@ -70,6 +73,7 @@ impl SwitchConfig {
             errors_per_second_max: 100,
             denials_per_second_max: 100,
             logged_per_second_max: 100,
+            traced_per_port_max: 4096,
             dhcp_lease: Duration::from_secs(3600),
             dns: Some(DnsConfig::default()),
             capacity: CAPACITY_DEFAULT,

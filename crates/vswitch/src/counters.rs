@@ -48,6 +48,8 @@ pub struct Counters {
     pub events_lost: u64,
     /// Events that a rule wanted logged and that exceeded a port's rate.
     pub log_lost: u64,
+    /// Spans of flows that rules wanted traced, and that exceeded a port's bound or rate or did not fit the queue.
+    pub traces_lost: u64,
     drops: Drops,
 }
 

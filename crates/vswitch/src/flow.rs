@@ -2,12 +2,14 @@
 //! What is known about a flow, and how it is told to others.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{Attribution, FiveTuple, Generation, Judgement, Moment, NicRef, ServiceFlags};
+use model::{Attribution, FiveTuple, Generation, Judgement, Moment, NicRef, Sample, ServiceFlags};
 use packet::TcpFlags;
 
+use crate::balance::Choice;
 use crate::qos::FlowMeters;
 use crate::services::Served;
 use crate::{FlowState, PortId};
@@ -33,6 +35,8 @@ pub(crate) struct Flow {
     pub left_in_epoch: Option<u8>,
     /// Which endpoint of a service it was redirected to, while it is live; not known when adopted.
     pub served: Option<Served>,
+    /// Why that one, also when it is over.
+    pub choice: Option<Choice>,
     /// When it was opened, or adopted.
     pub opened: Moment,
     /// Which services it goes through.
@@ -43,6 +47,8 @@ pub(crate) struct Flow {
     pub meters: Option<Box<FlowMeters>>,
     /// Round-trip time of its handshake, once that is complete.
     pub rtt: Option<Duration>,
+    /// What is noted of it, if it is traced.
+    pub trace: Option<Box<FlowTrace>>,
 }
 
 /// One end of a flow.
@@ -67,6 +73,8 @@ pub struct FlowEnd {
 pub struct FlowRecord {
     /// As the initiator's packets name it.
     pub tuple: FiveTuple,
+    /// Where they are delivered: elsewhere, if an endpoint was chosen or a rule redirects.
+    pub delivered: SocketAddr,
     /// Who opened it.
     pub initiator: FlowEnd,
     /// Whom it was opened to.
@@ -84,6 +92,27 @@ pub struct FlowRecord {
     /// From the initiator's SYN to its acknowledgment of the answer: both ends and the way between them. None
     /// when a segment of the handshake was sent twice, for then nobody knows which was answered (Karn).
     pub rtt: Option<Duration>,
+    /// Why its endpoint was chosen, if it is to a service's virtual address. Not known when taken over.
+    pub choice: Option<Choice>,
+    /// The moments of its life, if it is traced.
+    pub trace: Option<FlowTrace>,
+}
+
+/// The moments of the life of a flow that is traced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlowTrace {
+    /// Names it, and is never zero. The lowest [`Sample::RANDOM_BITS`] are what it was sampled by.
+    pub id: u128,
+    /// Which part of its like is traced.
+    pub sample: Sample,
+    /// Whether it was traced from its first frame on: what came before is not known.
+    pub whole: bool,
+    /// When its handshake was complete.
+    pub connected: Option<Moment>,
+    /// When the first byte of the answer was forwarded.
+    pub answered: Option<Moment>,
+    /// When both ends had closed, or one had reset.
+    pub closed: Option<Moment>,
 }
 
 /// What happened to a flow.
@@ -123,4 +152,12 @@ pub struct FlowEvent {
     pub flows: u64,
     /// Whether a rule wants it written to the log.
     pub logged: bool,
+}
+
+impl FlowEvent {
+    /// Whether a span follows from it: all is known of a flow that is traced.
+    #[must_use]
+    pub fn tells_span(&self) -> bool {
+        self.record.trace.is_some() && self.change != FlowChange::Opened
+    }
 }

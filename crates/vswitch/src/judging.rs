@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The way of a frame that opens a flow, or meets a flow judged by an older snapshot.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use model::{
@@ -228,6 +229,7 @@ impl<S: FlowSlots> Switch<S> {
         if let Some(served) = served {
             self.serve(position, served);
         }
+        arrival.frame.services = self.table.flow(position).services;
         self.charge(position, state, u32::saturating_add);
         self.counters.flows_opened += 1;
         let verdict = self.pass(arrival, at.0 as usize, state, millisecond(self.now));
@@ -258,9 +260,11 @@ impl<S: FlowSlots> Switch<S> {
             opened,
             left_in_epoch: None,
             served: None,
+            choice: None,
             services: ServiceFlags::NONE,
             mirror: None,
             meters: None,
+            trace: None,
             rtt: None,
         });
         self.table.set_epoch(position, self.epoch);
@@ -297,17 +301,18 @@ impl<S: FlowSlots> Switch<S> {
     pub(crate) fn deny(
         &mut self,
         arrival: &mut Arrival<'_>,
-        keys: (FlowKey, FlowKey),
-        case: &Case,
+        opening: &Opening,
         judgement: Arc<Judgement>,
     ) -> Verdict {
         self.counters.flows_denied += 1;
-        let record = self.denied_record(arrival, &keys, case, &judgement);
+        let record = self.denied_record(arrival, opening, &judgement);
+        let Opening { keys, case, .. } = opening;
         let rate = &mut self.states[usize::from(arrival.ingress.0)].denials;
         if rate.allows(self.now, self.config.denials_per_second_max) {
             self.report(FlowChange::Denied, record);
         } else {
             self.counters.events_lost += 1;
+            self.counters.traces_lost += u64::from(record.trace.is_some());
         }
         if let Transport::Tcp(tcp) = arrival.ip.transport {
             self.reset_stray(arrival, &tcp);
@@ -324,8 +329,7 @@ impl<S: FlowSlots> Switch<S> {
     fn denied_record(
         &self,
         arrival: &Arrival<'_>,
-        (key, answers): &(FlowKey, FlowKey),
-        case: &Case,
+        Opening { keys: (key, answers), served, case, .. }: &Opening,
         judgement: &Arc<Judgement>,
     ) -> FlowRecord {
         let end = |port, card: &Port, attribution: &Option<_>, frames: u64| FlowEnd {
@@ -336,8 +340,10 @@ impl<S: FlowSlots> Switch<S> {
             sent_bytes: frames * arrival.frame.total_len_bytes as u64,
             sent_flags: if frames > 0 { arrival.tcp_flags() } else { TcpFlags::default() },
         };
+        let delivered = answers.tuple();
         FlowRecord {
             tuple: key.tuple(),
+            delivered: SocketAddr::new(delivered.source, delivered.source_port),
             initiator: end(arrival.ingress, &case.source, &case.source_is, 1),
             responder: end(answers.ingress(), &case.destination, &case.destination_is, 0),
             state: FlowState::Refused,
@@ -346,6 +352,8 @@ impl<S: FlowSlots> Switch<S> {
             opened: self.now,
             last_seen: self.now,
             rtt: None,
+            choice: served.as_ref().map(|served| served.choice),
+            trace: self.sampled(judgement, key, self.now),
         }
     }
 

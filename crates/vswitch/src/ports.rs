@@ -8,12 +8,13 @@ use std::sync::Arc;
 use model::{BitRate, Cidr, MacAddr, Name, NicRef, Snapshot, VmIndex};
 
 use crate::PortId;
+use crate::balance::Choice;
 use crate::dns::PortDns;
 use crate::fragment::Fragments;
 use crate::outside::{Outside, Uplink};
 use crate::qos::{Turn, turns};
 use crate::rate::Rate;
-use crate::services::Choices;
+use crate::recent::Recent;
 
 /// Longest prefixes that leave room for a gateway beside a host.
 const GATEWAY_PREFIX_BITS_MAX: (u8, u8) = (30, 126);
@@ -156,6 +157,8 @@ pub(crate) struct PortState {
     pub half_open_towards: u32,
     /// Live flows it has opened that go out under an external address.
     pub translated: u32,
+    /// Flows in the table that it has opened and that are traced.
+    pub traced: u32,
     /// Packets of it of which pieces are still to come.
     pub fragments: Fragments,
     /// ICMP errors sent to it.
@@ -165,7 +168,9 @@ pub(crate) struct PortState {
     /// Events of flows it has opened that were marked to be logged.
     pub logged: Rate,
     /// Which endpoints were chosen for frames of it that wait for answers.
-    pub choices: Choices,
+    pub choices: Recent<(u64, Choice)>,
+    /// How many endpoints flows of it were sent to in vain that are to be opened again.
+    pub failures: Recent<u8>,
     /// What it asks about names.
     pub dns: PortDns,
 }

@@ -11,7 +11,7 @@
 //! SYN moves to another endpoint with its next retransmission; the caller never sees the refusal. Whoever does not
 //! accept what has come in gets nothing new until it does.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use model::{
@@ -20,7 +20,7 @@ use model::{
 };
 use packet::Transport;
 
-use crate::balance::{Balancer, Candidate, mixed};
+use crate::balance::{Balancer, Candidate, Choice, mixed};
 use crate::key::FlowKey;
 use crate::ports::{Port, Ports};
 use crate::switch::Arrival;
@@ -35,6 +35,7 @@ pub(crate) struct Served {
     pub service: RuleId,
     /// The endpoint's name as balancers know it.
     pub endpoint: u64,
+    pub choice: Choice,
 }
 
 /// How an endpoint fares.
@@ -100,7 +101,8 @@ fn endpoint_name(vm: &VmRef) -> u64 {
 impl<S: FlowSlots> Switch<S> {
     /// Notes whether the process that a service is about listens at one of its endpoints, and keeps up there.
     pub fn set_listener(&mut self, now: Moment, service: &RuleId, vm: &VmRef, listener: Listener) {
-        let served = Served { service: service.clone(), endpoint: endpoint_name(vm) };
+        let (endpoint, choice) = (endpoint_name(vm), Choice::default());
+        let served = Served { service: service.clone(), endpoint, choice };
         self.balancers.with(&served, |balancer, position| balancer.listens(now, position, listener));
     }
 
@@ -161,13 +163,13 @@ impl<S: FlowSlots> Switch<S> {
         {
             return Err(DropReason::NoEndpoint);
         }
-        let name = self.choose(arrival, key, offer).ok_or(DropReason::NoBackend)?;
+        let (name, choice) = self.choose(arrival, key, offer).ok_or(DropReason::NoBackend)?;
         let mut endpoints = offer.endpoints.iter();
         let named =
             |endpoint: &&model::Endpoint| endpoint_name(&snapshot.inventory.vm(endpoint.vm).id) == name;
         let endpoint = endpoints.find(named).ok_or(DropReason::NoBackend)?;
         let answers = self.behind(key, port, &snapshot, offer, endpoint).ok_or(DropReason::NoBackend)?;
-        Ok((answers, Served { service: offer.id.clone(), endpoint: name }))
+        Ok((answers, Served { service: offer.id.clone(), endpoint: name, choice }))
     }
 
     /// The key of answers to a call that an endpoint serves; `None` when it cannot be reached.
@@ -208,12 +210,12 @@ impl<S: FlowSlots> Switch<S> {
                 .any(|endpoint| self.behind(key, port, snapshot, offer, endpoint).as_ref() == Some(answers))
     }
 
-    /// The name of the endpoint that the flow goes to: the one that was asked about, if there are answers.
-    fn choose(&mut self, arrival: &mut Arrival<'_>, key: &FlowKey, offer: &Offer) -> Option<u64> {
+    /// The name of the endpoint that the flow goes to, and why: the one that was asked about, if there are answers.
+    fn choose(&mut self, arrival: &mut Arrival<'_>, key: &FlowKey, offer: &Offer) -> Option<(u64, Choice)> {
         let state = &mut self.states[usize::from(arrival.ingress.0)];
         if arrival.answers.is_some() {
-            if let Some(name) = state.choices.take(key) {
-                return Some(name);
+            if let Some(chosen) = state.choices.take(key) {
+                return Some(chosen);
             }
             // They are about somebody else.
             arrival.answers = None;
@@ -222,10 +224,17 @@ impl<S: FlowSlots> Switch<S> {
         let [a, b, c, d, rest] = key.words();
         let (flow, client) = (hash(&[a, b, c, d, rest]), hash(&[a, b, u64::from(arrival.ingress.0)]));
         let balancer = self.balancers.0.get_mut(&offer.id)?;
-        let position = balancer.pick(self.now, flow, client)?;
+        let (position, choice) = balancer.choose(self.now, flow, client)?;
         let name = balancer.name(position)?;
-        state.choices.keep(*key, name);
-        Some(name)
+        let choice = Choice { retries: state.failures.take(key).unwrap_or_default(), ..choice };
+        state.choices.keep(*key, (name, choice));
+        Some((name, choice))
+    }
+
+    /// Notes that a flow was sent to an endpoint in vain and will be opened again.
+    pub(crate) fn note_failure(&mut self, key: &FlowKey, served: &Served) {
+        let retries = served.choice.retries.saturating_add(1);
+        self.states[usize::from(key.ingress().0)].failures.keep(*key, retries);
     }
 
     /// Marks an endpoint as out where nobody listens who offers the service.
@@ -237,7 +246,8 @@ impl<S: FlowSlots> Switch<S> {
     /// A flow to an endpoint has opened.
     pub(crate) fn serve(&mut self, position: usize, served: Served) {
         self.balancers.with(&served, Balancer::opened);
-        self.table.flow_mut(position).served = Some(served);
+        let flow = self.table.flow_mut(position);
+        (flow.choice, flow.served) = (Some(served.choice), Some(served));
     }
 
     /// A flow is over: its endpoint has one less.
@@ -261,6 +271,9 @@ impl<S: FlowSlots> Switch<S> {
                 balancer.succeeded(endpoint);
             }
         });
+        if others {
+            self.note_failure(&self.table.keys(position).0, &served);
+        }
         others
     }
 
@@ -275,6 +288,7 @@ impl<S: FlowSlots> Switch<S> {
         let Some(served) = self.table.flow(position).served.clone().filter(|_| waited) else { return false };
         let now = self.now;
         self.balancers.with(&served, |balancer, endpoint| balancer.failed(now, endpoint));
+        self.note_failure(&self.table.keys(position).0, &served);
         true
     }
 
@@ -284,27 +298,5 @@ impl<S: FlowSlots> Switch<S> {
         let client = Party { vm: port.vm(), attribution: None };
         let seen = |offer| snapshot.services.sees(offer, client) != Sight::Hidden;
         snapshot.services.at(address).is_some_and(seen)
-    }
-}
-
-/// Most frames of one port whose choice is remembered: each queue holds at most one.
-const CHOICES_MAX: usize = 16;
-
-/// Endpoints that were chosen for frames that wait for answers, by flow; the oldest is forgotten first.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Choices(VecDeque<(FlowKey, u64)>);
-
-impl Choices {
-    fn take(&mut self, key: &FlowKey) -> Option<u64> {
-        let position = self.0.iter().position(|(flow, _)| flow == key)?;
-        self.0.remove(position).map(|(_, name)| name)
-    }
-
-    fn keep(&mut self, key: FlowKey, name: u64) {
-        self.take(&key);
-        if self.0.len() == CHOICES_MAX {
-            self.0.pop_front();
-        }
-        self.0.push_back((key, name));
     }
 }

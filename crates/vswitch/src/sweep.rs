@@ -133,7 +133,7 @@ impl<S: FlowSlots> Switch<S> {
         } else {
             // The next datagram is judged, and refused, as the first of a new flow. The end was reported.
             self.change_state(position, FlowState::Refused);
-            self.table.remove(position);
+            self.forget_flow(position);
             Conclusion::Gone
         }
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The switch: what comes in, and the way of a frame whose flow is known.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use model::{Moment, NicRef, ServiceFlags, Snapshot};
@@ -428,9 +429,9 @@ impl<S: FlowSlots> Switch<S> {
 
     /// Gives a packet of a translated flow the addresses and ports it leaves with, and takes one of a flow with
     /// services through its stages.
-    fn treat(&self, arrival: &mut Arrival<'_>, slot: &FlowSlot, index: usize) {
+    fn treat(&mut self, arrival: &mut Arrival<'_>, slot: &FlowSlot, index: usize) {
         if slot.is_served() {
-            self.leave_stages(self.table.flow_at(index), arrival.frame);
+            self.leave_stages(index, arrival);
         }
         if slot.is_translated() {
             let (addresses, ports) = self.table.slot(slot.partner()).key.answered();
@@ -453,6 +454,7 @@ impl<S: FlowSlots> Switch<S> {
         if (was, state) == (FlowState::SynReceived, FlowState::Established) {
             self.time_handshake(position);
         }
+        self.turn_stages(position, state);
         if was.is_half_open() != state.is_half_open() || was.is_over() != state.is_over() {
             self.charge(position, was, u32::saturating_sub);
             self.charge(position, state, u32::saturating_add);
@@ -497,7 +499,18 @@ impl<S: FlowSlots> Switch<S> {
             let record = self.record(position);
             self.report(change, record);
         }
+        self.forget_flow(position);
+    }
+
+    /// Removes a flow without a word.
+    pub(crate) fn forget_flow(&mut self, position: usize) {
+        self.forget_stages(position);
         self.table.remove(position);
+    }
+
+    /// The port that has opened a flow.
+    pub(crate) fn opener(&self, position: usize) -> PortId {
+        self.table.slot(self.table.flow(position).initiator as usize).key.ingress()
     }
 
     /// Answers a segment that belongs to no connection with the reset its sender will accept (RFC 9293
@@ -546,8 +559,10 @@ impl<S: FlowSlots> Switch<S> {
     pub(crate) fn report(&mut self, change: FlowChange, record: FlowRecord) {
         let mut event = FlowEvent { at: self.now, change, record, flows: 1, logged: false };
         self.tell_stages(&mut event);
+        let span = event.tells_span();
         if !self.outbox.report(event) {
             self.counters.events_lost += 1;
+            self.counters.traces_lost += u64::from(span);
         }
     }
 
@@ -562,8 +577,10 @@ impl<S: FlowSlots> Switch<S> {
             FlowEnd { port, nic, attribution: attribution.clone(), sent_frames, sent_bytes, sent_flags }
         };
         let idle_ns = u64::from(self.table.idle_ms(position, millisecond(self.now))) * 1_000_000;
+        let delivered = self.table.keys(position).1.tuple();
         FlowRecord {
             tuple: slot.key.tuple(),
+            delivered: SocketAddr::new(delivered.source, delivered.source_port),
             initiator: end(slot.key.ingress(), Some(flow.initiator), &flow.source),
             responder: end(slot.output(), flow.responder, &flow.destination),
             state: self.table.state(position),
@@ -572,6 +589,8 @@ impl<S: FlowSlots> Switch<S> {
             opened: flow.opened,
             last_seen: Moment(self.now.0.saturating_sub(idle_ns)),
             rtt: flow.rtt,
+            choice: flow.choice,
+            trace: flow.trace.as_deref().cloned(),
         }
     }
 }

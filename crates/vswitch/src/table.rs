@@ -170,10 +170,12 @@ impl<S: FlowSlots> FlowTable<S> {
                     opened: Moment::default(),
                     left_in_epoch: None,
                     served: None,
+                    choice: None,
                     services: ServiceFlags::NONE,
                     mirror: None,
                     names: Vec::new(),
                     meters: None,
+                    trace: None,
                     rtt: None,
                 };
                 for (member, peer) in [(index, partner), (partner, index)] {

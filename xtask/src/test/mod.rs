@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{bench, guests, packages, repository, shell};
+use crate::{bench, collector, guests, packages, repository, shell};
 use tally::Tally;
 
 /// Crates outside the workspace, each with a lock file of its own.
@@ -130,13 +130,17 @@ fn lints() -> Result<Tally> {
 /// Every test that needs neither root nor a virtual machine.
 fn units(options: Options) -> Result<Tally> {
     // Whoever only looks, as before a push, may go without.
-    let collector = packages::require(&[packages::COLLECTOR], !options.no_install);
+    let records = packages::require(&[packages::COLLECTOR], !options.no_install);
+    let spans = collector::require(!options.no_install);
     let mut cargo = shell::cargo(&repository());
     cargo.args(["test", "--locked", "--workspace", "--exclude", "e2e", "--no-fail-fast"]);
     cargo.args(["--lib", "--bins", "--tests", "--examples"]);
     let mut tally = tally::of_tests(&mut cargo)?;
-    if collector.is_err() {
+    if records.is_err() {
         tally.skipped.push("a_real_collector_reads_the_flows: nfdump is not installed".to_owned());
+    }
+    if let Err(error) = spans {
+        tally.skipped.push(format!("a_real_collector_reads_the_spans: {error:#}"));
     }
     Ok(tally)
 }
@@ -176,6 +180,8 @@ fn dependencies() -> Result<Tally> {
 /// Scenarios on real virtual machines, against the daemon as it ships.
 fn machines(options: Options) -> Result<Tally> {
     packages::require(&packages::GUESTS, !options.no_install)?;
+    // The scenario that needs it says so when it is not there.
+    let _ = collector::require(!options.no_install);
     guests::build(false)?;
     shell::show(&mut shipped())?;
     tally::of_tests(shell::cargo(&repository()).args([

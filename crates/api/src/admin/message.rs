@@ -574,6 +574,17 @@ pub struct RecordStats {
     pub lost: u64,
 }
 
+/// What became of the spans of traced flows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SpanStats {
+    /// Spans that the collector has taken.
+    pub exported: u64,
+    /// Spans that it has not: of flows beyond what a port may have traced, what did not fit anywhere, what the collector
+    /// did not want or did not take in time, and all of them when the settings name none.
+    pub lost: u64,
+}
+
 /// The daemon's health.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -613,6 +624,9 @@ pub struct Status {
     /// Records of flows.
     #[serde(default)]
     pub records: RecordStats,
+    /// Spans of traced flows.
+    #[serde(default)]
+    pub spans: SpanStats,
     /// Limits that flows have met lately.
     #[serde(default)]
     pub limits: Vec<LimitStatus>,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Flow policies.
 
-use model::{Action, Audience, FlowPolicy, Name, Origin, Redirect, Target};
+use model::{Action, Audience, FlowPolicy, Name, Origin, Redirect, Sample, Target};
 
 use super::fields::{Field, Fields};
 use super::qos;
@@ -13,12 +13,11 @@ use super::selectors::maybe;
 const ORDER_MAX: u32 = 1_000_000;
 
 /// What a policy can do.
-const EFFECTS: [&str; 5] = ["action", "limit", "mirror", "redirect", "log"];
+const EFFECTS: [&str; 6] = ["action", "limit", "mirror", "redirect", "trace", "log"];
 
 /// Services that a flow can have and this daemon cannot give, each with what it lacks. A policy that asks for one
 /// means it, so it is refused instead of ignored.
-const ABSENT: [(&str, &str); 4] = [
-    ("trace", "no stage for tracing"),
+const ABSENT: [(&str, &str); 3] = [
     ("authenticate", "no stage for authentication"),
     ("layer7", "no proxy for application protocols"),
     ("encrypt", "no encryption between hosts"),
@@ -37,6 +36,7 @@ impl<'a> Resources<'a> {
         let redirect = maybe(redirect_field.clone(), |field| self.redirect(tenant, field));
         let log = maybe(spec.optional("log"), Field::boolean);
         let limit = maybe(spec.optional("limit"), qos::limit);
+        let trace = maybe(spec.optional("trace"), trace);
         let absent = absent(spec);
         if absent.is_some() && spec.given(&EFFECTS).is_empty() {
             let help = format!("give one or more of {}", EFFECTS.join(", "));
@@ -72,6 +72,7 @@ impl<'a> Resources<'a> {
             redirect: redirect?,
             log: log?.unwrap_or_default(),
             limit: limit?,
+            trace: trace?,
             tenant: metadata.tenant,
             name: metadata.name,
         })
@@ -93,6 +94,14 @@ impl<'a> Resources<'a> {
         fields.finish();
         Some(Redirect { vm: vm??, port: port? })
     }
+}
+
+/// Reads which part of flows is traced: all of them, unless said.
+fn trace(field: &Field<'_>) -> Option<Sample> {
+    let mut fields = field.fields()?;
+    let sample = maybe(fields.optional("sample"), Field::parse);
+    fields.finish();
+    Some(sample?.unwrap_or(Sample::ALL))
 }
 
 /// Refuses services that are not built in; `None` if there was one.

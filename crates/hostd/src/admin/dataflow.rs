@@ -272,6 +272,7 @@ mod tests {
                 destination_port: destination.port(),
                 protocol: Protocol::Tcp,
             },
+            delivered: destination,
             initiator: end(source.ip(), 2),
             responder: end(destination.ip(), 3),
             state: FlowState::Established,
@@ -280,6 +281,8 @@ mod tests {
             opened: Moment(opened_s * SECOND),
             last_seen: Moment(last_seen_s * SECOND),
             rtt: None,
+            choice: None,
+            trace: None,
         }
     }
 

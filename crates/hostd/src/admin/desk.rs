@@ -23,6 +23,7 @@ use crate::export::Records;
 use crate::flowlog::FlowLog;
 use crate::introspect::{Introspection, State};
 use crate::mesh::Mesh;
+use crate::otlp::SpanNumbers;
 use crate::poll::{Command, CoreId, CoreNumbers, ENDPOINTS_MAX, Numbers, PollHandle};
 use crate::ports::Ports;
 
@@ -34,6 +35,7 @@ pub struct Desk {
     poll: PollHandle,
     flow_log: Arc<FlowLog>,
     records: Records,
+    spans: SpanNumbers,
     started: Instant,
     /// Whether guests are inspected for threats.
     inspected: bool,
@@ -50,7 +52,7 @@ impl Desk {
         introspection: Arc<Introspection>,
         ports: Arc<Ports>,
         poll: PollHandle,
-        (flow_log, records): (Arc<FlowLog>, Records),
+        (flow_log, records, spans): (Arc<FlowLog>, Records, SpanNumbers),
     ) -> Self {
         Self {
             mesh,
@@ -59,6 +61,7 @@ impl Desk {
             poll,
             flow_log,
             records,
+            spans,
             started: Instant::now(),
             inspected,
             views: ViewTimes::default(),
@@ -360,6 +363,7 @@ impl Desk {
             lookup: view::latency(&numbers.times(|core| &core.lookups)),
             views: self.views.shown(),
             records: self.records.stats(numbers.switch.counters.events_lost),
+            spans: self.spans.stats(numbers.switch.counters.traces_lost),
         })))
     }
 

@@ -130,7 +130,7 @@ impl WhyQuestion {
             level: trace.level.to_string(),
             order: trace.order,
             action: trace.action.map(Into::into),
-            adds: trace.adds.into_iter().map(str::to_owned).collect(),
+            adds: trace.adds,
             mode: match trace.mode {
                 model::Mode::Enforce => Mode::Enforce,
                 model::Mode::Audit => Mode::Audit,

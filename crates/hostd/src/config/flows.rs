@@ -75,6 +75,8 @@ section!("flows", RawFlows => Limits {
     denials_per_second_max = 100 in 0..=1000000,
     /// Events of one port's flows written to the log in a second, where a flow policy says `log: true`
     logged_per_second_max = 100 in 0..=1000000,
+    /// Traced flows in the table that one port may have opened; more go their way untraced and are counted
+    traced_per_port_max = 4096 in 0..=8388608,
 } timeouts: RawTimeouts);
 
 section!("flows.timeouts", RawTimeouts => Seconds {
@@ -141,6 +143,7 @@ impl Flows {
             errors_per_second_max: limits.errors_per_second_max as u32,
             denials_per_second_max: limits.denials_per_second_max as u32,
             logged_per_second_max: limits.logged_per_second_max as u32,
+            traced_per_port_max: limits.traced_per_port_max as u32,
             timeouts: Timeouts {
                 handshake: Duration::from_secs(timeouts.handshake_s),
                 established: Duration::from_secs(timeouts.established_s),

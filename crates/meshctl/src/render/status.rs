@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use api::Diagnostic;
-use api::admin::{Latency, LimitStatus, NameStats, PolicyStatus, PortMoved, Status};
+use api::admin::{Latency, LimitStatus, NameStats, PolicyStatus, PortMoved, SpanStats, Status};
 
 use super::{Grid, Style, diagnostics, plain, plural, size, span};
 use crate::text::{visible, visible_sentence};
@@ -30,6 +30,10 @@ pub(crate) fn status(status: &Status, style: Style) -> String {
         ("attribution", attribution(&status.attribution)),
         ("names", names(status.names)),
     ]);
+    if status.spans != SpanStats::default() {
+        let SpanStats { exported, lost } = &status.spans;
+        shown.push_str(&facts(&[("traces", format!("{}, {lost} lost", plural(*exported, "span")))]));
+    }
     if status.poll.interactive.count > 0 {
         shown.push_str(&facts(&[("interactive", interactive(&status.poll.interactive))]));
     }
@@ -228,6 +232,7 @@ mod tests {
             policy_errors: vec![],
             records: api::admin::RecordStats::default(),
             names: NameStats { answered: 4, forwarded: 2, refused: 1 },
+            spans: SpanStats { exported: 12, lost: 3 },
         };
         assert_eq!(
             status(&healthy, Style::default()),
@@ -239,6 +244,7 @@ flows         7
 poll cores    19 frames, 20 of 100 rounds busy, 1 sleep
 attribution   3 frames waited, p50 20 us, p99 60 us, max 61 us
 names         7 questions, 2 asked of upstreams, 1 refused by policy
+traces        12 spans, 3 lost
 interactive   looked after every 1 us (p50), 30 us (p99), 80 us (max)
 
 CORE  PORTS       BUSY  FRAMES  HANDED OVER  LINK FULL

@@ -164,6 +164,9 @@ pub fn inserted(inventory: &Inventory, set: &PolicySet, query: &FlowQuery<'_>) -
         if policy.limit.is_some() {
             services |= ServiceFlags::LIMIT;
         }
+        if policy.trace.is_some() {
+            services |= ServiceFlags::TRACE;
+        }
         if policy.log {
             services |= ServiceFlags::LOG;
         }
@@ -176,6 +179,7 @@ pub fn inserted(inventory: &Inventory, set: &PolicySet, query: &FlowQuery<'_>) -
             services,
             mirror: policy.mirror.as_ref().and_then(|name| inventory.find(&vm(name))),
             limit: policy.limit.map(|limit| (limit, Counted::EachWay)),
+            trace: policy.trace,
         })
     };
     matching.iter().map(insertion).collect()

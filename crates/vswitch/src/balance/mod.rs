@@ -14,6 +14,7 @@
 //! Limits: tables are filled anew when an endpoint comes in or goes out, which takes about 40 ns for each of at
 //! least 100 places for each endpoint.
 
+mod choice;
 mod crowd;
 mod maglev;
 
@@ -22,6 +23,7 @@ use std::time::Duration;
 
 use model::{AcceptQueue, Balancing, EndpointState, Listener, Method, Moment};
 
+pub use choice::{Among, Choice};
 use crowd::Crowd;
 use maglev::Table;
 
@@ -104,6 +106,7 @@ struct Group {
     /// What the group is owed, in flows times the sum of weights.
     credit: i64,
     size: usize,
+    among: Among,
     table: Table,
     crowd: Crowd,
 }
@@ -162,19 +165,28 @@ impl Balancer {
 
     /// Chooses an endpoint for a new flow and leaves no trace of it but the turn of its group.
     pub fn pick(&mut self, now: Moment, flow: u64, client: u64) -> Option<usize> {
+        self.choose(now, flow, client).map(|(endpoint, _)| endpoint)
+    }
+
+    /// As [`Balancer::pick`], and says why.
+    pub fn choose(&mut self, now: Moment, flow: u64, client: u64) -> Option<(usize, Choice)> {
         self.refill(now);
-        let hash = if self.balancing.affinity { client } else { flow };
-        let group = self.choose_group(mixed(hash))?;
+        let Balancing { affinity, method, .. } = self.balancing;
+        let hash = if affinity { client } else { flow };
+        let (group, share) = self.choose_group(mixed(hash))?;
+        let mut choice =
+            Choice { share, among: self.groups[group].among, method, affinity, ..Choice::default() };
         for attempt in 0..RETRIES_MAX {
             let hash = mixed(hash.wrapping_add(u64::from(attempt) << 32));
             let group = &mut self.groups[group];
-            let chosen = match self.balancing.method {
+            let chosen = match method {
                 Method::Maglev => group.table.at(hash),
                 Method::LeastOutstanding => group.crowd.least(hash),
             }?;
             if attempt + 1 == RETRIES_MAX || self.takes_full_part(now, chosen as usize, hash) {
-                return Some(chosen as usize);
+                return Some((chosen as usize, choice));
             }
+            choice.passed_over += 1;
         }
         None
     }
@@ -333,8 +345,15 @@ impl Balancer {
         (mixed(hash) >> 11) as f64 / ((1_u64 << 53) as f64) < part.max(0.01)
     }
 
-    /// The group whose turn it is.
-    fn choose_group(&mut self, hash: u64) -> Option<usize> {
+    /// The group whose turn it is, and its part of all weights if there are several.
+    fn choose_group(&mut self, hash: u64) -> Option<(usize, Option<(u32, u32)>)> {
+        let total = self.groups.iter().filter(|group| group.size > 0).map(|group| group.weight).sum();
+        let chosen = self.whose_turn(hash)?;
+        let parts = !self.balancing.shares.is_empty();
+        Some((chosen, parts.then_some((self.groups[chosen].weight, total))))
+    }
+
+    fn whose_turn(&mut self, hash: u64) -> Option<usize> {
         let weight = |group: &Group| if group.size == 0 { 0 } else { i64::from(group.weight) };
         let total: i64 = self.groups.iter().map(weight).sum();
         if total == 0 {
@@ -388,8 +407,8 @@ impl Balancer {
         self.groups.resize_with(shares.len().max(1), Group::default);
         for (number, group) in self.groups.iter_mut().enumerate() {
             group.weight = shares.get(number).map_or(1, |share| share.weight);
-            let active = active(&self.members, now, number, self.balancing.local_first);
-            group.size = active.len();
+            let (active, among) = active(&self.members, now, number, self.balancing.local_first);
+            (group.size, group.among) = (active.len(), among);
             (group.table, group.crowd) = (Table::default(), Crowd::default());
             if group.size == 0 {
                 // What it was owed while nobody was there is not made up for.
@@ -411,7 +430,7 @@ impl Balancer {
 
 /// Who takes the flows of a group: those that are in, the local ones of them if they come first, and those that
 /// are ejected or full if there is nobody else.
-fn active(members: &[Member], now: Moment, group: usize, local_first: bool) -> Vec<u32> {
+fn active(members: &[Member], now: Moment, group: usize, local_first: bool) -> (Vec<u32>, Among) {
     let of = |wanted: &dyn Fn(&Member) -> bool| -> Vec<u32> {
         let members = members
             .iter()
@@ -420,17 +439,14 @@ fn active(members: &[Member], now: Moment, group: usize, local_first: bool) -> V
         members.map(|(_, number)| number).collect()
     };
     let is_sound = |member: &Member| member.is_sound(now);
-    let mut found = Vec::new();
     if local_first {
-        found = of(&|member| member.local && is_sound(member));
+        let local = of(&|member| member.local && is_sound(member));
+        if !local.is_empty() {
+            return (local, Among::Local);
+        }
     }
-    if found.is_empty() {
-        found = of(&is_sound);
-    }
-    if found.is_empty() {
-        found = of(&|_| true);
-    }
-    found
+    let sound = of(&is_sound);
+    if sound.is_empty() { (of(&|_| true), Among::Unsound) } else { (sound, Among::In) }
 }
 
 /// Spreads a number over all 64 bits (the finaliser of splitmix64).

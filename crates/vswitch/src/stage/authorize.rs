@@ -21,7 +21,7 @@ impl<S: FlowSlots> Stage<S> for Authorize {
     ) -> Option<Verdict> {
         let judgement = Arc::new(opening.case.judge());
         match judgement.action {
-            Action::Deny => Some(switch.deny(arrival, opening.keys, &opening.case, judgement)),
+            Action::Deny => Some(switch.deny(arrival, opening, judgement)),
             Action::Allow => {
                 arrival.frame.services |= judgement.services();
                 opening.judgement = Some(judgement);

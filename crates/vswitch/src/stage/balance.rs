@@ -24,6 +24,7 @@ impl<S: FlowSlots> Stage<S> for Balance {
             Some(served) if !opening.case.is_offered() => {
                 // Each time there is one endpoint less to choose from.
                 switch.nobody_listens(served);
+                switch.note_failure(&opening.keys.0, served);
                 arrival.answers = None;
                 Some(switch.open_flow(arrival, opening.keys.0, opening.replaced))
             }

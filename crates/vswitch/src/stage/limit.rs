@@ -31,6 +31,10 @@ impl<S: FlowSlots> Stage<S> for Limit {
         switch.table.flow_mut(position).meters = Some(Box::new(meters));
     }
 
+    fn forget(switch: &mut Switch<S>, position: usize) {
+        switch.table.flow_mut(position).meters = None;
+    }
+
     fn enters(
         switch: &mut Switch<S>,
         (position, from_initiator): (usize, bool),

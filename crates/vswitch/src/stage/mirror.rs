@@ -4,7 +4,8 @@
 use model::{Judgement, ServiceFlags};
 
 use super::Stage;
-use crate::{FlowSlots, Frame, Switch};
+use crate::switch::Arrival;
+use crate::{FlowSlots, Switch};
 
 pub(crate) struct Mirror;
 
@@ -25,7 +26,11 @@ impl<S: FlowSlots> Stage<S> for Mirror {
         switch.table.flow_mut(position).mirror = collector;
     }
 
-    fn leaves(switch: &Switch<S>, position: usize, frame: &mut Frame) {
-        frame.mirror = switch.table.flow(position).mirror;
+    fn forget(switch: &mut Switch<S>, position: usize) {
+        switch.table.flow_mut(position).mirror = None;
+    }
+
+    fn leaves(switch: &mut Switch<S>, (position, _): (usize, bool), arrival: &mut Arrival<'_>) {
+        arrival.frame.mirror = switch.table.flow(position).mirror;
     }
 }

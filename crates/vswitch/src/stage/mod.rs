@@ -17,7 +17,7 @@ use crate::judging::Case;
 use crate::key::FlowKey;
 use crate::services::Served;
 use crate::switch::Arrival;
-use crate::{FlowEvent, FlowSlots, Frame, Switch, Verdict};
+use crate::{FlowEvent, FlowSlots, FlowState, Frame, Switch, Verdict};
 
 /// A flow that is about to be opened.
 pub(crate) struct Opening {
@@ -48,14 +48,20 @@ pub(crate) trait Stage<S: FlowSlots> {
     /// Compiles what it will need for a flow that was judged for the first time, or anew.
     fn judged(_switch: &mut Switch<S>, _position: usize, _judgement: &Judgement) {}
 
+    /// Drops that again: the flow is judged and has the flag no more, or it is about to be removed.
+    fn forget(_switch: &mut Switch<S>, _position: usize) {}
+
     /// A frame of the flow in this position has come in, from the initiator or not, and nothing has changed yet; a verdict
     /// ends its way.
     fn enters(_: &mut Switch<S>, _: (usize, bool), _: &mut Frame) -> Option<Verdict> {
         None
     }
 
-    /// A frame of the flow leaves.
-    fn leaves(_switch: &Switch<S>, _position: usize, _frame: &mut Frame) {}
+    /// A frame of the flow in this position leaves, from the initiator or not.
+    fn leaves(_: &mut Switch<S>, _: (usize, bool), _: &mut Arrival<'_>) {}
+
+    /// The flow in this position is in another state now.
+    fn turns(_switch: &mut Switch<S>, _position: usize, _state: FlowState) {}
 
     /// Something has happened to the flow.
     fn happened(_switch: &mut Switch<S>, _event: &mut FlowEvent) {}
@@ -93,12 +99,28 @@ macro_rules! stages {
 
             /// Sets the services of a flow that was judged.
             pub(crate) fn compile_stages(&mut self, position: usize, judgement: &Judgement) {
-                let services = judgement.services();
+                let (had, services) = (self.table.flow(position).services, judgement.services());
                 self.table.set_services(position, services, services.has(PER_FRAME));
-                let flow = self.table.flow_mut(position);
-                (flow.mirror, flow.meters) = (None, None);
                 $(if services.has(<$stage as Stage<S>>::FLAG) {
                     <$stage as Stage<S>>::judged(self, position, judgement);
+                } else if had.has(<$stage as Stage<S>>::FLAG) {
+                    <$stage as Stage<S>>::forget(self, position);
+                })+
+            }
+
+            /// Has the stages of a flow that is about to be removed forget it.
+            pub(crate) fn forget_stages(&mut self, position: usize) {
+                let services = self.table.flow(position).services;
+                $(if services.has(<$stage as Stage<S>>::FLAG) {
+                    <$stage as Stage<S>>::forget(self, position);
+                })+
+            }
+
+            /// Tells the stages of a flow what state it is in now.
+            pub(crate) fn turn_stages(&mut self, position: usize, state: FlowState) {
+                let services = self.table.flow(position).services;
+                $(if services.has(<$stage as Stage<S>>::FLAG) {
+                    <$stage as Stage<S>>::turns(self, position, state);
                 })+
             }
 
@@ -117,11 +139,14 @@ macro_rules! stages {
                 None
             }
 
-            /// Takes a frame that leaves through the stages of its flow.
-            pub(crate) fn leave_stages(&self, position: usize, frame: &mut Frame) {
-                frame.services = self.table.flow(position).services;
-                $(if <$stage as Stage<S>>::PER_FRAME && frame.services.has(<$stage as Stage<S>>::FLAG) {
-                    <$stage as Stage<S>>::leaves(self, position, frame);
+            /// Takes a frame that leaves through a slot through the stages of its flow.
+            pub(crate) fn leave_stages(&mut self, index: usize, arrival: &mut Arrival<'_>) {
+                let position = self.table.flow_at(index);
+                let from_initiator = self.table.slot(index).is_initiator();
+                let services = self.table.flow(position).services;
+                arrival.frame.services = services;
+                $(if <$stage as Stage<S>>::PER_FRAME && services.has(<$stage as Stage<S>>::FLAG) {
+                    <$stage as Stage<S>>::leaves(self, (position, from_initiator), arrival);
                 })+
             }
 
@@ -140,6 +165,7 @@ macro_rules! stages {
 stages! {
     discovery::Discovery,
     balance::Balance,
+    trace::Trace,
     authorize::Authorize,
     limit::Limit,
     mirror::Mirror,

@@ -250,3 +250,23 @@ fn without_anybody_there_is_nobody_to_pick() {
     unreachable.iter_mut().for_each(|candidate| candidate.reachable = false);
     assert_eq!(Balancer::new(Balancing::default(), &unreachable).pick(at(0), 1, 1), None);
 }
+
+#[test]
+fn a_choice_says_what_it_was_made_by() {
+    let now = at(0);
+    let why = |balancer: &mut Balancer| balancer.choose(now, 1, 1).unwrap().1.to_string();
+    let everywhere = Balancing { local_first: false, ..shares(&[1, 0]) };
+    let mut balancer = Balancer::new(everywhere, &candidates(&[0, 0, 1]));
+    assert_eq!(why(&mut balancer), "maglev, hash of the flow, share 1 of 1");
+    (0..3).for_each(|endpoint| balancer.refused(now, endpoint));
+    assert_eq!(why(&mut balancer), "maglev, hash of the flow, all are ejected or full, share 1 of 1");
+    let (method, affinity) = (Method::LeastOutstanding, true);
+    let careful = Balancing { method, affinity, local_first: true, ..Balancing::default() };
+    let mut balancer = Balancer::new(careful, &candidates(&[0, 0]));
+    assert_eq!(why(&mut balancer), "least outstanding, affinity of the client, local first");
+    let slow_start = Duration::from_secs(100);
+    let mut balancer = Balancer::new(Balancing { slow_start, ..Balancing::default() }, &candidates(&[0]));
+    balancer.listens(now, 0, Listener::Absent);
+    balancer.listens(now, 0, queue(0, 0));
+    assert!(why(&mut balancer).ends_with("passed over in slow start"));
+}

@@ -18,6 +18,7 @@ mod restart;
 mod services;
 mod table;
 mod tcp;
+mod tracing;
 mod treatment;
 mod windows;
 mod world;

@@ -339,6 +339,8 @@ fn refusal_is_kept_from_the_caller_whose_next_syn_goes_elsewhere() {
     world.pass_time(Duration::from_secs(1));
     let (second, seen) = goes(&mut world, WEB, &call.out(SYN, (1000, 0)));
     assert_ne!(first, second);
+    let flow = world.flow();
+    assert_eq!((flow.delivered.ip(), flow.choice.unwrap().retries), (v4(second), 1));
     let (to, refusal) = goes(&mut world, second, &Call::answer(&seen, RST | ACK, (0, 1001), second));
     assert!(to == WEB && segment(&refusal).flags.has(RST), "with nobody else left the truth is told");
 }
@@ -349,10 +351,14 @@ fn unanswered_syn_goes_elsewhere_in_the_end() {
     let mut world = World::with_services(&mut memory, allow(), OneService::at(&[API, DB]));
     let call = Call { from: WEB, source_port: 40_000 };
     let mut went = Vec::new();
+    let mut whys = Vec::new();
     for _ in 0..4 {
         went.push(goes(&mut world, WEB, &call.out(SYN, (1000, 0))).0);
+        whys.push(world.flow().choice.unwrap().to_string());
         world.pass_time(Duration::from_secs(1));
     }
+    let why = |retry: &str| format!("maglev, hash of the flow{retry}");
+    assert_eq!(whys, ["", ", retry 1", ", retry 2", ", retry 3"].map(why));
     assert_eq!(went[..3], [went[0]; 3], "the same flow hashes to the same endpoint while that is in");
     assert_ne!(went[3], went[0], "three failures in a row eject");
 }
@@ -374,6 +380,7 @@ fn endpoint_is_asked_who_listens_before_it_gets_a_packet() {
     let other = question.responder.expect("the listener is asked about").port;
     assert_ne!(other, asked.port);
     assert_eq!(world.offer_as(WEB, &syn, None, process("/usr/bin/good")), Verdict::Forward(other));
+    assert_eq!(world.flow().choice.unwrap().retries, 1);
     // The first comes back when its process does.
     let (first, second) = (&nic(asked.port).vm, &nic(other).vm);
     let id = RuleId("acme/s".into());

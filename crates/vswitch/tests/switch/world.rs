@@ -8,7 +8,7 @@ use std::time::Duration;
 use model::{
     Action, Attribution, Confidence, Counted, Detour, Directory, ExternalNetwork, FlowQuery, Generation,
     Insertion, Inventory, Judge, Judgement, Level, Limit, MacAddr, Moment, Needs, Nic, NicRef, NoServices,
-    Process, Protocol, Qos, RuleId, ServiceFlags, Snapshot, SocketMode, Tenant, Vm, VmIndex, VmRef,
+    Process, Protocol, Qos, RuleId, Sample, ServiceFlags, Snapshot, SocketMode, Tenant, Vm, VmIndex, VmRef,
 };
 use packet::emit::Link;
 use packet::{Addresses, Head, Network, Packet, Tcp, TcpFlags, Transport, emit};
@@ -85,11 +85,13 @@ pub struct Rules {
     pub log: Option<u16>,
     /// Flows to this port are limited.
     pub limit: Option<(u16, Limit)>,
+    /// So many of the flows to this port are traced.
+    pub trace: Option<(u16, Sample)>,
 }
 
 impl Rules {
     pub fn always(default: Action) -> Self {
-        Self { default, rules: Vec::new(), detour: None, mirror: None, log: None, limit: None }
+        Self { default, rules: Vec::new(), detour: None, mirror: None, log: None, limit: None, trace: None }
     }
 
     pub fn but(mut self, rule: Rule, action: Action) -> Self {
@@ -143,16 +145,20 @@ impl Judge for Rules {
         let insertion = |services, mirror| {
             let rule = RuleId(format!("test/{services}").into());
             let level = Level::Tenant;
-            Arc::new(Insertion { rule, level, order: 0, denies: false, services, mirror, limit: None })
+            let (limit, trace) = (None, None);
+            Insertion { rule, level, order: 0, denies: false, services, mirror, limit, trace }
         };
         let limit = self
             .limit
             .filter(|(port, _)| is(*port))
             .map(|(_, limit)| limit.insertion(&RuleId("test/limit".into()), Level::Tenant, Counted::EachWay));
         let mirror = self.mirror.filter(|(port, _)| is(*port));
-        let mirror = mirror.map(|(_, vm)| insertion(ServiceFlags::MIRROR, Some(vm)));
-        let log = self.log.filter(|port| is(*port)).map(|_| insertion(ServiceFlags::LOG, None));
-        limit.into_iter().chain(mirror).chain(log).collect()
+        let mirror = mirror.map(|(_, vm)| Arc::new(insertion(ServiceFlags::MIRROR, Some(vm))));
+        let log = self.log.filter(|port| is(*port)).map(|_| Arc::new(insertion(ServiceFlags::LOG, None)));
+        let trace = self.trace.filter(|(port, _)| is(*port)).map(|(_, sample)| {
+            Arc::new(Insertion { trace: Some(sample), ..insertion(ServiceFlags::TRACE, None) })
+        });
+        limit.into_iter().chain(mirror).chain(log).chain(trace).collect()
     }
 }
 

@@ -16,6 +16,12 @@ fn flow_policies_load_and_their_mistakes_are_placed() {
     assert_eq!(flow_policy.mirror.as_ref().map(model::Name::as_str), Some("web"));
     assert_eq!(manifests.resources()["FlowPolicy"], 1);
     assert_eq!((&flow_policy.audience, flow_policy.order), (&Audience::Tenant, FlowPolicy::ORDER_DEFAULT));
+    for (spec, sample) in
+        [("trace: {}", "100%"), ("trace: {sample: 0.5%}", "0.5%"), ("trace: {sample: 0%}", "0%")]
+    {
+        let manifests = load_text(&format!("{BASE}{}", policy(spec))).expect(spec);
+        assert_eq!(manifests.policies().flow_policies[0].trace, Some(sample.parse().unwrap()));
+    }
     for (spec, expected) in [
         ("to: [{ports: [{port: 80}]}]", (3, 7, "spec", "does nothing")),
         ("mirror: {vm: wob}", (3, 21, "spec.mirror.vm", "not defined")),
@@ -24,7 +30,11 @@ fn flow_policies_load_and_their_mistakes_are_placed() {
         ("log: true, action: Allow", (3, 27, "spec.action", "use Deny")),
         ("log: true, level: application", (3, 7, "spec", "needs `application`")),
         ("log: true, instances: {vm: {}}", (3, 7, "spec", "`instances`")),
-        ("trace: {}", (3, 15, "spec.trace", "no stage for tracing")),
+        ("trace: {sample: 101%}", (3, 24, "spec.trace.sample", "`0%` to `100%`")),
+        ("trace: {sample: -1%}", (3, 24, "spec.trace.sample", "`0%` to `100%`")),
+        ("trace: {sample: 10}", (3, 24, "spec.trace.sample", "expected text")),
+        ("trace: {rate: 10%}", (3, 16, "spec.trace.rate", "unknown field")),
+        ("trace: true", (3, 15, "spec.trace", "expected a map")),
         ("log: true, authenticate: {}", (3, 33, "spec.authenticate", "leave the field out")),
         ("log: true, layer7: {}", (3, 27, "spec.layer7", "no proxy")),
         ("log: true, encrypt: {}", (3, 28, "spec.encrypt", "between hosts")),
