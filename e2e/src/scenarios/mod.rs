@@ -14,6 +14,7 @@ mod names;
 mod outside;
 mod services;
 mod threats;
+mod tracing;
 mod traffic;
 mod unowned;
 pub(crate) mod views;
@@ -58,6 +59,11 @@ pub const SCENARIOS: &[Chapter] = &[
         title: "A flow policy sends calls to another instance",
         name: "another_instance_answers",
         run: services::redirect,
+    },
+    Chapter {
+        title: "A collector is told of traced calls: who called whom, which endpoint was chosen and why, and when",
+        name: "a_collector_is_told_of_traced_calls",
+        run: tracing::run,
     },
     Chapter {
         title: "Programs in containers are judged like others",

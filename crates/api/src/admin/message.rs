@@ -450,7 +450,7 @@ pub struct ExplainedRule {
     /// What it decides; absent if it only adds something to the flow.
     #[serde(default)]
     pub action: Option<Verdict>,
-    /// What a flow policy adds: services, or `redirect`.
+    /// What a flow policy adds: services, `trace` with the part that is traced, or `redirect`.
     #[serde(default)]
     pub adds: Vec<String>,
     /// Whether it decides or only reports.
