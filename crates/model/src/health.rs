@@ -45,6 +45,26 @@ pub enum Listener {
     },
 }
 
+/// How the switch tries for itself whether an endpoint takes TCP connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct HealthCheck {
+    /// Time from the beginning of one attempt to that of the next. Default: 5 s.
+    pub interval: Duration,
+    /// How long an attempt may stay unanswered. Default: 1 s.
+    pub timeout: Duration,
+    /// After how many failures in a row an endpoint is left out. Default: 3.
+    pub unhealthy: u32,
+    /// After how many answers in a row it is in again. Default: 2.
+    pub healthy: u32,
+}
+
+impl Default for HealthCheck {
+    fn default() -> Self {
+        let (interval, timeout) = (Duration::from_secs(5), Duration::from_secs(1));
+        Self { interval, timeout, unhealthy: 3, healthy: 2 }
+    }
+}
+
 /// Whether an endpoint gets new flows, and why not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EndpointState {
@@ -60,6 +80,8 @@ pub enum EndpointState {
     NotListening,
     /// Its process does not accept what has come in already.
     QueueFull,
+    /// Checks of it fail.
+    CheckFailing,
     /// It has failed too often in a row.
     Ejected {
         /// How long it is still left out.
@@ -78,6 +100,7 @@ impl EndpointState {
             Self::NoPort => "no-port",
             Self::NotListening => "not-listening",
             Self::QueueFull => "queue-full",
+            Self::CheckFailing => "check-failing",
             Self::Ejected { .. } => "ejected",
         }
     }

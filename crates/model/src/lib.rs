@@ -26,7 +26,7 @@ mod sample;
 mod service;
 
 pub use domain::{DomainPattern, DomainPatternError};
-pub use health::{AcceptQueue, EndpointState, Listener};
+pub use health::{AcceptQueue, EndpointState, HealthCheck, Listener};
 pub use identity::{Attribution, Confidence, Outcome, Process, UnknownReason};
 pub use insertion::{Insertion, ServiceFlags};
 pub use inventory::{Inventory, InventoryError, Nic, SocketMode, Tenant, Vm, VmIndex};

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::{
-    Attribution, Cidr, FlowQuery, Insertion, Limit, Name, Party, PortMatch, Protocol, Ranges, RuleId,
-    VmIndex, VmSelector, Workload,
+    Attribution, Cidr, FlowQuery, HealthCheck, Insertion, Limit, Name, Party, PortMatch, Protocol, Ranges,
+    RuleId, VmIndex, VmSelector, Workload,
 };
 
 /// How far a service reaches, from the outermost level inwards.
@@ -110,6 +110,8 @@ pub struct Service {
     pub balancing: Balancing,
     /// What may pass between it and all its callers together, each way for itself.
     pub limit: Option<Limit>,
+    /// How its endpoints are tried; `None`: they are not.
+    pub health: Option<HealthCheck>,
 }
 
 impl Service {
@@ -127,6 +129,7 @@ impl Service {
             addresses: Vec::new(),
             balancing: Balancing::default(),
             limit: None,
+            health: None,
         }
     }
 }
@@ -238,6 +241,8 @@ pub struct Offer {
     pub balancing: Balancing,
     /// What its limit adds to calls.
     pub limit: Option<Arc<Insertion>>,
+    /// How its endpoints are tried.
+    pub health: Option<HealthCheck>,
 }
 
 impl Offer {

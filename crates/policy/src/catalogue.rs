@@ -284,6 +284,7 @@ impl Names<'_> {
             endpoints: endpoints.map(|(index, vm)| endpoint(index, vm, &service.balancing)).collect(),
             names_listener: service.selector.process.is_some(),
             balancing: service.balancing.clone(),
+            health: service.health,
             limit: service.limit.map(|limit| {
                 let name = RuleId(format!("{}/(service)", id(service)).into());
                 limit.insertion(&name, service.audience.level(), Counted::EachWay)

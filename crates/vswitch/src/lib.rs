@@ -25,6 +25,7 @@
 #![forbid(unsafe_code)]
 
 mod balance;
+mod checks;
 mod config;
 mod counters;
 mod course;

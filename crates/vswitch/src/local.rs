@@ -71,7 +71,8 @@ impl<S: FlowSlots> Switch<S> {
             Transport::Icmp(icmp) if self.is_own(port, destination) => {
                 Some(self.answer_echo(arrival, port, &icmp))
             }
-            Transport::Tcp(_) | Transport::Udp(_) => self.serve_dns(arrival, port),
+            Transport::Tcp(tcp) => self.take_check(arrival, &tcp).or_else(|| self.serve_dns(arrival, port)),
+            Transport::Udp(_) => self.serve_dns(arrival, port),
             _ => None,
         }
     }

@@ -76,8 +76,17 @@ impl Balancers {
     }
 
     fn with(&mut self, served: &Served, act: impl FnOnce(&mut Balancer, usize)) {
-        if let Some(balancer) = self.0.get_mut(&served.service)
-            && let Some(position) = balancer.position(served.endpoint)
+        self.with_endpoint((&served.service, served.endpoint), act);
+    }
+
+    /// Does something with an endpoint of a service, by its name, if there is such a one.
+    pub(crate) fn with_endpoint(
+        &mut self,
+        (service, endpoint): (&RuleId, u64),
+        act: impl FnOnce(&mut Balancer, usize),
+    ) {
+        if let Some(balancer) = self.0.get_mut(service)
+            && let Some(position) = balancer.position(endpoint)
         {
             act(balancer, position);
         }
@@ -93,7 +102,7 @@ fn candidate(snapshot: &Snapshot, offer: &Offer, endpoint: &model::Endpoint, por
 }
 
 /// A stable hash of a machine's name.
-fn endpoint_name(vm: &VmRef) -> u64 {
+pub(crate) fn endpoint_name(vm: &VmRef) -> u64 {
     let text = format!("{vm}");
     text.bytes().fold(0, |hash, byte| mixed(hash ^ u64::from(byte)))
 }
@@ -101,9 +110,9 @@ fn endpoint_name(vm: &VmRef) -> u64 {
 impl<S: FlowSlots> Switch<S> {
     /// Notes whether the process that a service is about listens at one of its endpoints, and keeps up there.
     pub fn set_listener(&mut self, now: Moment, service: &RuleId, vm: &VmRef, listener: Listener) {
-        let (endpoint, choice) = (endpoint_name(vm), Choice::default());
-        let served = Served { service: service.clone(), endpoint, choice };
-        self.balancers.with(&served, |balancer, position| balancer.listens(now, position, listener));
+        let endpoint = (service, endpoint_name(vm));
+        self.balancers
+            .with_endpoint(endpoint, |balancer, position| balancer.listens(now, position, listener));
     }
 
     /// How the endpoints of all services fare, in the order of the snapshot.

@@ -32,6 +32,7 @@ impl<S: FlowSlots> Switch<S> {
     pub fn tick(&mut self, now: Moment, flows_max: usize) {
         self.now = now;
         self.look_after_dns();
+        self.look_after_checks();
         let flows = self.table.len();
         if flows_max >= flows {
             self.cursor = 0;

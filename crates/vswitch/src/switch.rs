@@ -9,6 +9,7 @@ use packet::emit::{Link, Segment, Unreachable};
 use packet::{Addresses, Ethernet, Fragment, Ip, Network, ParseError, Tcp, TcpFlags, Transport, VnetHeader};
 use packet::{edit, emit};
 
+use crate::checks::Checks;
 use crate::dns::Dns;
 use crate::fragment;
 use crate::key::FlowKey;
@@ -35,6 +36,7 @@ pub struct Switch<S = Vec<FlowSlot>> {
     /// Names the snapshot within this process; see [`FlowSlot::epoch`].
     pub(crate) epoch: u8,
     pub(crate) balancers: Balancers,
+    pub(crate) checks: Checks,
     pub(crate) meters: Meters,
     pub(crate) outbox: Outbox,
     pub(crate) dns: Dns,
@@ -93,6 +95,7 @@ impl<S: FlowSlots> Switch<S> {
             snapshot: None,
             epoch: 0,
             balancers: Balancers::default(),
+            checks: Checks::default(),
             meters: Meters::default(),
             outbox: Outbox::default(),
             dns: Dns::default(),
@@ -123,6 +126,7 @@ impl<S: FlowSlots> Switch<S> {
         self.ports = ports;
         self.balancers.update(now, &snapshot, &self.ports);
         self.snapshot = Some(snapshot);
+        self.update_checks();
         if first {
             self.welcome_adopted();
         }

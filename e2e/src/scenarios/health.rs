@@ -18,6 +18,13 @@ const GO: &str = "/tmp/go";
 /// A call takes less unless it had to be sent again, which takes a second.
 const AT_ONCE_MS: u64 = 900;
 
+/// The catalog's checks.
+const HEALTH: &str = "  health: {tcp: {}, intervalMs: 300, timeoutMs: 300, unhealthy: 2, healthy: 2}\n";
+/// What the machine sends to its gateway goes nowhere; its neighbours it reaches.
+const LOSE_GATEWAY: &str = "ip route replace blackhole 10.0.0.1/32";
+/// Ends that.
+const FIND_GATEWAY: &str = "ip route replace 10.0.0.1/32 dev eth0";
+
 /// How an endpoint of the catalog fares.
 fn endpoint(shop: &Shop, vm: &str) -> Result<EndpointStatus> {
     let Response::Services(services) = shop.ask(&Request::ServiceList)? else {
@@ -74,6 +81,43 @@ pub(super) fn stalled(shop: &mut Shop, report: &mut Report) -> Result<()> {
     let split = answered(shop, begun)?;
     report.claim("and is called again", split[0] > 0, format!("{split:?}"));
     api.expect(&format!("kill {stalled}; rm {GO}"))?;
+    shop.vm("acme/db").expect(&format!("kill {healthy}"))?;
+    shop.remove("60-catalog.yaml")
+}
+
+/// One of two instances listens, and its machine has lost a route: checks find that out before any call does.
+pub(super) fn checked(shop: &mut Shop, report: &mut Report) -> Result<()> {
+    let refused = serve(shop, "acme/api", "catalog", 9100)?;
+    let healthy = serve(shop, "acme/db", "catalog", 9100)?;
+    shop.put_in_force("60-catalog.yaml", &catalog(HEALTH))?;
+    await_state(shop, "acme/api", "in")?;
+
+    let api = shop.vm("acme/api");
+    api.expect(LOSE_GATEWAY)?;
+    let begun = Instant::now();
+    let failing = await_state(shop, "acme/api", "check-failing");
+    let after_ms = begun.elapsed().as_millis();
+    report.check(
+        "its machine does not answer the gateway any more: checks find that out, without a call",
+        failing.map(|_| format!("after {after_ms} ms")),
+    );
+    let is_read = endpoint(shop, "acme/api")?.accept_queue.is_some();
+    report.claim("although it listens", is_read, "found in its memory");
+    let begun = Instant::now();
+    let slowest_ms = slowest_call_ms(shop, CALLS)?;
+    let split = answered(shop, begun)?;
+    report.claim(
+        format!("all of {CALLS} calls go to the other, none fails, and none has to be sent again"),
+        split[0] == 0 && slowest_ms < AT_ONCE_MS,
+        format!("{split:?}, the slowest after {slowest_ms} ms"),
+    );
+
+    api.expect(FIND_GATEWAY)?;
+    report.check("it answers again, and is in again", await_state(shop, "acme/api", "in"));
+    slowest_call_ms(shop, CALLS)?;
+    let split = answered(shop, begun)?;
+    report.claim("and is called again", split[0] > 0, format!("{split:?}"));
+    api.expect(&format!("kill {refused}"))?;
     shop.vm("acme/db").expect(&format!("kill {healthy}"))?;
     shop.remove("60-catalog.yaml")
 }

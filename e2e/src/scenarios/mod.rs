@@ -51,6 +51,11 @@ pub const SCENARIOS: &[Chapter] = &[
         run: health::stalled,
     },
     Chapter {
+        title: "One of two servers listens and cannot be reached",
+        name: "checks_leave_out_whom_calls_would_not_reach",
+        run: health::checked,
+    },
+    Chapter {
         title: "A third machine gets copies of what two others say",
         name: "a_collector_gets_copies",
         run: services::mirror,

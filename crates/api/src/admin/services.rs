@@ -27,8 +27,8 @@ pub struct Service {
 pub struct EndpointStatus {
     /// The machine, `tenant/vm`.
     pub vm: String,
-    /// Whether it gets new flows, and why not: `in`, `slow-start`, `drained`, `no-port`, `not-listening`, `queue-full`
-    /// or `ejected`.
+    /// Whether it gets new flows, and why not: `in`, `slow-start`, `drained`, `no-port`, `not-listening`, `queue-full`,
+    /// `check-failing` or `ejected`.
     pub state: String,
     /// For how long it is still left out, in milliseconds, when it was ejected.
     #[serde(default)]

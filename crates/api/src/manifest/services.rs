@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use model::{Audience, Balancing, Level, Method, Name, Service, Share};
+use model::{Audience, Balancing, HealthCheck, Level, Method, Name, PortMatch, Protocol, Service, Share};
 
 use super::fields::{Field, Fields};
 use super::qos;
@@ -32,6 +32,12 @@ const WEIGHT_MAX: u32 = 1_000_000;
 /// Longest slow start and longest first ejection, in milliseconds: an hour.
 const TIME_MS_MAX: u32 = 3_600_000;
 
+/// Shortest time between two checks, and shortest time-out, in milliseconds: so often the switch looks after them.
+const CHECK_MS_MIN: u32 = 100;
+
+/// Most outcomes in a row that decide what is thought of an endpoint.
+const CHECKS_IN_A_ROW_MAX: u32 = 100;
+
 impl<'a> Resources<'a> {
     pub(super) fn service(&mut self, metadata: Metadata, spec: &mut Fields<'a>) -> Option<Service> {
         let selector = spec.required("selector").and_then(|selector| selectors::workload(&selector));
@@ -42,7 +48,9 @@ impl<'a> Resources<'a> {
         let addresses = maybe(spec.optional("addresses"), addresses);
         let balancing = maybe(spec.optional("balancing"), balancing);
         let limit = maybe(spec.optional("limit"), qos::limit);
-        let service = Service::new(metadata.tenant, metadata.name, selector?, ports?);
+        let ports = ports?;
+        let health = maybe(spec.optional("health"), |field| health(field, &ports));
+        let service = Service::new(metadata.tenant, metadata.name, selector?, ports);
         Some(Service {
             hostname: hostname?.unwrap_or(service.hostname),
             version: version?,
@@ -50,6 +58,7 @@ impl<'a> Resources<'a> {
             addresses: addresses?.unwrap_or_default(),
             balancing: balancing?.unwrap_or_default(),
             limit: limit?,
+            health: health?,
             ..service
         })
     }
@@ -147,6 +156,38 @@ fn balancing(field: &Field<'_>) -> Option<Balancing> {
         ejection_failures: failures.unwrap_or(usual.ejection_failures),
         ejection_time: ejection_time.unwrap_or(usual.ejection_time),
     })
+}
+
+/// Reads how endpoints are tried on `ports`.
+fn health(field: &Field<'_>, ports: &[PortMatch]) -> Option<HealthCheck> {
+    let mut fields = field.fields()?;
+    if let Some(http) = fields.optional("http") {
+        let reason = "checks by HTTP are layer 7, which this daemon has no stage for";
+        return http.refuse(reason, "use `tcp: {}`: a connection is tried, and taken back before it is used");
+    }
+    let tcp = fields.required("tcp").and_then(|tcp| tcp.fields()).map(Fields::finish);
+    let usual = HealthCheck::default();
+    let time = |field: &Field<'_>| {
+        let ms = field.integer(CHECK_MS_MIN..=TIME_MS_MAX)?;
+        Some(Duration::from_millis(u64::from(ms)))
+    };
+    let times = |field: &Field<'_>| field.integer(1..=CHECKS_IN_A_ROW_MAX);
+    let interval = maybe(fields.optional("intervalMs"), time);
+    let timeout = maybe(fields.optional("timeoutMs"), time);
+    let unhealthy = maybe(fields.optional("unhealthy"), times);
+    let healthy = maybe(fields.optional("healthy"), times);
+    fields.finish();
+    let (interval, timeout) = (interval?.unwrap_or(usual.interval), timeout?);
+    let (unhealthy, healthy) = (unhealthy?.unwrap_or(usual.unhealthy), healthy?.unwrap_or(usual.healthy));
+    tcp?;
+    if timeout.is_some_and(|timeout| timeout > interval) {
+        return field.refuse("`timeoutMs` is longer than `intervalMs`", "lower it, or raise that");
+    }
+    if !ports.iter().any(|port| port.protocol == Protocol::Tcp) {
+        return field.refuse("the service has no TCP port that could be tried", "leave `health` out");
+    }
+    let timeout = timeout.unwrap_or(usual.timeout.min(interval));
+    Some(HealthCheck { interval, timeout, unhealthy, healthy })
 }
 
 fn shares(field: &Field<'_>) -> Option<Vec<Share>> {

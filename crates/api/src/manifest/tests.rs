@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What loads, and where exactly the rest is refused.
 
-use model::{Action, Audience, Method, Mode, Origin, Outcome, PortRange, Protocol, SocketMode, Target};
+use std::time::Duration;
+
+use model::{
+    Action, Audience, HealthCheck, Method, Mode, Origin, Outcome, PortRange, Protocol, SocketMode, Target,
+};
 
 use super::*;
 
@@ -627,6 +631,7 @@ spec:
   selector: {{vm: {{}}}}
   ports: [{{port: 6379}}]
   addresses: [100.97.0.5, 'fd00::5']
+  health: {{tcp: {{}}, intervalMs: 500, unhealthy: 2}}
   balancing:
     method: LeastOutstanding
     affinity: Client
@@ -641,6 +646,9 @@ spec:
     assert!(matches!(&service.audience, Audience::Subset(app, _) if app.as_str() == "shop"));
     assert_eq!((service.hostname.as_str(), service.version.as_deref()), ("db", Some("v2.1")));
     assert_eq!(service.addresses.len(), 2);
+    let half = Duration::from_millis(500);
+    let health = HealthCheck { interval: half, timeout: half, unhealthy: 2, healthy: 2 };
+    assert_eq!(service.health, Some(health), "an attempt is over before the next");
     let balancing = &service.balancing;
     assert_eq!(balancing.method, Method::LeastOutstanding);
     assert!(balancing.affinity && balancing.local_first);
@@ -668,6 +676,12 @@ fn services_name_what_their_level_needs_and_nothing_else() {
         ("version: 'a b'", "spec.version", "not a version"),
         ("balancing: {method: Random}", "spec.balancing.method", "use Maglev or"),
         ("balancing: {shares: [{vm: {}, weight: 0}]}", "spec.balancing.shares", "all shares are zero"),
+        ("health: {http: {path: /}}", "spec.health.http", "layer 7, which this daemon has no stage for"),
+        ("health: {intervalMs: 200}", "spec.health", "`tcp` is missing"),
+        ("health: {tcp: {}, intervalMs: 99}", "spec.health.intervalMs", "100 to 3600000"),
+        ("health: {tcp: {}, unhealthy: 0}", "spec.health.unhealthy", "1 to 100"),
+        ("health: {tcp: {}, intervalMs: 200, timeoutMs: 300}", "spec.health", "longer than `intervalMs`"),
+        ("health: {tcp: {port: 1}}", "spec.health.tcp.port", "unknown field"),
         ("balancing: {slowStart: 3}", "spec.balancing.slowStart", "unknown field"),
     ] {
         let text = format!("{BASE}{}", service(spec));

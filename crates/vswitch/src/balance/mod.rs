@@ -7,7 +7,7 @@
 //!
 //! An endpoint is *in* when it has a port on this host, somebody listens there as far as is known and accepts, and it is
 //! not *ejected*: left out for a while after failures in a row. Who has let the queue of connections to be accepted
-//! become full is left out until half of it is accepted. When these two alone would leave a group without
+//! become full is left out until half of it is accepted, and who fails checks until they pass. When these alone would leave a group without
 //! anybody, they are ignored: a bad endpoint is better than none. An endpoint that has just come in gets its full
 //! part only after the slow start. Flows that are open stay where they are, whatever happens here.
 //!
@@ -60,6 +60,8 @@ struct Member {
     /// What waits to be accepted there, and whether that was full and is not drained yet.
     queue: Option<AcceptQueue>,
     is_full: bool,
+    /// Whether checks of it fail.
+    is_failing: bool,
     flows: u32,
     failures: u32,
     ejections: u32,
@@ -80,6 +82,7 @@ impl Member {
             listening: true,
             queue: None,
             is_full: false,
+            is_failing: false,
             flows: 0,
             failures: 0,
             ejections: 0,
@@ -95,7 +98,7 @@ impl Member {
 
     /// Whether nothing speaks against it but perhaps that it is not there.
     fn is_sound(&self, now: Moment) -> bool {
-        !self.is_full && self.ejected_until.is_none_or(|until| until <= now)
+        !self.is_full && !self.is_failing && self.ejected_until.is_none_or(|until| until <= now)
     }
 }
 
@@ -247,6 +250,7 @@ impl Balancer {
             _ if member.group.is_none_or(|group| self.weight(group) == 0) => EndpointState::Drained,
             _ if !member.is_present(now) => EndpointState::NotListening,
             _ if member.is_full => EndpointState::QueueFull,
+            _ if member.is_failing => EndpointState::CheckFailing,
             Some(until) if until > now => EndpointState::Ejected { left: until.since(now) },
             _ if now.since(member.since) < self.balancing.slow_start => EndpointState::SlowStart,
             _ => EndpointState::In,
@@ -290,6 +294,16 @@ impl Balancer {
         let until = now.after(ABSENCE);
         member.absent_until = Some(until);
         self.due = Some(self.due.map_or(until, |due| due.min(until)));
+    }
+
+    /// Whether checks of an endpoint pass. That ends an ejection, too: it was tried.
+    pub fn checked(&mut self, now: Moment, endpoint: usize, passes: bool) {
+        let Some(member) = self.members.get_mut(endpoint) else { return };
+        if member.is_failing == passes {
+            member.is_failing = !passes;
+            (member.failures, member.ejected_until, member.since) = (0, None, now);
+            self.stale = true;
+        }
     }
 
     /// An endpoint has answered.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The switch as its callers see it: frames in, verdicts, emissions and events out.
 
+mod checks;
 mod dns;
 mod dns_learned;
 mod dns_tcp;

@@ -76,6 +76,7 @@ impl Names {
                 names_listener: false,
                 balancing: Balancing::default(),
                 limit: None,
+                health: None,
             }
         };
         let offers: Vec<Offer> = entries.iter().enumerate().map(offer).collect();

@@ -20,8 +20,8 @@ const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd6d, 0, 0, 0, 0, 0, 0, 1);
 
 /// One service of acme on TCP and UDP port 80, at machines of acme.
 #[derive(Clone, Debug)]
-struct OneService {
-    offers: Vec<Offer>,
+pub struct OneService {
+    pub offers: Vec<Offer>,
     called: Vec<OfferIndex>,
     /// Machines that do not see it.
     hidden_from: Vec<VmIndex>,
@@ -30,7 +30,7 @@ struct OneService {
 }
 
 impl OneService {
-    fn at(endpoints: &[PortId]) -> Self {
+    pub fn at(endpoints: &[PortId]) -> Self {
         let address = |port: PortId, like: IpAddr| {
             MACHINES[usize::from(port.0)]
                 .1
@@ -60,6 +60,7 @@ impl OneService {
             names_listener: false,
             balancing: Balancing::default(),
             limit: None,
+            health: None,
         };
         Self { offers: vec![offer], called: vec![OfferIndex(0)], hidden_from: Vec::new(), exe: None }
     }
@@ -122,19 +123,19 @@ impl Directory for OneService {
 }
 
 /// A call from a machine to the virtual address.
-struct Call {
-    from: PortId,
-    source_port: u16,
+pub struct Call {
+    pub from: PortId,
+    pub source_port: u16,
 }
 
 impl Call {
-    fn out(&self, flags: TcpFlags, numbers: (u32, u32)) -> Vec<u8> {
+    pub fn out(&self, flags: TcpFlags, numbers: (u32, u32)) -> Vec<u8> {
         let link = emit::Link { source: mac(self.from), destination: config().gateway_mac };
         tcp(link, between(v4(self.from), VIP.into()), (self.source_port, 80), flags, numbers, 0)
     }
 
     /// What an endpoint that saw `seen` answers.
-    fn answer(seen: &[u8], flags: TcpFlags, numbers: (u32, u32), by: PortId) -> Vec<u8> {
+    pub fn answer(seen: &[u8], flags: TcpFlags, numbers: (u32, u32), by: PortId) -> Vec<u8> {
         let (ethernet, packet) = parsed(seen);
         let asked = segment(seen);
         let link = emit::Link { source: mac(by), destination: ethernet.source };
@@ -151,7 +152,7 @@ fn is_sound(frame: &Frame) {
     assert_eq!(Sum::pseudo(ip.addresses, ip.protocol, transport.len()).bytes(transport).finish(), 0);
 }
 
-fn goes(world: &mut World<'_>, port: PortId, bytes: &[u8]) -> (PortId, Vec<u8>) {
+pub fn goes(world: &mut World<'_>, port: PortId, bytes: &[u8]) -> (PortId, Vec<u8>) {
     let mut frame = Frame::copy_of(bytes);
     match world.switch.process(world.now, port, &mut frame, None) {
         Verdict::Forward(to) => {
