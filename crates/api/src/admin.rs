@@ -26,10 +26,10 @@ pub use inside::{
     ProcessDetail, ProcessTime, RunQueue, SocketDetail, TcpCounters, ThreadTime, ToldBy,
 };
 pub use message::{
-    Confidence, ExplainedRule, Explanation, Flow, FlowService, Introspection, IntrospectionState, Latency,
-    LimitStatus, Mode, NameStats, Nic, NicState, Party, PolicyStatus, PollStats, PortStatus, Process,
-    RecordStats, Refusal, Request, Response, Socket, SocketOwner, SpanStats, Status, UnknownReason, Verdict,
-    Vm,
+    ClassStatus, Confidence, ExplainedRule, Explanation, Flow, FlowService, Introspection,
+    IntrospectionState, Latency, LimitStatus, Mode, NameStats, Nic, NicState, Party, PolicyStatus, PollStats,
+    PortStatus, Process, RecordStats, Refusal, Request, Response, Socket, SocketOwner, SpanStats, Status,
+    UnknownReason, Verdict, Vm,
 };
 pub use services::{EndpointStatus, Service};
 pub use threats::{Certainty, Threat, Threats};

@@ -8,7 +8,7 @@ use std::fmt;
 use std::ops::{BitOr, BitOrAssign};
 use std::sync::Arc;
 
-use crate::{Counted, Level, Limit, RuleId, Sample, VmIndex};
+use crate::{Counted, Level, Limit, Part, RuleId, Sample, VmIndex};
 
 /// A set of data-plane services.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -37,14 +37,17 @@ impl ServiceFlags {
     pub const LAYER7: Self = Self(1 << 8);
     /// The flow is encrypted between hosts.
     pub const ENCRYPT: Self = Self(1 << 9);
+    /// Frames have a part of the limits that they share with others.
+    pub const SHARE: Self = Self(1 << 10);
 
     /// Each service with the word shown to users, in the order in which they run.
-    pub const ALL: [(Self, &'static str); 10] = [
+    pub const ALL: [(Self, &'static str); 11] = [
         (Self::DISCOVERY, "discovery"),
         (Self::BALANCE, "balance"),
         (Self::TRACE, "trace"),
         (Self::AUTHENTICATE, "authenticate"),
         (Self::AUTHORIZE, "authorize"),
+        (Self::SHARE, "share"),
         (Self::LIMIT, "limit"),
         (Self::MIRROR, "mirror"),
         (Self::LOG, "log"),
@@ -122,6 +125,27 @@ pub struct Insertion {
     pub limit: Option<(Limit, Counted)>,
     /// Which part of the flows is traced.
     pub trace: Option<Sample>,
+    /// What such flows get of all limits that they share with others.
+    pub part: Option<Part>,
+}
+
+impl Insertion {
+    /// What calls of a service have from it, if anything.
+    #[must_use]
+    pub fn of_service(
+        rule: RuleId,
+        level: Level,
+        limit: Option<Limit>,
+        part: Option<Part>,
+    ) -> Option<Arc<Self>> {
+        let services = [(limit.is_some(), ServiceFlags::LIMIT), (part.is_some(), ServiceFlags::SHARE)];
+        let services = services.into_iter().filter(|(is_given, _)| *is_given);
+        let services = services.fold(ServiceFlags::NONE, |all, (_, flag)| all | flag);
+        let limit = limit.map(|limit| (limit, Counted::EachWay));
+        let own =
+            Self { rule, level, order: 0, denies: false, services, mirror: None, limit, trace: None, part };
+        (services != ServiceFlags::NONE).then(|| Arc::new(own))
+    }
 }
 
 /// The services that rules add.

@@ -207,7 +207,7 @@ impl Snapshot {
         // A machine that calls itself has but one limit.
         let far = limit_of(query.destination).filter(|_| query.source.vm != query.destination.vm);
         if let Some(offer) = via.map(|offer| self.services.offer(offer)) {
-            judgement.inserted.extend(offer.limit.clone());
+            judgement.inserted.extend(offer.inserted.clone());
             judgement.via = Some(offer.id.clone());
         }
         judgement.inserted.extend(own.into_iter().chain(far).cloned());

@@ -38,7 +38,7 @@ pub use policy::{
     AccessPolicy, Application, FlowPolicy, Glob, GlobError, Mode, Origin, PolicySet, PortMatch, PortRange,
     ProcessSelector, Redirect, Target, UserName, UserNameError, VmSelector, Workload,
 };
-pub use qos::{BitRate, Counted, LatencyClass, Limit, Qos};
+pub use qos::{BitRate, Counted, LatencyClass, Limit, Part, Qos};
 pub use ranges::{Ranges, RangesError, nth_address};
 pub use sample::{Sample, SampleError};
 pub use service::{

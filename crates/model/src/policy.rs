@@ -9,7 +9,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::{Action, Audience, Cidr, DomainPattern, Limit, Name, Outcome, Protocol, Sample, Service};
+use crate::{Action, Audience, Cidr, DomainPattern, Limit, Name, Outcome, Part, Protocol, Sample, Service};
 
 /// A pattern over paths and unit names: `*` stands for any run of characters, `/` included, `?` for
 /// any one character, every other character for itself.
@@ -350,6 +350,8 @@ pub struct FlowPolicy {
     pub limit: Option<Limit>,
     /// Which part of such flows is traced.
     pub trace: Option<Sample>,
+    /// What such flows together get of limits that they share with others.
+    pub part: Option<Part>,
 }
 
 impl FlowPolicy {
@@ -372,6 +374,7 @@ impl FlowPolicy {
             log: false,
             limit: None,
             trace: None,
+            part: None,
         }
     }
 }

@@ -83,6 +83,21 @@ pub enum Counted {
     EachWay,
 }
 
+/// What a class of flows gets of each limit that it shares with others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Part {
+    /// Its part, relative to the others', of what is not reserved while there is not enough for all. At least one.
+    pub shares: u32,
+    /// What it gets even then.
+    pub reservation: Option<BitRate>,
+}
+
+impl Default for Part {
+    fn default() -> Self {
+        Self { shares: Qos::SHARES_DEFAULT, reservation: None }
+    }
+}
+
 /// How soon a machine's frames are taken up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum LatencyClass {
@@ -133,6 +148,7 @@ impl Limit {
             mirror: None,
             limit,
             trace: None,
+            part: None,
         })
     }
 

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::{
-    Attribution, Cidr, FlowQuery, HealthCheck, Insertion, Limit, Name, Party, PortMatch, Protocol, Ranges,
-    RuleId, VmIndex, VmSelector, Workload,
+    Attribution, Cidr, FlowQuery, HealthCheck, Insertion, Limit, Name, Part, Party, PortMatch, Protocol,
+    Ranges, RuleId, VmIndex, VmSelector, Workload,
 };
 
 /// How far a service reaches, from the outermost level inwards.
@@ -110,6 +110,8 @@ pub struct Service {
     pub balancing: Balancing,
     /// What may pass between it and all its callers together, each way for itself.
     pub limit: Option<Limit>,
+    /// What it gets of limits that it shares with others, as of its machine's.
+    pub part: Option<Part>,
     /// How its endpoints are tried; `None`: they are not.
     pub health: Option<HealthCheck>,
 }
@@ -129,6 +131,7 @@ impl Service {
             addresses: Vec::new(),
             balancing: Balancing::default(),
             limit: None,
+            part: None,
             health: None,
         }
     }
@@ -239,8 +242,8 @@ pub struct Offer {
     pub names_listener: bool,
     /// How calls are spread.
     pub balancing: Balancing,
-    /// What its limit adds to calls.
-    pub limit: Option<Arc<Insertion>>,
+    /// What its limit and its part add to calls.
+    pub inserted: Option<Arc<Insertion>>,
     /// How its endpoints are tried.
     pub health: Option<HealthCheck>,
 }

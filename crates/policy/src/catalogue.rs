@@ -12,9 +12,9 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use model::{
-    Application, Attribution, Audience, Balancing, Cidr, Counted, Directory, Endpoint, FlowQuery, Inventory,
-    Level, Name, Offer, OfferIndex, Party, PolicySet, Ranges, RuleId, Service, Sight, Vm, VmIndex, Workload,
-    nth_address,
+    Application, Attribution, Audience, Balancing, Cidr, Directory, Endpoint, FlowQuery, Insertion,
+    Inventory, Level, Name, Offer, OfferIndex, Party, PolicySet, Ranges, RuleId, Service, Sight, Vm, VmIndex,
+    Workload, nth_address,
 };
 
 use crate::bits::BitSet;
@@ -285,10 +285,12 @@ impl Names<'_> {
             names_listener: service.selector.process.is_some(),
             balancing: service.balancing.clone(),
             health: service.health,
-            limit: service.limit.map(|limit| {
-                let name = RuleId(format!("{}/(service)", id(service)).into());
-                limit.insertion(&name, service.audience.level(), Counted::EachWay)
-            }),
+            inserted: Insertion::of_service(
+                RuleId(format!("{}/(service)", id(service)).into()),
+                service.audience.level(),
+                service.limit,
+                service.part,
+            ),
         })
     }
 }

@@ -262,6 +262,7 @@ impl<'a> Names<'a> {
         }
         let services = [
             (policy.limit.is_some(), ServiceFlags::LIMIT),
+            (policy.part.is_some(), ServiceFlags::SHARE),
             (policy.mirror.is_some(), ServiceFlags::MIRROR),
             (policy.log, ServiceFlags::LOG),
             (policy.trace.is_some(), ServiceFlags::TRACE),
@@ -276,6 +277,7 @@ impl<'a> Names<'a> {
             mirror,
             limit: policy.limit.map(|limit| (limit, Counted::EachWay)),
             trace: policy.trace,
+            part: policy.part,
         };
         let action = if policy.denies { Action::Deny } else { Action::Allow };
         Ok(FlowRule {

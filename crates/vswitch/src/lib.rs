@@ -63,7 +63,7 @@ pub use frame::{FRAME_LEN_BYTES_MAX, Frame, HEAD_LEN_BYTES_MAX, PortId};
 pub use outbox::{EMISSIONS_MAX, EVENTS_MAX, Emission};
 pub use outside::Uplink;
 pub use preview::{Preview, Previewer};
-pub use qos::{Credit, FRAME_COST_BYTES, MeterRecord, QUANTUM_BYTES, Turn};
+pub use qos::{ClassRecord, Credit, FRAME_COST_BYTES, MeterRecord, QUANTUM_BYTES, Turn};
 pub use services::EndpointRecord;
 pub use slot::{FlowSlot, FlowSlots};
 pub use state::FlowState;

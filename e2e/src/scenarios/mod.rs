@@ -13,6 +13,7 @@ mod moves;
 mod names;
 mod outside;
 mod services;
+mod shares;
 mod threats;
 mod tracing;
 mod traffic;
@@ -54,6 +55,11 @@ pub const SCENARIOS: &[Chapter] = &[
         title: "One of two servers listens and cannot be reached",
         name: "checks_leave_out_whom_calls_would_not_reach",
         run: health::checked,
+    },
+    Chapter {
+        title: "Two services share a card that is limited",
+        name: "services_get_their_shares_of_a_limited_card",
+        run: shares::run,
     },
     Chapter {
         title: "A third machine gets copies of what two others say",

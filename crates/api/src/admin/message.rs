@@ -560,6 +560,28 @@ pub struct LimitStatus {
     pub held_mean_us: u64,
     /// For how long at most, in microseconds.
     pub held_max_us: u64,
+    /// Classes of flows that share it, if there are several.
+    #[serde(default)]
+    pub classes: Vec<ClassStatus>,
+}
+
+/// A class of flows that has a part of a limit, in numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClassStatus {
+    /// A flow policy or `tenant/name/(service)`; empty for all other flows.
+    pub name: String,
+    /// Its shares.
+    pub shares: u32,
+    /// What is reserved for it, in bits per second.
+    #[serde(default)]
+    pub reserved_bits_per_second: Option<u64>,
+    /// What has passed of it lately, over a second or so.
+    pub bits_per_second: u64,
+    /// Its bytes, Ethernet headers included.
+    pub bytes: u64,
+    /// Frames of it that had to wait.
+    pub held_frames: u64,
 }
 
 /// What became of the records of flows.

@@ -13,7 +13,7 @@ use super::selectors::maybe;
 const ORDER_MAX: u32 = 1_000_000;
 
 /// What a policy can do.
-const EFFECTS: [&str; 6] = ["action", "limit", "mirror", "redirect", "trace", "log"];
+const EFFECTS: [&str; 8] = ["action", "limit", "shares", "reservation", "mirror", "redirect", "trace", "log"];
 
 /// Services that a flow can have and this daemon cannot give, each with what it lacks. A policy that asks for one
 /// means it, so it is refused instead of ignored.
@@ -37,6 +37,7 @@ impl<'a> Resources<'a> {
         let log = maybe(spec.optional("log"), Field::boolean);
         let limit = maybe(spec.optional("limit"), qos::limit);
         let trace = maybe(spec.optional("trace"), trace);
+        let part = qos::part(spec);
         let absent = absent(spec);
         if absent.is_some() && spec.given(&EFFECTS).is_empty() {
             let help = format!("give one or more of {}", EFFECTS.join(", "));
@@ -73,6 +74,7 @@ impl<'a> Resources<'a> {
             log: log?.unwrap_or_default(),
             limit: limit?,
             trace: trace?,
+            part: part?,
             tenant: metadata.tenant,
             name: metadata.name,
         })

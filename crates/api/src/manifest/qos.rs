@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Limits, shares, reservations and latency classes.
 
-use model::{BitRate, LatencyClass, Limit, Qos};
+use model::{BitRate, LatencyClass, Limit, Part, Qos};
 
 use super::fields::{Field, Fields};
 use super::selectors::maybe;
@@ -13,6 +13,20 @@ const CLASSES: [(&str, LatencyClass); 2] =
 pub(super) fn qos(field: &Field<'_>) -> Option<Qos> {
     let mut fields = field.fields()?;
     let limit = maybe(fields.optional("limit"), limit);
+    let part = part(&mut fields);
+    let class = maybe(fields.optional("class"), |class| class.one_of(&CLASSES));
+    fields.finish();
+    let (limit, Part { shares, reservation }) = (limit?, part?.unwrap_or_default());
+    if let (Some(limit), Some(reserved)) = (limit, reservation)
+        && reserved > limit.rate
+    {
+        return field.refuse("more is reserved than the limit lets through", "lower the reservation");
+    }
+    Some(Qos { limit, shares, reservation, class: class?.unwrap_or_default() })
+}
+
+/// Reads shares and a reservation; `Some(None)` if neither is given.
+pub(super) fn part(fields: &mut Fields<'_>) -> Option<Option<Part>> {
     let shares = maybe(fields.optional("shares"), |shares| shares.integer(1..=Qos::SHARES_MAX));
     let reservation = maybe(fields.optional("reservation"), |reservation| {
         let mut fields = reservation.fields()?;
@@ -20,20 +34,9 @@ pub(super) fn qos(field: &Field<'_>) -> Option<Qos> {
         fields.finish();
         rate
     });
-    let class = maybe(fields.optional("class"), |class| class.one_of(&CLASSES));
-    fields.finish();
-    let (limit, reservation) = (limit?, reservation?);
-    if let (Some(limit), Some(reserved)) = (limit, reservation)
-        && reserved > limit.rate
-    {
-        return field.refuse("more is reserved than the limit lets through", "lower the reservation");
-    }
-    Some(Qos {
-        limit,
-        shares: shares?.unwrap_or(Qos::SHARES_DEFAULT),
-        reservation,
-        class: class?.unwrap_or_default(),
-    })
+    let (shares, reservation) = (shares?, reservation?);
+    let is_given = shares.is_some() || reservation.is_some();
+    Some(is_given.then(|| Part { shares: shares.unwrap_or(Qos::SHARES_DEFAULT), reservation }))
 }
 
 /// Reads how much may pass.

@@ -48,6 +48,7 @@ impl<'a> Resources<'a> {
         let addresses = maybe(spec.optional("addresses"), addresses);
         let balancing = maybe(spec.optional("balancing"), balancing);
         let limit = maybe(spec.optional("limit"), qos::limit);
+        let part = qos::part(spec);
         let ports = ports?;
         let health = maybe(spec.optional("health"), |field| health(field, &ports));
         let service = Service::new(metadata.tenant, metadata.name, selector?, ports);
@@ -58,6 +59,7 @@ impl<'a> Resources<'a> {
             addresses: addresses?.unwrap_or_default(),
             balancing: balancing?.unwrap_or_default(),
             limit: limit?,
+            part: part?,
             health: health?,
             ..service
         })

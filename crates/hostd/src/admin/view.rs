@@ -5,13 +5,13 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use api::admin::{
-    AcceptQueue, EndpointStatus, Flow, FlowService, Latency, LimitStatus, Party, Refusal, Socket,
-    SocketOwner, Verdict,
+    AcceptQueue, ClassStatus, EndpointStatus, Flow, FlowService, Latency, LimitStatus, Party, Refusal,
+    Socket, SocketOwner, Verdict,
 };
 use hdrhistogram::Histogram;
-use model::{EndpointState, Judgement, Moment, RuleId, ServiceFlags, VmRef};
+use model::{BitRate, EndpointState, Judgement, Moment, RuleId, ServiceFlags, VmRef};
 use vhost_port::Features;
-use vswitch::{EndpointRecord, FlowEnd, FlowRecord, FlowState, MeterRecord};
+use vswitch::{ClassRecord, EndpointRecord, FlowEnd, FlowRecord, FlowState, MeterRecord};
 
 /// Why a request cannot be answered, and what to do about it.
 pub fn refusal(reason: &str, help: &str) -> Refusal {
@@ -134,6 +134,18 @@ pub fn limit(meter: &MeterRecord) -> LimitStatus {
         held_frames: meter.held_frames,
         held_mean_us: us(meter.held) / meter.held_frames.max(1),
         held_max_us: us(meter.held_max),
+        classes: meter.classes.iter().map(class).collect(),
+    }
+}
+
+fn class(class: &ClassRecord) -> ClassStatus {
+    ClassStatus {
+        name: class.name.to_string(),
+        shares: class.part.shares,
+        reserved_bits_per_second: class.part.reservation.map(BitRate::bits_per_second),
+        bits_per_second: class.bits_per_second,
+        bytes: class.bytes,
+        held_frames: class.held_frames,
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use api::Diagnostic;
 use api::admin::{Latency, LimitStatus, NameStats, PolicyStatus, PortMoved, SpanStats, Status};
 
-use super::{Grid, Style, diagnostics, plain, plural, size, span};
+use super::{Grid, Style, diagnostics, maybe, plain, plural, size, span};
 use crate::text::{visible, visible_sentence};
 
 /// The daemon's health.
@@ -104,7 +104,30 @@ fn limits(limits: &[LimitStatus], style: Style) -> String {
             plain(limit.held_max_us),
         ]);
     }
-    grid.finish("")
+    grid.finish("") + &classes(limits, style)
+}
+
+/// Who shares limits, and what each gets; nothing if nobody does.
+fn classes(limits: &[LimitStatus], style: Style) -> String {
+    let header = ["SHARES LIMIT OF", "WAY", "CLASS", "SHARES", "RESERVED", "BIT/S", "BYTES", "HELD"];
+    let mut grid = Grid::new(style, &header, &[3, 4, 5, 6, 7]);
+    for limit in limits {
+        for class in &limit.classes {
+            let name = if class.name.is_empty() { "(all others)" } else { &class.name };
+            grid.row(vec![
+                plain(&limit.name),
+                plain(if limit.answers { "answers" } else { "calls" }),
+                plain(name),
+                plain(class.shares),
+                maybe(class.reserved_bits_per_second),
+                plain(class.bits_per_second),
+                plain(size(class.bytes)),
+                plain(class.held_frames),
+            ]);
+        }
+    }
+    let shown = limits.iter().any(|limit| !limit.classes.is_empty());
+    if shown { format!("\n{}", grid.finish("")) } else { String::new() }
 }
 
 fn ports(status: &Status, style: Style) -> String {
@@ -172,7 +195,7 @@ fn facts(facts: &[(&str, String)]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use api::admin::{CoreStatus, PollStats, PortStatus};
+    use api::admin::{ClassStatus, CoreStatus, PollStats, PortStatus};
 
     use super::*;
 
@@ -187,6 +210,16 @@ mod tests {
             held_frames: 60,
             held_mean_us: 1400,
             held_max_us: 9000,
+            classes: [("", 100, None), ("acme/backup", 300, Some(1000))]
+                .map(|(name, shares, reserved_bits_per_second)| ClassStatus {
+                    name: name.into(),
+                    shares,
+                    reserved_bits_per_second,
+                    bits_per_second: 20_000 * u64::from(shares),
+                    bytes: 100,
+                    held_frames: 30,
+                })
+                .into(),
         }
     }
 
@@ -256,6 +289,10 @@ acme/web/net0  0      10    1.0 KiB   9     900 B        1
 
 LIMIT OF   WAY        BIT/S  LIMIT BIT/S  FRAMES     BYTES  HELD  MEAN HELD US  MAX HELD US
 acme/slow  answers  7999000      8000000      70  64.0 KiB    60          1400         9000
+
+SHARES LIMIT OF  WAY      CLASS         SHARES  RESERVED    BIT/S  BYTES  HELD
+acme/slow        answers  (all others)     100         -  2000000  100 B    30
+acme/slow        answers  acme/backup      300      1000  6000000  100 B    30
 
 DROPPED BECAUSE  FRAMES
 spoofed-mac           1

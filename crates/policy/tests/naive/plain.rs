@@ -167,6 +167,9 @@ pub fn inserted(inventory: &Inventory, set: &PolicySet, query: &FlowQuery<'_>) -
         if policy.trace.is_some() {
             services |= ServiceFlags::TRACE;
         }
+        if policy.part.is_some() {
+            services |= ServiceFlags::SHARE;
+        }
         if policy.log {
             services |= ServiceFlags::LOG;
         }
@@ -180,6 +183,7 @@ pub fn inserted(inventory: &Inventory, set: &PolicySet, query: &FlowQuery<'_>) -
             mirror: policy.mirror.as_ref().and_then(|name| inventory.find(&vm(name))),
             limit: policy.limit.map(|limit| (limit, Counted::EachWay)),
             trace: policy.trace,
+            part: policy.part,
         })
     };
     matching.iter().map(insertion).collect()

@@ -23,7 +23,10 @@ impl<S: FlowSlots> Stage<S> for Limit {
     ) -> Option<Verdict> {
         let judgement = opening.judgement.as_ref()?;
         let meters = switch.meters_of(judgement, &opening.keys);
-        switch.hold(&meters, true, arrival.frame)
+        if arrival.frame.departs.is_some() {
+            return None;
+        }
+        switch.hold(&meters, (true, true), arrival.frame)
     }
 
     fn judged(switch: &mut Switch<S>, position: usize, judgement: &Judgement) {
@@ -41,7 +44,7 @@ impl<S: FlowSlots> Stage<S> for Limit {
         frame: &mut Frame,
     ) -> Option<Verdict> {
         let meters = switch.table.flow(position).meters.as_deref()?;
-        switch.hold(meters, from_initiator, frame)
+        switch.hold(meters, (from_initiator, false), frame)
     }
 }
 
@@ -51,12 +54,10 @@ impl<S: FlowSlots> Switch<S> {
         self.meters.of_flow(judgement, ends)
     }
 
-    /// Whether a frame must wait. Its time is given once; when it is offered again, that has come.
-    fn hold(&self, meters: &FlowMeters, from_initiator: bool, frame: &mut Frame) -> Option<Verdict> {
-        if frame.departs.is_some() {
-            return None;
-        }
-        let departs = meters.departure(from_initiator, self.now, frame.total_len_bytes);
+    /// Whether a frame must wait, or wait on. The way is from the initiator or not, and whether its time
+    /// is given for good.
+    fn hold(&self, meters: &FlowMeters, way: (bool, bool), frame: &mut Frame) -> Option<Verdict> {
+        let departs = meters.ask(way, self.now, frame.departs, frame.total_len_bytes);
         frame.departs = Some(departs);
         (departs > self.now).then_some(Verdict::Hold(departs))
     }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use model::{BitRate, LatencyClass, Limit, Moment, Qos};
+use model::{BitRate, LatencyClass, Limit, Moment, Part, Qos};
 use packet::emit;
 use vswitch::{DropReason, FRAME_COST_BYTES, Frame, PortId, QUANTUM_BYTES, Turn, Verdict};
 
@@ -116,6 +116,50 @@ fn a_machines_limit_counts_what_it_sends_whoever_has_called() {
     assert_eq!(flow.judgement.unwrap().inserted[0].rule.0.as_ref(), "acme/web/(vm)");
     let names: Vec<_> = world.switch.meters(world.now).into_iter().map(|meter| meter.name.0).collect();
     assert_eq!(names, ["acme/web/(vm)".into()]);
+}
+
+/// Offers frames of two flows for so long, each as soon as the one before has left; bytes that left of each.
+fn both_backlogged(world: &mut World<'_>, flows: [&[u8]; 2], span: Duration) -> [u64; 2] {
+    let end = world.now.after(span);
+    let mut waiting = flows.map(|bytes| (world.now, Frame::copy_of(bytes)));
+    let mut left = [0; 2];
+    loop {
+        let flow = usize::from(waiting[1].0 < waiting[0].0);
+        let (now, frame) = &mut waiting[flow];
+        world.now = *now;
+        if *now >= end {
+            return left;
+        }
+        match world.switch.process(*now, WEB, frame, None) {
+            Verdict::Hold(until) => *now = until,
+            verdict => {
+                assert_eq!(verdict, Verdict::Forward(API));
+                left[flow] += flows[flow].len() as u64;
+                *frame = Frame::copy_of(flows[flow]);
+            }
+        }
+    }
+}
+
+#[test]
+fn flows_of_two_rules_share_their_machines_limit_and_one_alone_has_it_all() {
+    let part = |shares| Part { shares, reservation: None };
+    let rules = Rules { parts: vec![(53, part(300)), (54, part(100))], ..allow() };
+    let mut memory = memory(64);
+    let mut world = World::new(&mut memory, allow());
+    world.install_qos(rules, &[(WEB, Qos { limit: Some(limit(8_000_000)), ..Qos::default() })]);
+    let (gold, bronze) = (datagram(WEB, API, (1, 53)), datagram(WEB, API, (1, 54)));
+    let [more, less] = both_backlogged(&mut world, [&gold, &bronze], 10 * SECOND);
+    let whole = 10_000_000;
+    assert!(more.abs_diff(whole * 3 / 4) * 50 <= whole * 3 / 4, "{more}");
+    assert!(less.abs_diff(whole / 4) * 50 <= whole / 4, "{less}");
+    let meters = world.switch.meters(world.now);
+    let shown: Vec<_> =
+        meters[0].classes.iter().map(|class| (&*class.name.0, class.bits_per_second)).collect();
+    let [("", 0), ("test/part-53", fast), ("test/part-54", slow)] = shown[..] else { panic!("{shown:?}") };
+    assert!(fast.abs_diff(6_000_000) < 120_000 && slow.abs_diff(2_000_000) < 40_000, "{shown:?}");
+    let [one, other] = both_backlogged(&mut world, [&bronze, &bronze], 10 * SECOND);
+    assert!((one + other).abs_diff(whole) * 50 <= whole, "{one} and {other}");
 }
 
 #[test]

@@ -75,7 +75,7 @@ impl Names {
                 endpoints: entry.endpoints.clone(),
                 names_listener: false,
                 balancing: Balancing::default(),
-                limit: None,
+                inserted: None,
                 health: None,
             }
         };

@@ -59,7 +59,7 @@ impl OneService {
             endpoints: endpoints.iter().map(endpoint).collect(),
             names_listener: false,
             balancing: Balancing::default(),
-            limit: None,
+            inserted: None,
             health: None,
         };
         Self { offers: vec![offer], called: vec![OfferIndex(0)], hidden_from: Vec::new(), exe: None }

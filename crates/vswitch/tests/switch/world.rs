@@ -8,7 +8,8 @@ use std::time::Duration;
 use model::{
     Action, Attribution, Confidence, Counted, Detour, Directory, ExternalNetwork, FlowQuery, Generation,
     Insertion, Inventory, Judge, Judgement, Level, Limit, MacAddr, Moment, Needs, Nic, NicRef, NoServices,
-    Process, Protocol, Qos, RuleId, Sample, ServiceFlags, Snapshot, SocketMode, Tenant, Vm, VmIndex, VmRef,
+    Part, Process, Protocol, Qos, RuleId, Sample, ServiceFlags, Snapshot, SocketMode, Tenant, Vm, VmIndex,
+    VmRef,
 };
 use packet::emit::Link;
 use packet::{Addresses, Head, Network, Packet, Tcp, TcpFlags, Transport, emit};
@@ -87,11 +88,22 @@ pub struct Rules {
     pub limit: Option<(u16, Limit)>,
     /// So many of the flows to this port are traced.
     pub trace: Option<(u16, Sample)>,
+    /// Flows to these ports have a part of the limits that they meet.
+    pub parts: Vec<(u16, Part)>,
 }
 
 impl Rules {
     pub fn always(default: Action) -> Self {
-        Self { default, rules: Vec::new(), detour: None, mirror: None, log: None, limit: None, trace: None }
+        Self {
+            default,
+            rules: Vec::new(),
+            detour: None,
+            mirror: None,
+            log: None,
+            limit: None,
+            trace: None,
+            parts: Vec::new(),
+        }
     }
 
     pub fn but(mut self, rule: Rule, action: Action) -> Self {
@@ -145,8 +157,8 @@ impl Judge for Rules {
         let insertion = |services, mirror| {
             let rule = RuleId(format!("test/{services}").into());
             let level = Level::Tenant;
-            let (limit, trace) = (None, None);
-            Insertion { rule, level, order: 0, denies: false, services, mirror, limit, trace }
+            let (limit, trace, part) = (None, None, None);
+            Insertion { rule, level, order: 0, denies: false, services, mirror, limit, trace, part }
         };
         let limit = self
             .limit
@@ -158,7 +170,11 @@ impl Judge for Rules {
         let trace = self.trace.filter(|(port, _)| is(*port)).map(|(_, sample)| {
             Arc::new(Insertion { trace: Some(sample), ..insertion(ServiceFlags::TRACE, None) })
         });
-        limit.into_iter().chain(mirror).chain(log).chain(trace).collect()
+        let parts = self.parts.iter().filter(|(port, _)| is(*port)).map(|(port, part)| {
+            let rule = RuleId(format!("test/part-{port}").into());
+            Insertion::of_service(rule, Level::Tenant, None, Some(*part)).expect("it has a part")
+        });
+        limit.into_iter().chain(mirror).chain(log).chain(trace).chain(parts).collect()
     }
 }
 

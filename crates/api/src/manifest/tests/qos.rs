@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Limits, shares and reservations: what loads, and where the rest is refused.
 
-use model::{BitRate, LatencyClass, Limit, Qos};
+use model::{BitRate, LatencyClass, Limit, Part, Qos};
 
 use super::*;
 
@@ -23,11 +23,11 @@ spec:
 ---
 {HEADER}kind: Service
 metadata: {{name: s, tenant: acme}}
-spec: {{selector: {{vm: {{}}}}, ports: [{{port: 80}}], limit: {{bitsPerSecond: 80000000}}}}
+spec: {{selector: {{vm: {{}}}}, ports: [{{port: 80}}], limit: {{bitsPerSecond: 80000000}}, reservation: {{bitsPerSecond: 5000}}}}
 ---
 {HEADER}kind: FlowPolicy
 metadata: {{name: slow, tenant: acme}}
-spec: {{from: [{{process: {{uid: 7}}}}], limit: {{bitsPerSecond: 1000}}}}
+spec: {{from: [{{process: {{uid: 7}}}}], limit: {{bitsPerSecond: 1000}}, shares: 20}}
 "
     );
     let (inventory, policies) = load_text(&text).unwrap().into_parts();
@@ -40,6 +40,9 @@ spec: {{from: [{{process: {{uid: 7}}}}], limit: {{bitsPerSecond: 1000}}}}
     assert_eq!((inventory.qos(web), inventory.limit(web)), (Qos::default(), None));
     assert_eq!(policies.services[0].limit, Some(Limit::new(rate(80_000_000))));
     assert_eq!(policies.flow_policies[0].limit, Some(Limit::new(rate(1000))));
+    let reserved = Part { shares: 100, reservation: Some(rate(5000)) };
+    assert_eq!(policies.services[0].part, Some(reserved));
+    assert_eq!(policies.flow_policies[0].part, Some(Part { shares: 20, reservation: None }));
 }
 
 #[test]

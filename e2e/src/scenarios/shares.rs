@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Services behind one card that is limited.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use testkit::vm::Vm;
+
+use crate::shop::START_LIMIT;
+use crate::story::services::serve;
+use crate::{Report, Shop};
+
+/// What the machine may send, in bits per second.
+const RATE: u64 = 40_000_000;
+/// The services with their shares, and the MiB that are fetched from each: all would be done at once.
+const SERVICES: [(&str, u16, u64, u32); 2] = [("gold", 9301, 300, 60), ("bronze", 9302, 100, 20)];
+/// How far the ratio may be from that of the shares, in per cent.
+const TOLERANCE_PERCENT: f64 = 5.0;
+/// How long the numbers are watched.
+const WATCH_SECONDS: u32 = 5;
+/// Time for all data, with much to spare on a busy host.
+const TRANSFER_LIMIT: Duration = Duration::from_secs(120);
+
+fn manifest() -> String {
+    let service = |(name, port, shares, _): (&str, u16, u64, u32)| {
+        format!(
+            "apiVersion: meshvisor.dev/v1alpha1\nkind: Service\nmetadata: {{name: {name}, tenant: acme}}\n\
+             spec: {{selector: {{vm: {{name: api}}}}, ports: [{{port: {port}}}], shares: {shares}, \
+             addresses: [{}]}}\n---\n",
+            address(port)
+        )
+    };
+    let services: String = SERVICES.map(service).concat();
+    format!(
+        "# SPDX-License-Identifier: Apache-2.0\n{services}apiVersion: meshvisor.dev/v1alpha1\nkind: AccessPolicy\n\
+         metadata: {{name: fetching, tenant: acme}}\nspec: {{action: Allow, from: [{{vm: {{name: web}}}}], \
+         to: [{{service: gold}}, {{service: bronze}}]}}\n"
+    )
+}
+
+fn address(port: u16) -> String {
+    format!("10.96.1.{}", port % 100)
+}
+
+/// Bytes of each service that the machine's limit has let through.
+fn passed(shop: &Shop) -> Result<[f64; 2]> {
+    let limits = shop.status()?.limits;
+    let limit = limits.iter().find(|limit| limit.name == "acme/api/(vm)");
+    let classes = &limit.with_context(|| format!("no such limit: {limits:?}"))?.classes;
+    let bytes = SERVICES.map(|(name, ..)| {
+        let class = classes.iter().find(|class| class.name == format!("acme/{name}/(service)"));
+        class.map(|class| class.bytes as f64)
+    });
+    let [Some(gold), Some(bronze)] = bytes else { bail!("a class is missing: {classes:?}") };
+    Ok([gold, bronze])
+}
+
+/// Two services of one machine, whose card is limited, get what their shares say.
+pub(super) fn run(shop: &mut Shop, report: &mut Report) -> Result<()> {
+    let card = "metadata: {name: api, tenant: acme, labels: {app: shop, tier: api}}\nspec:\n";
+    let qos = format!("{card}  qos: {{limit: {{bitsPerSecond: {RATE}}}}}\n");
+    let servers = SERVICES.map(|(name, port, ..)| serve(shop, "acme/api", name, port));
+    shop.edit("20-machines.yaml", card, &qos)?;
+    shop.put_in_force("60-shares.yaml", &manifest())?;
+    let web = shop.vm("acme/web");
+    let fetch = |(name, port, _, mib): (&str, u16, u64, u32)| {
+        web.background(name, &format!("/usr/bin/storefront bulk {}:{port} {mib}", address(port)))
+    };
+    let fetching = SERVICES.map(fetch);
+    shop.until(START_LIMIT, || {
+        Ok(passed(shop).ok().filter(|passed| passed.iter().all(|bytes| *bytes > 1e6)))
+    })
+    .with_context(|| format!("{:?}", shop.status().map(|status| status.limits)))?;
+    let (before, begun) = (passed(shop)?, Instant::now());
+    web.expect(&format!("sleep {WATCH_SECONDS}"))?;
+    let (after, took) = (passed(shop)?, begun.elapsed());
+    let [gold, bronze] = [after[0] - before[0], after[1] - before[1]];
+    let (ratio, wanted) = (gold / bronze, SERVICES[0].2 as f64 / SERVICES[1].2 as f64);
+    report.claim(
+        format!("of a card limited to {RATE} bit/s two services get {wanted} : 1"),
+        (ratio / wanted - 1.0).abs() * 100.0 <= TOLERANCE_PERCENT,
+        format!("{ratio:.2} : 1, {gold} and {bronze} bytes"),
+    );
+    let whole = 8.0 * (gold + bronze) / took.as_secs_f64();
+    report.claim(
+        "together all of it",
+        (whole / RATE as f64 - 1.0).abs() * 100.0 <= 2.0 * TOLERANCE_PERCENT,
+        format!("{:.2} Mbit/s", whole / 1e6),
+    );
+    for ((name, ..), pid) in SERVICES.into_iter().zip(fetching) {
+        report.check(format!("all that is fetched from {name} is whole"), fetched(web, name, pid?));
+    }
+    for server in servers {
+        shop.vm("acme/api").expect(&format!("kill {}", server?))?;
+    }
+    shop.edit("20-machines.yaml", &qos, card)?;
+    shop.remove("60-shares.yaml")
+}
+
+fn fetched(web: &Vm, name: &str, pid: u32) -> Result<String> {
+    let printed = web.await_end(name, pid, TRANSFER_LIMIT)?;
+    anyhow::ensure!(printed.starts_with("whole "), "{printed}");
+    Ok(printed.trim_end().to_owned())
+}
