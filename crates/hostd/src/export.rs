@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The exporting thread: flows that are over, as IPFIX to one collector.
+//! The exporting thread: flows that are over, and now and then those that go on, as IPFIX to one collector.
 //!
 //! Over UDP a record may get lost without anybody knowing, as RFC 7011 section 10.3 warns; templates are repeated.
 //! Over TCP the thread connects for as long as it takes, and takes no records meanwhile: they wait in the ring,
@@ -295,9 +295,14 @@ fn record<'a>(event: &'a FlowEvent, texts: &'a Texts, unix_ms: impl Fn(Moment) -
         end_ms: unix_ms(flow.last_seen),
         sent: direction(&flow.initiator),
         answered: direction(&flow.responder),
-        event: if event.change == FlowChange::Denied { Event::Denied } else { Event::Deleted },
+        event: match event.change {
+            FlowChange::Denied => Event::Denied,
+            FlowChange::Ongoing => Event::Updated,
+            FlowChange::Opened | FlowChange::Reset | FlowChange::Closed => Event::Deleted,
+        },
         reason: match (event.change, flow.state) {
             (FlowChange::Denied | FlowChange::Reset, _) => EndReason::Forced,
+            (FlowChange::Ongoing, _) => EndReason::Active,
             (_, FlowState::Closed) => EndReason::EndOfFlow,
             _ => EndReason::Idle,
         },
@@ -340,6 +345,7 @@ mod tests {
     use rustix::time::{ClockId, clock_gettime};
     use testkit::process::Process;
     use testkit::scratch::Scratch;
+    use vswitch::Told;
 
     use super::*;
     use crate::flowlog::tests::event;
@@ -412,18 +418,32 @@ mod tests {
         for source_port in 1..=50 {
             funnel.offer(closed(source_port));
         }
-        await_that("all is exported", || records.stats(0).exported == 50);
+        // One goes on for long: what it did since it was told of is told.
+        let mut ongoing = closed(60);
+        ongoing.change = FlowChange::Ongoing;
+        let mut end = closed(60);
+        end.record.initiator.sent_bytes += 150;
+        end.record.told = Some(Told { at: ongoing.at, sent: [(3, 300), (2, 2000)] });
+        end.record.leave_untold();
+        [ongoing, end].into_iter().for_each(|event| funnel.offer(event));
+        await_that("all is exported", || records.stats(0).exported == 52);
         await_that("the collector has read all", || unread_bytes(address) == Some(0));
         // It writes its file before it ends.
         collector.stop(Duration::from_secs(10)).unwrap();
-        let shown =
-            Command::new("nfdump").arg("-R").arg(dir.path()).args(["-q", "-o", "csv"]).output().unwrap();
-        let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+        let dump = |arguments: &[&str]| {
+            let shown = Command::new("nfdump").arg("-R").arg(dir.path()).arg("-q").args(arguments).output();
+            String::from_utf8_lossy(&shown.unwrap().stdout).into_owned()
+        };
+        let shown = dump(&["-o", "csv"]);
         let log = fs::read_to_string(&log).unwrap_or_default();
         for source_port in 1..=50 {
             let ends = format!("127.0.0.1,127.0.0.1,{source_port},80,TCP");
             assert!(shown.contains(&ends), "no {ends} among\n{shown}\n{log}");
         }
+        let long = dump(&["-o", "fmt:%byt", "src port 60"]);
+        let mut bytes: Vec<&str> = long.split_whitespace().collect();
+        bytes.sort_unstable();
+        assert_eq!(bytes, ["150", "300"], "{long}");
         assert!(!log.contains("Sequence Errors: 1"), "{log}");
     }
 

@@ -59,7 +59,9 @@ impl FlowLog {
                         if let Some(export) = &mut export
                             && event.change != FlowChange::Opened
                         {
-                            export.offer(event.clone());
+                            let mut event = event.clone();
+                            event.record.leave_untold();
+                            export.offer(event);
                         }
                         keeper.note(event);
                     }
@@ -163,6 +165,7 @@ pub mod tests {
             rtt: None,
             choice: None,
             trace: None,
+            told: None,
         };
         FlowEvent { at: Moment(0), change: FlowChange::Opened, record, flows: 1, logged: false }
     }

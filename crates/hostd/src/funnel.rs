@@ -91,6 +91,7 @@ impl Funnel {
     fn merge(&mut self, mut event: FlowEvent) {
         self.lose_span(&event);
         event.record.trace = None;
+        event.record.leave_untold();
         let kind = Kind::of(&event);
         if let Some(known) = self.merged.get_mut(&kind) {
             self.counts.merged.fetch_add(event.flows, Ordering::Relaxed);

@@ -72,6 +72,8 @@ pub enum Event {
     Deleted = 2,
     /// The flow was denied.
     Denied = 3,
+    /// The flow goes on.
+    Updated = 5,
 }
 
 /// Why a flow has ended (`flowEndReason`, IANA element 136).
@@ -80,13 +82,15 @@ pub enum Event {
 pub enum EndReason {
     /// It fell idle.
     Idle = 1,
+    /// It has not ended; it has gone on for so long that it is told of.
+    Active = 2,
     /// Its ends closed it.
     EndOfFlow = 3,
     /// Policy or the loss of a card ended it.
     Forced = 4,
 }
 
-/// A flow that is over.
+/// A flow that is over, or what it has done since it was told of last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record<'a> {
     /// As the initiator's packets name it.

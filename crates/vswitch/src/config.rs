@@ -47,6 +47,8 @@ pub struct SwitchConfig {
     /// Most flows in the table that one port has opened and that are traced, where rules ask for that; more are only counted.
     /// Default: 4,096. At zero only denials are traced.
     pub traced_per_port_max: u32,
+    /// How often others are told of a flow that goes on, if it moves anything. Default: 5 minutes.
+    pub ongoing_told_every: Duration,
     /// How long a DHCP lease lasts, in whole seconds. Default: one hour.
     pub dhcp_lease: Duration,
     /// Whether and how names are answered. Default: they are, without upstreams.
@@ -74,6 +76,7 @@ impl SwitchConfig {
             denials_per_second_max: 100,
             logged_per_second_max: 100,
             traced_per_port_max: 4096,
+            ongoing_told_every: Duration::from_secs(300),
             dhcp_lease: Duration::from_secs(3600),
             dns: Some(DnsConfig::default()),
             capacity: CAPACITY_DEFAULT,

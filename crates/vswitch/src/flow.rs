@@ -49,6 +49,8 @@ pub(crate) struct Flow {
     pub rtt: Option<Duration>,
     /// What is noted of it, if it is traced.
     pub trace: Option<Box<FlowTrace>>,
+    /// What others were told of it while it went on.
+    pub told: Option<Box<Told>>,
 }
 
 /// One end of a flow.
@@ -96,6 +98,34 @@ pub struct FlowRecord {
     pub choice: Option<Choice>,
     /// The moments of its life, if it is traced.
     pub trace: Option<FlowTrace>,
+    /// What others were told of it while it went on.
+    pub told: Option<Told>,
+}
+
+impl FlowRecord {
+    /// Leaves of what the flow has counted what others were not told of yet, as of a flow that began where that ended.
+    pub fn leave_untold(&mut self) {
+        let Some(told) = self.told.take() else { return };
+        self.opened = told.at;
+        for (end, (frames, bytes)) in [&mut self.initiator, &mut self.responder].into_iter().zip(told.sent) {
+            end.sent_frames = end.sent_frames.saturating_sub(frames);
+            end.sent_bytes = end.sent_bytes.saturating_sub(bytes);
+        }
+    }
+
+    /// Frames and bytes that each end has sent.
+    pub(crate) fn sent(&self) -> [(u64, u64); 2] {
+        [&self.initiator, &self.responder].map(|end| (end.sent_frames, end.sent_bytes))
+    }
+}
+
+/// What a flow had counted when others were told that it goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// When that was.
+    pub at: Moment,
+    /// Frames and bytes that the initiator and the responder had sent.
+    pub sent: [(u64, u64); 2],
 }
 
 /// The moments of the life of a flow that is traced.
@@ -124,6 +154,8 @@ pub enum FlowChange {
     Denied,
     /// It was live, and a change of policy ended it.
     Reset,
+    /// It goes on, and nobody was told of it for long.
+    Ongoing,
     /// It ended by itself, fell idle, was evicted or lost an end.
     Closed,
 }
@@ -134,6 +166,7 @@ impl fmt::Display for FlowChange {
             Self::Opened => "opened",
             Self::Denied => "denied",
             Self::Reset => "reset",
+            Self::Ongoing => "ongoing",
             Self::Closed => "closed",
         })
     }
@@ -158,6 +191,6 @@ impl FlowEvent {
     /// Whether a span follows from it: all is known of a flow that is traced.
     #[must_use]
     pub fn tells_span(&self) -> bool {
-        self.record.trace.is_some() && self.change != FlowChange::Opened
+        self.record.trace.is_some() && !matches!(self.change, FlowChange::Opened | FlowChange::Ongoing)
     }
 }

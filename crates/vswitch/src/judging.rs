@@ -265,6 +265,7 @@ impl<S: FlowSlots> Switch<S> {
             mirror: None,
             meters: None,
             trace: None,
+            told: None,
             rtt: None,
         });
         self.table.set_epoch(position, self.epoch);
@@ -354,6 +355,7 @@ impl<S: FlowSlots> Switch<S> {
             rtt: None,
             choice: served.as_ref().map(|served| served.choice),
             trace: self.sampled(judgement, key, self.now),
+            told: None,
         }
     }
 

@@ -58,7 +58,7 @@ pub use balance::{Among, Balancer, Candidate, Choice};
 pub use config::{SwitchConfig, Timeouts};
 pub use counters::Counters;
 pub use dns::{DnsConfig, DnsQuestion, DnsReply, DnsTicket, Found};
-pub use flow::{FlowChange, FlowEnd, FlowEvent, FlowRecord, FlowTrace};
+pub use flow::{FlowChange, FlowEnd, FlowEvent, FlowRecord, FlowTrace, Told};
 pub use frame::{FRAME_LEN_BYTES_MAX, Frame, HEAD_LEN_BYTES_MAX, PortId};
 pub use outbox::{EMISSIONS_MAX, EVENTS_MAX, Emission};
 pub use outside::Uplink;

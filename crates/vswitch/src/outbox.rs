@@ -37,9 +37,14 @@ impl Outbox {
         room
     }
 
+    /// Whether another event would be taken.
+    pub(crate) fn takes_event(&self) -> bool {
+        self.events.len() < EVENTS_MAX
+    }
+
     /// Whether the event was taken.
     pub(crate) fn report(&mut self, event: FlowEvent) -> bool {
-        let room = self.events.len() < EVENTS_MAX;
+        let room = self.takes_event();
         if room {
             self.events.push_back(event);
         }

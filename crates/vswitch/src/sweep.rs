@@ -12,7 +12,7 @@ use crate::key::FlowKey;
 use crate::ports::Ports;
 use crate::table::millisecond;
 use crate::tcp::Progress;
-use crate::{FlowChange, FlowSlots, FlowState, PortId, Switch};
+use crate::{FlowChange, FlowSlots, FlowState, PortId, Switch, Told};
 
 /// What becomes of a flow that was judged again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,8 +27,8 @@ pub(crate) enum Conclusion {
 
 impl<S: FlowSlots> Switch<S> {
     /// Looks at up to `flows_max` flows, going on where the last call stopped, or at all if there are no
-    /// more: ends those that have been idle for too long and judges those again that an older snapshot judged, unless an end must be
-    /// attributed first; those wait for their next frame.
+    /// more: ends those that have been idle for too long, tells of those that nobody was told of for long, and judges
+    /// those again that an older snapshot judged, unless an end must be attributed first; those wait for their next frame.
     pub fn tick(&mut self, now: Moment, flows_max: usize) {
         self.now = now;
         self.look_after_dns();
@@ -55,6 +55,7 @@ impl<S: FlowSlots> Switch<S> {
             self.end_flow(position, FlowChange::Closed);
             return false;
         }
+        self.tell_of_ongoing(position);
         let state = self.table.state(position);
         let left = self.table.flow(position).left_in_epoch == Some(self.epoch);
         if self.table.slot(index).epoch == self.epoch || left || state == FlowState::Reset {
@@ -68,6 +69,23 @@ impl<S: FlowSlots> Switch<S> {
             return true;
         }
         self.conclude(position, case) != Conclusion::Gone
+    }
+
+    /// Tells of a flow that goes on, if nobody was told of it for long and it has moved something since. With no room for
+    /// another event it is told of the next time.
+    fn tell_of_ongoing(&mut self, position: usize) {
+        let flow = self.table.flow(position);
+        let told_at = flow.told.as_ref().map_or(flow.opened, |told| told.at);
+        let is_over = matches!(self.table.state(position), FlowState::Reset | FlowState::Refused);
+        if self.now.since(told_at) < self.config.ongoing_told_every || is_over || !self.outbox.takes_event() {
+            return;
+        }
+        let record = self.record(position);
+        let told = Told { at: self.now, sent: record.sent() };
+        if record.told.as_ref().map_or([(0, 0); 2], |told| told.sent) != told.sent {
+            self.report(FlowChange::Ongoing, record);
+            self.table.flow_mut(position).told = Some(Box::new(told));
+        }
     }
 
     /// The case of a flow that is in the table, with what was found out about it.

@@ -595,6 +595,7 @@ impl<S: FlowSlots> Switch<S> {
             rtt: flow.rtt,
             choice: flow.choice,
             trace: flow.trace.as_deref().cloned(),
+            told: flow.told.as_deref().copied(),
         }
     }
 }

@@ -176,6 +176,7 @@ impl<S: FlowSlots> FlowTable<S> {
                     names: Vec::new(),
                     meters: None,
                     trace: None,
+                    told: None,
                     rtt: None,
                 };
                 for (member, peer) in [(index, partner), (partner, index)] {

@@ -283,6 +283,7 @@ mod tests {
             rtt: None,
             choice: None,
             trace: None,
+            told: None,
         }
     }
 

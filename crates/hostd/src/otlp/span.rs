@@ -82,7 +82,9 @@ fn ended(event: &FlowEvent, trace: &FlowTrace) -> Moment {
     let record = &event.record;
     let last = match event.change {
         FlowChange::Denied | FlowChange::Reset => event.at,
-        FlowChange::Opened | FlowChange::Closed => trace.closed.unwrap_or(record.last_seen),
+        FlowChange::Opened | FlowChange::Ongoing | FlowChange::Closed => {
+            trace.closed.unwrap_or(record.last_seen)
+        }
     };
     // When a frame was seen last is known to the millisecond only.
     [Some(record.opened), trace.connected, trace.answered].into_iter().flatten().fold(last, Moment::max)

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use model::Action;
-use vswitch::{Ask, DropReason, FlowChange, FlowState, How, Question, Verdict};
+use vswitch::{Ask, DropReason, FlowChange, FlowEvent, FlowState, How, Question, Verdict};
 
 use crate::world::*;
 
@@ -181,6 +181,48 @@ fn a_closed_connection_is_forgotten_without_a_reset() {
     world.emits_nothing();
     assert_eq!(world.switch.flows().count(), 0);
     assert_eq!(world.changes(), [FlowChange::Opened, FlowChange::Closed]);
+}
+
+#[test]
+fn a_flow_that_goes_on_is_told_of_now_and_then_and_every_byte_once() {
+    let mut memory = memory(64);
+    let mut world = World::new(&mut memory, allow());
+    let dialogue = world.connect(WEB, API, 80);
+    let opened = world.flow().opened;
+    let untold = |event: FlowEvent| {
+        let (change, mut record) = (event.change, event.record);
+        record.leave_untold();
+        (change, record.opened, record.initiator.sent_frames, record.responder.sent_frames)
+    };
+    world.events();
+    world.pass_time(config().ongoing_told_every);
+    world.tick();
+    let first = world.now;
+    assert_eq!(
+        world.events().into_iter().map(untold).collect::<Vec<_>>(),
+        [(FlowChange::Ongoing, opened, 2, 1)]
+    );
+    // Silence is not told of, and what comes after it at once.
+    world.pass_time(2 * config().ongoing_told_every);
+    world.tick();
+    assert!(world.events().is_empty());
+    world.forwards(WEB, &dialogue.out(ACK, 1001, 5001, 10), API);
+    world.tick();
+    let second = world.now;
+    assert_eq!(
+        world.events().into_iter().map(untold).collect::<Vec<_>>(),
+        [(FlowChange::Ongoing, first, 1, 0)]
+    );
+    world.forwards(API, &dialogue.back(RST, 5001, 0, 0), WEB);
+    world.pass_time(config().timeouts.closed + Duration::from_secs(1));
+    world.tick();
+    let [end] = &world.events()[..] else { panic!("it is not told of once") };
+    assert_eq!(
+        (end.record.initiator.sent_frames, end.record.responder.sent_frames),
+        (3, 2),
+        "the whole is there, too"
+    );
+    assert_eq!(untold(end.clone()), (FlowChange::Closed, second, 0, 1));
 }
 
 #[test]
