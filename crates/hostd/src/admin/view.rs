@@ -43,7 +43,7 @@ pub fn flow(record: &FlowRecord, now: Moment) -> Flow {
         matched: judgement.map_or(Vec::new(), |j| j.matched.iter().map(ToString::to_string).collect()),
         audited: judgement
             .map_or(Vec::new(), |j| j.audited.iter().map(|(rule, _)| rule.to_string()).collect()),
-        services: judgement.map_or(Vec::new(), services),
+        services: judgement.map_or(Vec::new(), |judgement| own_services(record, judgement)),
         generation: record.generation.0,
         state: record.state.to_string(),
         packets: record.initiator.sent_frames + record.responder.sent_frames,
@@ -56,6 +56,14 @@ pub fn flow(record: &FlowRecord, now: Moment) -> Flow {
             _ => None,
         },
     }
+}
+
+/// The services that this very flow has: whether it is traced depends on more than rules.
+fn own_services(record: &FlowRecord, judgement: &Judgement) -> Vec<FlowService> {
+    let mut services = services(judgement);
+    let trace = ServiceFlags::TRACE.to_string();
+    services.retain(|service| service.service != trace || record.trace.is_some());
+    services
 }
 
 /// The services of a flow with what set the flag of each, in the order in which they run.
@@ -177,4 +185,43 @@ pub fn features(features: Features) -> Vec<String> {
         (Features::PROTOCOL_FEATURES, "PROTOCOL_FEATURES"),
     ];
     NAMES.iter().filter(|(feature, _)| features.has(*feature)).map(|(_, name)| (*name).to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use model::{Action, Insertion, Level, Sample};
+    use vswitch::FlowTrace;
+
+    use super::*;
+    use crate::flowlog::tests::event;
+
+    #[test]
+    fn a_flow_that_is_not_sampled_is_not_shown_as_traced() {
+        let mut record = event(1).record;
+        let insertion = Insertion {
+            rule: RuleId("acme/watch".into()),
+            level: Level::Tenant,
+            order: 7,
+            denies: false,
+            services: ServiceFlags::TRACE,
+            mirror: None,
+            limit: None,
+            trace: Some(Sample::ALL),
+            part: None,
+        };
+        record.judgement = Some(Arc::new(Judgement {
+            inserted: vec![Arc::new(insertion)],
+            ..Judgement::new(Action::Allow, RuleId("acme/web".into()))
+        }));
+        let shown = |record: &FlowRecord| {
+            let services = flow(record, Moment(0)).services.into_iter();
+            services.map(|service| format!("{} by {}", service.service, service.rule)).collect::<Vec<_>>()
+        };
+        assert_eq!(shown(&record), ["authorize by acme/web"]);
+        let (id, sample, whole) = (1, Sample::ALL, true);
+        record.trace = Some(FlowTrace { id, sample, whole, connected: None, answered: None, closed: None });
+        assert_eq!(shown(&record), ["trace by acme/watch", "authorize by acme/web"]);
+    }
 }
