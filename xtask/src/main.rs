@@ -106,6 +106,9 @@ enum Bench {
         /// Only cases with this in their name.
         #[arg(long)]
         case: Option<String>,
+        /// Most rounds of a case; fewer if five were steady.
+        #[arg(long, default_value_t = bench::ROUNDS_MAX)]
+        rounds: usize,
     },
     /// What services cost: virtual addresses, names, choices, failures, neighbours.
     #[command(after_help = SERVICES_EXAMPLES)]
@@ -184,8 +187,9 @@ fn perform(task: Task) -> Result<()> {
         }
         Task::Test { quick, no_install } => test::run(test::Options { quick, no_install }),
         Task::Prepush => test::prepush(),
-        Task::Bench { what: Bench::Switch { peers, case }, json, no_install } => {
-            bench::switch(&bench::Options { json, peers, case, may_install: !no_install })
+        Task::Bench { what: Bench::Switch { peers, case, rounds }, json, no_install } => {
+            let rounds_max = rounds.max(1);
+            bench::switch(&bench::Options { json, peers, case, rounds_max, may_install: !no_install })
         }
         Task::Soak { what: Soak::Handover { kills, upgrades }, no_install } => {
             soak::handover::run(kills, upgrades, no_install)

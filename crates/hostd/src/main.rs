@@ -118,7 +118,8 @@ fn serve(config: &Config, mesh: &Arc<Mesh>) -> anyhow::Result<()> {
     };
     let mut switch = Switch::new(switch_config, flow_memory);
     switch.recall(poll::now(), dns::keeping::left(&config.runtime_dir));
-    tracing::debug!(all = platform::in_huge_pages(switch.tallies()), "counters of flows in huge pages");
+    let all = platform::in_huge_pages(switch.tallies());
+    tracing::debug!(all, "counters of flows in huge pages");
     let (inquiries, inquired) = bounded(handover::PORTS_MAX);
     let answer = poll.clone();
     introspection.start_answering(inquired, move |reply| answer.send(Command::Answered(reply)))?;

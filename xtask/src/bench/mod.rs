@@ -30,8 +30,8 @@ use crate::{demo, packages, shell, test};
 
 /// Rounds that must have been steady.
 const ROUNDS: usize = 5;
-/// Rounds tried for that.
-const ROUNDS_MAX: usize = 12;
+/// Rounds tried for that, unless said.
+pub const ROUNDS_MAX: usize = 12;
 /// How much the probes before and after a round may differ.
 const PROBE_RATIO_MAX: f64 = 1.3;
 
@@ -43,6 +43,8 @@ pub struct Options {
     pub peers: bool,
     /// Only cases with this in their name.
     pub case: Option<String>,
+    /// Most rounds of a case.
+    pub rounds_max: usize,
     pub may_install: bool,
 }
 
@@ -78,7 +80,8 @@ pub fn switch(options: &Options) -> Result<()> {
     }
     let wanted = |case: &&Case| options.case.as_ref().is_none_or(|part| case.name.contains(part.as_str()));
     for case in CASES.iter().filter(wanted) {
-        let figure = figure(case, options.peers).with_context(|| format!("case {}", case.name))?;
+        let figure =
+            figure(case, options.peers, options.rounds_max).with_context(|| format!("case {}", case.name))?;
         if options.json {
             println!("{}", serde_json::to_string(&figure)?);
         } else {
@@ -106,7 +109,7 @@ struct Round {
     steady: bool,
 }
 
-fn figure(case: &Case, peers: bool) -> Result<Figure> {
+fn figure(case: &Case, peers: bool, rounds_max: usize) -> Result<Figure> {
     let peer = match case.peer {
         Peer::Ovs(program) if peers => Some(Contender::Ovs(program)),
         Peer::Ourselves(program) => Some(Contender::Ours(program)),
@@ -114,7 +117,8 @@ fn figure(case: &Case, peers: bool) -> Result<Figure> {
     };
     let mut rounds: Vec<Round> = Vec::new();
     let steady = |rounds: &[Round]| rounds.iter().filter(|round| round.steady).count() >= ROUNDS;
-    while rounds.len() < ROUNDS_MAX && !steady(&rounds) {
+    while rounds.len() < rounds_max && !steady(&rounds) {
+        eprintln!("{}: round {} of at most {rounds_max}", case.name, rounds.len() + 1);
         rounds.push(round(case, peer, peers)?);
     }
     let enough = steady(&rounds);

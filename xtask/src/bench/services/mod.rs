@@ -114,7 +114,7 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 fn vip() -> Result<Figure> {
-    let figure = super::figure(&VIP, false)?;
+    let figure = super::figure(&VIP, false, super::ROUNDS_MAX)?;
     let (plain, ratio) = (figure.peer.unwrap_or(f64::NAN), figure.ratio.unwrap_or(f64::NAN));
     let figures = [("service", figure.ours), ("plain", plain), ("ratio", ratio)];
     let steady = Some(figure.steady);
