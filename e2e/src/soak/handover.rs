@@ -24,6 +24,10 @@ pub struct HandOvers {
     pub upgrades: u32,
 }
 
+/// What each conversation moves, both ways together, before the daemon ends again: ends in close succession would only
+/// show that TCP gives up on a network that is nearly never there.
+const FRAMES_MIN: u64 = 8;
+
 /// What the conversations went through.
 #[derive(Clone, Debug)]
 pub struct Endured {
@@ -64,6 +68,17 @@ pub fn hand_over(
             back.with_context(|| format!("{id} did not come back after end {}", number + 1))?;
         }
         slowest = slowest.max(ended.elapsed());
+        // Whoever was not answered for a second sends again only some time later. The daemon counts from its start.
+        let going_on = shop.until(BACK_LIMIT, || {
+            let flows = shop.flows("acme/web")?;
+            let moving =
+                flows.iter().filter(|flow| flow.destination.port == 8080 && flow.packets >= FRAMES_MIN);
+            Ok((moving.count() >= CONVERSATIONS.len()).then_some(()))
+        });
+        going_on.with_context(|| {
+            let (flows, drops) = (shop.flows("acme/web"), shop.status().map(|status| status.drops));
+            format!("not all conversations went on after end {}: {flows:?}, dropped: {drops:?}", number + 1)
+        })?;
         progress(number + 1, ended.elapsed());
     }
     let conversations: Result<Vec<_>> = streams.iter().map(|stream| stream.finish(shop)).collect();

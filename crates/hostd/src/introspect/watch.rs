@@ -52,7 +52,8 @@ impl State {
         &mut self,
         look: impl FnOnce(&mut vmi::Guest) -> Option<Attribution>,
     ) -> Option<Result<Attribution, NotReady>> {
-        if matches!(self, Self::Attaching) {
+        // After a restart of the daemon a machine may hear from one whose VMM is not back yet.
+        if matches!(self, Self::Waiting | Self::Attaching) {
             return Some(Err(NotReady));
         }
         self.look(look).map_or(NOT_WATCHED, |found| found.map(Ok))
@@ -118,7 +119,7 @@ impl Watch {
     }
 }
 
-/// The machine is still being attached to.
+/// The machine is still being attached to, or not running.
 pub(super) struct NotReady;
 
 /// What is told of a machine that is not looked into.
@@ -153,6 +154,15 @@ mod tests {
             assert!(matches!(watch.lock().state, State::Waiting));
         }
         assert!(watch.enter() > second);
+    }
+
+    #[test]
+    fn nobody_is_judged_by_a_machine_that_is_not_there_or_not_understood_yet() {
+        let failed = State::Failed("not a kernel that anybody knows".into());
+        for (mut state, is_ready) in [(State::Waiting, false), (State::Attaching, false), (failed, true)] {
+            let answer = state.attribute(|_| unreachable!("there is nothing to look into"));
+            assert_eq!(matches!(answer, Some(Ok(_))), is_ready);
+        }
     }
 
     #[test]
