@@ -112,11 +112,6 @@ impl FlowRecord {
             end.sent_bytes = end.sent_bytes.saturating_sub(bytes);
         }
     }
-
-    /// Frames and bytes that each end has sent.
-    pub(crate) fn sent(&self) -> [(u64, u64); 2] {
-        [&self.initiator, &self.responder].map(|end| (end.sent_frames, end.sent_bytes))
-    }
 }
 
 /// What a flow had counted when others were told that it goes on.

@@ -80,12 +80,18 @@ impl<S: FlowSlots> Switch<S> {
         if self.now.since(told_at) < self.config.ongoing_told_every || is_over || !self.outbox.takes_event() {
             return;
         }
-        let record = self.record(position);
-        let told = Told { at: self.now, sent: record.sent() };
-        if record.told.as_ref().map_or([(0, 0); 2], |told| told.sent) != told.sent {
-            self.report(FlowChange::Ongoing, record);
-            self.table.flow_mut(position).told = Some(Box::new(told));
+        let counted = |index: u32| {
+            let (frames, bytes, _) = self.table.counted(index);
+            (frames, bytes)
+        };
+        let sent = [counted(flow.initiator), flow.responder.map_or((0, 0), counted)];
+        // A silent flow comes by here with every sweep.
+        if flow.told.as_ref().map_or([(0, 0); 2], |told| told.sent) == sent {
+            return;
         }
+        let record = self.record(position);
+        self.report(FlowChange::Ongoing, record);
+        self.table.flow_mut(position).told = Some(Box::new(Told { at: self.now, sent }));
     }
 
     /// The case of a flow that is in the table, with what was found out about it.

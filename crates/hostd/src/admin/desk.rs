@@ -9,7 +9,7 @@ use api::admin::{
     CoreStatus, Flow, IntrospectionState, NameStats, Nic, NicState, PolicyStatus, PollStats, PortMoved,
     PortStatus, Process, Refusal, Request, Response, Service, Status, Vm,
 };
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, Sender};
 use model::{NicRef, Protocol, VmRef};
 use vswitch::{EndpointRecord, FlowEvent, FlowRecord};
 
@@ -262,7 +262,12 @@ impl Desk {
     }
 
     fn records(&self) -> Result<Vec<FlowRecord>, Refusal> {
-        self.poll.ask(Command::Flows).map_err(|error| refusal(&error.to_string(), "see the daemon's log"))
+        self.ask(Command::Flows)
+    }
+
+    /// What a poll core answers.
+    fn ask<T>(&self, command: impl FnOnce(Sender<T>) -> Command) -> Result<T, Refusal> {
+        self.poll.ask(command).map_err(|error| refusal(&error.to_string(), "see the daemon's log"))
     }
 
     /// All services, as many as have endpoints that the switch tells of.
@@ -284,14 +289,13 @@ impl Desk {
     }
 
     fn endpoints(&self) -> Result<Vec<EndpointRecord>, Refusal> {
-        self.poll.ask(Command::Endpoints).map_err(|error| refusal(&error.to_string(), "see the daemon's log"))
+        self.ask(Command::Endpoints)
     }
 
     fn why(&self, from: &str, to: &str, protocol: &str, exe: Option<&str>) -> Answer {
         let published = self.mesh.published();
         let from = self.known(from)?;
-        let found = self.poll.ask(Command::Found);
-        let mut found = found.map_err(|error| refusal(&error.to_string(), "see the daemon's log"))?;
+        let mut found = self.ask(Command::Found)?;
         found.retain(|found| found.tenant == from.tenant);
         found.sort_by_key(|found| found.address);
         let question = WhyQuestion::resolve(&published, from, (to, &found), protocol, exe)?;

@@ -149,9 +149,7 @@ impl WhyQuestion {
             generation: published.snapshot.generation.0,
         }
     }
-}
 
-impl WhyQuestion {
     /// How the endpoints fare of the service that is called.
     fn endpoints(&self, published: &Published, all: &[EndpointRecord]) -> Vec<EndpointStatus> {
         let called = self.to.via.map(|via| &published.snapshot.services.offer(via).id);
