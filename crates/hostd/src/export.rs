@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use api::admin::RecordStats;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
@@ -18,7 +18,7 @@ use model::{Action, Judgement, Moment};
 use vswitch::{FlowChange, FlowEnd, FlowEvent, FlowState};
 
 use crate::funnel::{Funnel, FunnelCounts};
-use crate::poll;
+use crate::{clock, poll};
 
 /// Flows waiting to be exported; more are added up.
 pub const QUEUED_MAX: usize = 65_536;
@@ -321,7 +321,7 @@ fn record<'a>(event: &'a FlowEvent, texts: &'a Texts, unix_ms: impl Fn(Moment) -
 }
 
 fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis)
+    millis(clock::unix())
 }
 
 fn millis(time: Duration) -> u64 {

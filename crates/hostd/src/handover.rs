@@ -164,10 +164,18 @@ impl HandOver {
     fn write(&self) -> Result<(), HandOverError> {
         let failed = |source| HandOverError::Notes { path: self.notes_path.clone(), source };
         let text = serde_json::to_string_pretty(&self.notes).map_err(io::Error::other).map_err(failed)?;
-        let fresh = self.notes_path.with_extension("json.new");
-        std::fs::write(&fresh, text).map_err(failed)?;
-        std::fs::rename(&fresh, &self.notes_path).map_err(failed)
+        replace(&self.notes_path, text.as_bytes()).map_err(failed)
     }
+}
+
+/// Replaces a JSON file, or makes it: whoever reads it sees all of the old or all of the new.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn replace(path: &Path, json: &[u8]) -> io::Result<()> {
+    let fresh = path.with_extension("json.new");
+    std::fs::write(&fresh, json)?;
+    std::fs::rename(&fresh, path)
 }
 
 /// Makes the runtime directory, or one in it, if it is missing, for owner and group only.

@@ -21,6 +21,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod clock;
 mod config;
 mod dns;
 mod export;

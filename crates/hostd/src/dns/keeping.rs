@@ -7,14 +7,16 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded};
 use model::Moment;
 use serde::{Deserialize, Serialize};
 use vswitch::Found;
 
+use crate::clock;
+use crate::handover::replace;
 use crate::poll::{Command, PollHandle, now};
 
 /// Time for an answer to reach the switch, which is asked what to write.
@@ -80,7 +82,7 @@ pub fn start(dir: &Path, poll: PollHandle) -> io::Result<Sender<()>> {
     Ok(bell)
 }
 
-fn write(path: &PathBuf, found: &[Found]) -> io::Result<()> {
+fn write(path: &Path, found: &[Found]) -> io::Result<()> {
     let (now, unix_ms) = (now(), unix_ms());
     let expires_unix_ms =
         |expires: Moment| unix_ms + u64::try_from(expires.since(now).as_millis()).unwrap_or(u64::MAX / 2);
@@ -93,14 +95,11 @@ fn write(path: &PathBuf, found: &[Found]) -> io::Result<()> {
             expires_unix_ms: expires_unix_ms(found.expires),
         })
         .collect();
-    let fresh = path.with_extension("json.new");
-    std::fs::write(&fresh, serde_json::to_vec(&kept)?)?;
-    std::fs::rename(&fresh, path)
+    replace(path, &serde_json::to_vec(&kept)?)
 }
 
 fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    u64::try_from(clock::unix().as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ mod span;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use api::admin::SpanStats;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
@@ -20,7 +20,7 @@ use prost::Message;
 use vswitch::FlowEvent;
 
 use crate::funnel::FunnelCounts;
-use crate::poll;
+use crate::{clock, poll};
 use message::{
     ExportTraceServiceRequest, ExportTraceServiceResponse, InstrumentationScope, KeyValue, Resource,
     ResourceSpans, ScopeSpans, Span,
@@ -236,7 +236,7 @@ fn gather(events: &Receiver<FlowEvent>) -> Option<Vec<Span>> {
     loop {
         match next {
             Ok(event) => {
-                let (now, unix) = (poll::now(), unix_ns());
+                let (now, unix) = (poll::now(), nanos(clock::unix()));
                 let unix_ns = |then: Moment| unix.saturating_sub(nanos(now.since(then)));
                 batch.extend(span::span(&event, unix_ns));
             }
@@ -247,10 +247,6 @@ fn gather(events: &Receiver<FlowEvent>) -> Option<Vec<Span>> {
         }
         next = events.recv_timeout(LINGER.saturating_sub(poll::now().since(began)));
     }
-}
-
-fn unix_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, nanos)
 }
 
 fn nanos(time: Duration) -> u64 {
