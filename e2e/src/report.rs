@@ -14,18 +14,35 @@ pub struct Report {
     pub passed: u32,
     /// Claims that did not, and chapters that could not go on.
     pub failed: u32,
+    /// Those, each with where it was claimed and why it does not hold.
+    pub failures: Vec<String>,
+    /// What the chapter that runs is called.
+    title: &'static str,
     /// Prints to standard error, because standard output is for something else.
-    pub is_aside: bool,
+    is_aside: bool,
 }
 
 impl Report {
+    /// Reports on standard error if standard output is for something else.
+    pub fn new(is_aside: bool) -> Self {
+        Self { is_aside, ..Self::default() }
+    }
+
     /// Runs a chapter under its title. Errors count as a failed claim.
     pub fn chapter(&mut self, number: usize, chapter: &Chapter, shop: &mut Shop) {
         self.line(&format!("\n{number}. {}", chapter.title));
+        self.title = chapter.title;
         if let Err(error) = (chapter.run)(shop, self) {
-            self.failed += 1;
-            self.line(&format!("   ✗ could not go on: {error:#}"));
+            self.fail("could not go on", &error);
         }
+    }
+
+    /// Takes in a failed claim.
+    pub fn fail(&mut self, claim: impl Display, error: &anyhow::Error) {
+        self.failed += 1;
+        self.line(&format!("   ✗ {claim}: {error:#}"));
+        let place = if self.title.is_empty() { "the world" } else { self.title };
+        self.failures.push(format!("{place}: {claim}: {error:#}"));
     }
 
     /// Takes in a claim with the evidence for it, or with why it does not hold.
@@ -37,10 +54,7 @@ impl Report {
                 let evidence = if evidence.is_empty() { evidence } else { format!(" ({evidence})") };
                 self.line(&format!("   ✓ {claim}{evidence}"));
             }
-            Err(error) => {
-                self.failed += 1;
-                self.line(&format!("   ✗ {claim}: {error:#}"));
-            }
+            Err(error) => self.fail(claim, &error),
         }
     }
 

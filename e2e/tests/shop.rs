@@ -14,17 +14,21 @@ use testkit::accel;
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let report = run(&words).unwrap_or_else(|error| {
-        println!("{error:#}");
-        Report { failed: 1, ..Report::default() }
-    });
+    let mut report = Report::default();
+    if let Err(error) = run(&words, &mut report) {
+        report.fail("could not begin", &error);
+    }
+    println!();
+    for failure in &report.failures {
+        println!("failed: {}", failure.replace('\n', " "));
+    }
     let verdict = if report.failed == 0 { "ok" } else { "FAILED" };
     // In the words of other test programs, so that they can be counted alike.
-    println!("\ntest result: {verdict}. {} passed; {} failed; 0 ignored", report.passed, report.failed);
+    println!("test result: {verdict}. {} passed; {} failed; 0 ignored", report.passed, report.failed);
     if report.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn run(words: &[String]) -> Result<Report> {
+fn run(words: &[String], report: &mut Report) -> Result<()> {
     let chosen: Vec<_> = chapters().filter(|(_, chapter)| chosen_by(words, chapter)).collect();
     if chosen.is_empty() {
         let names: Vec<&str> = chapters().map(|(_, chapter)| chapter.name).collect();
@@ -33,7 +37,6 @@ fn run(words: &[String]) -> Result<Report> {
     let choice = accel::choose()?;
     println!("{}", choice.reason);
     let mut shop = Shop::open(choice.accel)?;
-    let mut report = Report::default();
     for (index, chapter) in chosen {
         let failed = report.failed;
         report.chapter(index + 1, chapter, &mut shop);
@@ -41,7 +44,7 @@ fn run(words: &[String]) -> Result<Report> {
             println!("{}", shop.reports());
         }
     }
-    Ok(report)
+    Ok(())
 }
 
 fn chapters() -> impl Iterator<Item = (usize, &'static Chapter)> {

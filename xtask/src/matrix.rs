@@ -57,7 +57,7 @@ pub fn run(options: &Options) -> Result<()> {
         "--example",
         "ram",
     ]))?;
-    let mut report = Report { is_aside: options.json, ..Report::default() };
+    let mut report = Report::new(options.json);
     let accelerator = accel::choose()?;
     report.line(&accelerator.reason);
     let mut matrix = Matrix::open(accelerator.accel)?;

@@ -54,7 +54,7 @@ pub fn run_for(seconds: u32, only: Option<&str>, no_install: bool) -> Result<Tal
             }
             Err(error) => {
                 println!("  {target}: {error:#}");
-                tally.add(Tally::failed(1));
+                tally.add(Tally::failed(format!("fuzz target {target}")));
             }
         }
     }

@@ -78,7 +78,7 @@ fn perform(steps: &[Step], options: Options) -> Tally {
         let started = Instant::now();
         let tally = step(options).unwrap_or_else(|error| {
             println!("{error:#}");
-            Tally::failed(1)
+            Tally::failed(format!("{name}: {error:#}"))
         });
         let verdict = if tally.failed == 0 { "ok" } else { "FAILED" };
         println!("--- {name}: {verdict}, {} in {:.1} s\n", tally, started.elapsed().as_secs_f64());
@@ -90,6 +90,9 @@ fn perform(steps: &[Step], options: Options) -> Tally {
 fn conclude(total: &Tally) -> Result<()> {
     for reason in &total.skipped {
         println!("skipped: {reason}");
+    }
+    for what in &total.failures {
+        println!("failed: {what}");
     }
     println!("{total}");
     if total.failed > 0 {

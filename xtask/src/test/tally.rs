@@ -12,6 +12,8 @@ use anyhow::{Context, Result};
 pub struct Tally {
     pub passed: u32,
     pub failed: u32,
+    /// What failed, by name where one is known; never more than `failed`.
+    pub failures: Vec<String>,
     /// Each with its reason.
     pub skipped: Vec<String>,
 }
@@ -21,8 +23,9 @@ impl Tally {
         Self { passed: count, ..Self::default() }
     }
 
-    pub fn failed(count: u32) -> Self {
-        Self { failed: count, ..Self::default() }
+    /// One failure.
+    pub fn failed(what: impl Into<String>) -> Self {
+        Self { failed: 1, failures: vec![what.into()], ..Self::default() }
     }
 
     pub fn skipped(reason: &str) -> Self {
@@ -32,12 +35,17 @@ impl Tally {
     pub fn add(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed += other.failed;
+        self.failures.extend(other.failures);
         self.skipped.extend(other.skipped);
     }
 
-    /// Takes in a line of a test program's output; true if it was its summary. A test that says in a line of its own that it
-    /// is `skipped: ` and why is counted as that, too.
+    /// Takes in a line of a test program's output; true if it was its summary. A test may say in a line of its own
+    /// that it is `skipped: ` and why, or what in it has `failed: `.
     fn take(&mut self, line: &str) -> bool {
+        let by_test = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED"));
+        if let Some(what) = by_test.or_else(|| line.strip_prefix("failed: ")) {
+            self.failures.push(what.to_owned());
+        }
         if let Some(reason) = line.strip_prefix("skipped: ") {
             self.skipped.push(reason.to_owned());
         }
@@ -85,7 +93,7 @@ pub fn of_tests(command: &mut Command) -> Result<Tally> {
     }
     let status = child.wait().context("wait for the tests")?;
     if !status.success() && tally.failed == 0 {
-        tally.failed = 1;
+        tally.add(Tally::failed(format!("{command:?}: {status}")));
     }
     Ok(tally)
 }
@@ -104,7 +112,10 @@ mod tests {
             tally.take("test result: FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 0 filtered out")
         );
         assert!(!tally.take("test some::claim ... ok"));
+        assert!(!tally.take("test some::other ... FAILED"));
+        assert!(!tally.take("failed: the third of them"));
         assert_eq!((tally.passed, tally.failed, tally.skipped.len()), (17, 3, 1));
+        assert_eq!(tally.failures, ["some::other", "the third of them"]);
         assert_eq!(tally.to_string(), "17 passed, 3 failed, 1 skipped");
     }
 
@@ -119,6 +130,6 @@ mod tests {
     #[test]
     fn tests_that_do_not_even_start_count_as_a_failure() {
         let tally = of_tests(&mut Command::new("false")).expect("it can be started");
-        assert_eq!(tally, Tally::failed(1));
+        assert_eq!((tally.failed, tally.failures.len()), (1, 1));
     }
 }
