@@ -18,6 +18,7 @@ mod shell;
 mod soak;
 mod test;
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -108,7 +109,7 @@ enum Bench {
         case: Option<String>,
         /// Most rounds of a case; fewer if five were steady.
         #[arg(long, default_value_t = bench::ROUNDS_MAX)]
-        rounds: usize,
+        rounds: NonZeroUsize,
     },
     /// What services cost: virtual addresses, names, choices, failures, neighbours.
     #[command(after_help = SERVICES_EXAMPLES)]
@@ -128,8 +129,8 @@ enum Bench {
 }
 
 const SERVICES_EXAMPLES: &str = "\
-Cases: vip_nat_64B_mpps, dns_answers_per_s, dns_latency_us, lb_pick_ns, backend_out_ms, neighbour_p99_ratio,
-interactive_wait_us.
+Cases: vip_nat_64B_mpps, dns_answers_per_s, dns_latency_us, lb_pick_ns, backend_out_ms, backend_killed_ms,
+neighbour_p99_ratio, interactive_wait_us.
 Each takes up to two minutes, and two processors that do nothing else.
 
 Examples:
@@ -188,8 +189,9 @@ fn perform(task: Task) -> Result<()> {
         Task::Test { quick, no_install } => test::run(test::Options { quick, no_install }),
         Task::Prepush => test::prepush(),
         Task::Bench { what: Bench::Switch { peers, case, rounds }, json, no_install } => {
-            let rounds_max = rounds.max(1);
-            bench::switch(&bench::Options { json, peers, case, rounds_max, may_install: !no_install })
+            let options =
+                bench::Options { json, peers, case, rounds_max: rounds.get(), may_install: !no_install };
+            bench::switch(&options)
         }
         Task::Soak { what: Soak::Handover { kills, upgrades }, no_install } => {
             soak::handover::run(kills, upgrades, no_install)

@@ -10,6 +10,7 @@
 mod bulk;
 mod client;
 mod outcome;
+mod retire;
 mod server;
 mod stall;
 mod storm;
@@ -29,7 +30,9 @@ usage: PROGRAM connect HOST:PORT [TIMES]     open connections, one after the oth
        PROGRAM twists HOST:PORT TIMES        open connections with sockets that changed hands
        PROGRAM forks STOP-FILE               start processes as fast as they go until STOP-FILE exists
        PROGRAM serve PORT                    send back what arrives, by TCP and UDP
-       PROGRAM stall PORT BACKLOG GO-FILE    the same by TCP, but accept nothing until GO-FILE exists";
+       PROGRAM stall PORT BACKLOG GO-FILE    the same by TCP, but accept nothing until GO-FILE exists
+       PROGRAM retire PORT HOST:PORT GO-FILE the same by TCP, but once GO-FILE exists, tell HOST:PORT by a
+                                             datagram and stop listening";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -65,6 +68,10 @@ fn main() -> ExitCode {
         ["stall", port, backlog, go] => match (port.parse(), backlog.parse()) {
             (Ok(port), Ok(backlog)) => stall::run(port, backlog, go.as_ref()),
             _ => return usage(),
+        },
+        ["retire", port, witness, go] => match port.parse() {
+            Ok(port) => retire::run(port, witness, go.as_ref()),
+            Err(_) => return usage(),
         },
         ["serve", port] => match port.parse() {
             Ok(port) => server::serve(port),

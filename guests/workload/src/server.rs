@@ -41,7 +41,8 @@ fn echo_datagrams(socket: &UdpSocket) {
     }
 }
 
-fn echo_stream(mut stream: TcpStream) {
+/// Sends back what arrives on one connection until its peer ends it.
+pub fn echo_stream(mut stream: TcpStream) {
     let _ = stream.set_nodelay(true);
     let mut buffer = [0; 65_536];
     while let Ok(length @ 1..) = stream.read(&mut buffer) {

@@ -17,15 +17,12 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use api::admin::{IntrospectionState, Latency, Request, Response, Status, Vm as Machine};
+use anyhow::{Context, Result};
+use api::admin::{Latency, Request};
 use serde::Serialize;
-use testkit::accel;
-use testkit::daemon::Daemon;
-use testkit::guests::{self, GuestKernel, shipped};
-use testkit::scratch::Scratch;
-use testkit::vm::{BOOT_LIMIT, Cpu, NicSpec, SocketRole, Vm, VmSpec};
+use testkit::guests::{self, GuestKernel};
 
+use super::world::{READY_LIMIT, World};
 use crate::{packages, progress, shell, test};
 
 const PROCESSES: u32 = 300;
@@ -40,8 +37,6 @@ const VIEWS: u32 = 50;
 const ATTACHES: usize = 5;
 /// How long the idle daemon is watched.
 const IDLE: Duration = Duration::from_secs(20);
-/// Time for a machine to be served and understood.
-pub(super) const READY_LIMIT: Duration = Duration::from_secs(60);
 /// Time for many connections, one after the other.
 const TRAFFIC_LIMIT: Duration = Duration::from_secs(120);
 const SERVER: &str = "10.0.0.2:8080";
@@ -95,91 +90,12 @@ pub fn run(json: bool, no_install: bool) -> Result<()> {
     Ok(())
 }
 
-/// The daemon with the machines of one case.
-pub(super) struct World {
-    // Machines end before the daemon, and both before their files go.
-    pub(super) vms: Vec<Vm>,
-    pub(super) daemon: Daemon,
-    scratch: Scratch,
-}
-
-impl World {
-    /// The daemon with these resources, and no machine yet.
-    pub(super) fn start(machines: &str, rules: &str) -> Result<Self> {
-        let scratch = Scratch::new("bench")?;
-        let mesh = scratch.join("mesh");
-        fs::create_dir(&mesh)?;
-        fs::write(mesh.join("machines.yaml"), machines)?;
-        fs::write(mesh.join("rules.yaml"), rules)?;
-        let daemon = Daemon::start(&shipped("meshvisor-hostd"), &mesh, scratch.path())?;
-        Ok(Self { vms: Vec::new(), daemon, scratch })
-    }
-
-    /// Boots a machine of the mesh and waits until the daemon understands it.
-    pub(super) fn boot(
-        &mut self,
-        name: &str,
-        number: u8,
-        kernel: GuestKernel,
-        memory_mib: u32,
-    ) -> Result<()> {
-        let nic = NicSpec {
-            mac: format!("02:00:00:00:00:{number:02x}").parse()?,
-            socket: self.scratch.join(format!("{name}.sock")),
-            role: SocketRole::Connects,
-            queue_pairs: 1,
-            properties: "",
-        };
-        let accel = accel::choose()?.accel;
-        let spec =
-            VmSpec { kernel, cpu: Cpu::Qemu64, memory_mib, nic: Some(nic), ..VmSpec::new(name, accel) };
-        let mut vm = Vm::start(spec, self.scratch.path())?;
-        vm.ready(BOOT_LIMIT)?;
-        vm.lease(READY_LIMIT)?;
-        self.vms.push(vm);
-        self.attached(name).map(drop)
-    }
-
-    /// Waits until a machine is attached to; tells how long that took, in milliseconds.
-    fn attached(&self, name: &str) -> Result<f64> {
-        let deadline = Instant::now() + READY_LIMIT;
-        loop {
-            let seen = self.machine(name)?.introspection;
-            match (seen.state, seen.attach_ms) {
-                (IntrospectionState::Attached, Some(took)) => return Ok(took),
-                (IntrospectionState::Failed, _) => bail!("{name} is not understood: {:?}", seen.reason),
-                _ if Instant::now() > deadline => bail!("{name} is not understood in {READY_LIMIT:?}"),
-                _ => std::thread::park_timeout(Duration::from_millis(20)),
-            }
-        }
-    }
-
-    fn machine(&self, name: &str) -> Result<Machine> {
-        let Response::Vms(vms) = self.daemon.ask(&Request::VmList)? else { bail!("not a list of machines") };
-        vms.into_iter().find(|vm| vm.name == name).with_context(|| format!("the daemon knows no {name}"))
-    }
-
-    fn status(&self) -> Result<Status> {
-        super::ours::status(&self.daemon)
-    }
-
-    /// Kills the daemon and starts it again: its figures begin anew.
-    fn restart(&mut self) -> Result<()> {
-        self.daemon.kill()?;
-        self.daemon.restart()?;
-        for vm in &self.vms {
-            self.attached(vm.name())?;
-        }
-        Ok(())
-    }
-}
-
 fn idle_and_busy(json: bool) -> Result<()> {
-    let mut world = World::start(MACHINES, RULES)?;
+    let mut world = World::start(&[("a", ""), ("b", "")], RULES)?;
     let alone_kib = world.daemon.private_kib()?;
     progress::note("boot two machines");
-    world.boot("a", 1, GuestKernel::V6_1, 512)?;
-    world.boot("b", 2, GuestKernel::V6_12, 512)?;
+    world.boot("a", GuestKernel::V6_1, 512)?;
+    world.boot("b", GuestKernel::V6_12, 512)?;
     let vms = world.vms.len() as f64;
     let kib = world.daemon.private_kib()?.saturating_sub(alone_kib) as f64 / vms;
     progress::note("watch the idle daemon");
@@ -246,9 +162,9 @@ fn views(world: &World, json: bool) -> Result<()> {
 }
 
 fn attach(case: &'static str, memory_mib: u32) -> Result<Figure> {
-    let mut world = World::start(MACHINES, RULES)?;
+    let mut world = World::start(&[("a", ""), ("b", "")], RULES)?;
     progress::note("boot a machine and make its RAM resident");
-    world.boot("a", 1, GuestKernel::V6_12, memory_mib)?;
+    world.boot("a", GuestKernel::V6_12, memory_mib)?;
     let vm = &world.vms[0];
     let path = vm.ram_path()?;
     vm.while_frozen(|| fill(&path))?;
@@ -287,25 +203,6 @@ fn fill(ram: &Path) -> Result<()> {
     }
     Ok(())
 }
-
-/// Two machines.
-const MACHINES: &str = "\
-apiVersion: meshvisor.dev/v1alpha1
-kind: Tenant
-metadata: {name: bench}
----
-apiVersion: meshvisor.dev/v1alpha1
-kind: VirtualMachine
-metadata: {name: a, tenant: bench}
-spec:
-  nics: [{name: net0, socket: a.sock, mac: '02:00:00:00:00:01', addresses: [10.0.0.1/24]}]
----
-apiVersion: meshvisor.dev/v1alpha1
-kind: VirtualMachine
-metadata: {name: b, tenant: bench}
-spec:
-  nics: [{name: net0, socket: b.sock, mac: '02:00:00:00:00:02', addresses: [10.0.0.2/24]}]
-";
 
 /// Connections are allowed to one program only, so that the first frame of each is attributed.
 const RULES: &str = "\

@@ -17,8 +17,10 @@ mod pcap;
 mod rounds;
 pub mod services;
 mod testpmd;
+mod world;
 
 use std::fs;
+use std::num::NonZeroUsize;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -31,7 +33,7 @@ use crate::{demo, packages, shell, test};
 /// Rounds that must have been steady.
 const ROUNDS: usize = 5;
 /// Rounds tried for that, unless said.
-pub const ROUNDS_MAX: usize = 12;
+pub const ROUNDS_MAX: NonZeroUsize = NonZeroUsize::new(12).unwrap();
 /// How much the probes before and after a round may differ.
 const PROBE_RATIO_MAX: f64 = 1.3;
 

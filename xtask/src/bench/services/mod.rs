@@ -60,12 +60,13 @@ struct Measure {
 }
 
 /// All cases, in the order of the output.
-const MEASURES: [Measure; 7] = [
+const MEASURES: [Measure; 8] = [
     Measure { name: VIP.name, packages: &packages::DPDK, run: vip },
     Measure { name: dns::ANSWERS, packages: &packages::NAMES, run: dns::answers },
     Measure { name: dns::LATENCY, packages: &packages::NAMES, run: dns::latency },
     Measure { name: pick::NAME, packages: &[], run: pick::run },
-    Measure { name: backend::NAME, packages: &packages::GUESTS, run: backend::run },
+    Measure { name: backend::CLOSED, packages: &packages::GUESTS, run: backend::closed },
+    Measure { name: backend::KILLED, packages: &packages::GUESTS, run: backend::killed },
     Measure { name: neighbour::NAME, packages: &packages::DPDK, run: neighbour::run },
     Measure { name: neighbour::WAIT, packages: &packages::DPDK, run: neighbour::wait },
 ];
@@ -114,7 +115,7 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 fn vip() -> Result<Figure> {
-    let figure = super::figure(&VIP, false, super::ROUNDS_MAX)?;
+    let figure = super::figure(&VIP, false, super::ROUNDS_MAX.get())?;
     let (plain, ratio) = (figure.peer.unwrap_or(f64::NAN), figure.ratio.unwrap_or(f64::NAN));
     let figures = [("service", figure.ours), ("plain", plain), ("ratio", ratio)];
     let steady = Some(figure.steady);
