@@ -15,6 +15,7 @@ mod convert;
 mod cores;
 mod inside;
 mod message;
+mod qos;
 mod services;
 mod threats;
 pub mod wire;
@@ -26,10 +27,10 @@ pub use inside::{
     ProcessDetail, ProcessTime, RunQueue, SocketDetail, TcpCounters, ThreadTime, ToldBy,
 };
 pub use message::{
-    ClassStatus, Confidence, ExplainedRule, Explanation, Flow, FlowService, Introspection,
-    IntrospectionState, Latency, LimitStatus, Mode, NameStats, Nic, NicState, Party, PolicyStatus, PollStats,
-    PortStatus, Process, RecordStats, Refusal, Request, Response, Socket, SocketOwner, SpanStats, Status,
-    UnknownReason, Verdict, Vm,
+    Confidence, ExplainedRule, Explanation, Flow, FlowService, Introspection, IntrospectionState, Latency,
+    Mode, NameStats, Nic, NicState, Party, PolicyStatus, PollStats, PortStatus, Process, RecordStats,
+    Refusal, Request, Response, Socket, SocketOwner, SpanStats, Status, UnknownReason, Verdict, Vm,
 };
+pub use qos::{ClassStatus, LimitStatus, VmQos};
 pub use services::{EndpointStatus, Service};
 pub use threats::{Certainty, Threat, Threats};

@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use std::{fs, io};
 
+use crate::clock;
 use api::admin::wire::{self, WireError};
 use api::admin::{Refusal, Request, Response};
 pub use desk::Desk;
@@ -122,10 +123,7 @@ fn watch(mut stream: &UnixStream, desk: &Desk, vm: Option<&str>) -> Result<(), W
         // The pause bounds how long a client that has left goes unnoticed.
         match events.recv_timeout(Duration::from_secs(1)) {
             Ok(event) if view::concerns(&event.record, vm.as_ref()) => {
-                wire::write(
-                    &mut stream,
-                    &Response::Flow(Box::new(view::flow(&event.record, crate::poll::now()))),
-                )?;
+                wire::write(&mut stream, &Response::Flow(Box::new(view::flow(&event.record, clock::now()))))?;
             }
             Ok(_) => {}
             Err(crossbeam_channel::RecvTimeoutError::Timeout) => {

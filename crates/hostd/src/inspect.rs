@@ -8,6 +8,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::clock;
 use crate::introspect::Introspection;
 
 /// Time between two looks at a guest.
@@ -41,5 +42,5 @@ fn inspect_all(introspection: &Introspection) {
 
 /// The clock of findings.
 pub fn clock() -> Duration {
-    Duration::from_nanos(crate::poll::now().0)
+    Duration::from_nanos(clock::now().0)
 }

@@ -56,7 +56,7 @@ use crate::flowlog::FlowLog;
 use crate::funnel::Funnel;
 use crate::handover::HandOver;
 use crate::introspect::{Introspection, Ram};
-use crate::mesh::Mesh;
+use crate::mesh::{Host, Mesh};
 use crate::otlp::Spans;
 use crate::poll::{Command, Poll, PollHandle, Wiring};
 use crate::ports::Ports;
@@ -76,8 +76,10 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> anyhow::Result<()> {
     let config = Config::load(args)?;
     telemetry::start_logging(&config.log_filter, config.log_format)?;
+    let (ranges, capacity) = (config.ranges.clone(), config.capacity);
+    let host = Host { ranges, capacity, takes_spans: config.traces.is_some() };
     let mesh = Arc::new(match &config.source {
-        Source::Manifests(dir) => Mesh::load(dir.clone(), config.ranges.clone(), config.capacity)?,
+        Source::Manifests(dir) => Mesh::load(dir.clone(), host)?,
         Source::RamFiles(guests) => Mesh::of_guests(guests.iter().map(|guest| guest.vm.clone()))?,
     });
     if args.check {
@@ -118,7 +120,7 @@ fn serve(config: &Config, mesh: &Arc<Mesh>) -> anyhow::Result<()> {
         ..config.flows.switch_config(hand_over.hash_seed())
     };
     let mut switch = Switch::new(switch_config, flow_memory);
-    switch.recall(poll::now(), dns::keeping::left(&config.runtime_dir));
+    switch.recall(clock::now(), dns::keeping::left(&config.runtime_dir));
     let all = platform::in_huge_pages(switch.tallies());
     tracing::debug!(all, "counters of flows in huge pages");
     let (inquiries, inquired) = bounded(handover::PORTS_MAX);

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use api::Diagnostic;
 use crossbeam_channel::{Receiver, Sender};
 use model::{
-    Action, BitRate, Directory, Generation, Inventory, Name, NoServices, PolicySet, Ranges, Snapshot, Tenant,
-    Vm, VmRef,
+    Action, BitRate, Directory, Generation, Inventory, Name, NoServices, PolicySet, Ranges, RuleId, Snapshot,
+    Tenant, Vm, VmRef,
 };
 use notify::{RecursiveMode, Watcher};
 use policy::CompiledPolicy;
@@ -35,6 +35,8 @@ pub struct Published {
     pub since: Instant,
     /// Number of resources by kind.
     pub resources: BTreeMap<&'static str, usize>,
+    /// What looks wrong in it, though it is valid.
+    pub warnings: Arc<[policy::Warning]>,
     /// Mistakes of the last load, if it was refused; then everything above is of an earlier one.
     pub refused: Vec<Diagnostic>,
 }
@@ -44,10 +46,19 @@ pub struct Published {
 pub struct Mesh {
     /// Directory of the resources; without one there is nothing to load again.
     source: Option<PathBuf>,
-    ranges: Ranges,
-    /// Of which machines can reserve parts.
-    capacity: BitRate,
+    host: Host,
     published: RwLock<Published>,
+}
+
+/// What resources depend on of the host's settings.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// Where virtual addresses lie.
+    pub ranges: Ranges,
+    /// Of which machines can reserve parts.
+    pub capacity: BitRate,
+    /// Whether there is a collector of spans.
+    pub takes_spans: bool,
 }
 
 /// The resources that the daemon was to start with have mistakes.
@@ -63,12 +74,9 @@ impl Mesh {
     ///
     /// # Errors
     /// When there is any mistake: a daemon has no last good state to start from.
-    pub fn load(source: PathBuf, ranges: Ranges, capacity: BitRate) -> Result<Self, LoadError> {
-        match load(&source, (&ranges, capacity), Generation::default().next()) {
-            Ok(published) => {
-                let published = RwLock::new(published);
-                Ok(Self { source: Some(source), ranges, capacity, published })
-            }
+    pub fn load(source: PathBuf, host: Host) -> Result<Self, LoadError> {
+        match load(&source, &host, Generation::default().next()) {
+            Ok(published) => Ok(Self { source: Some(source), host, published: RwLock::new(published) }),
             Err(diagnostics) => Err(LoadError { source_dir: source, diagnostics }),
         }
     }
@@ -84,15 +92,11 @@ impl Mesh {
             tenants.into_iter().map(|name| Tenant { name: name.clone(), default_action: Action::Deny });
         let resources = BTreeMap::from([("VirtualMachine", vms.len())]);
         let inventory = Inventory::new(tenants.collect(), vms)?;
-        let published = publish(
-            Generation::default().next(),
-            inventory,
-            &PolicySet::default(),
-            Arc::new(NoServices),
-            resources,
-        )?;
         let (ranges, capacity) = (Ranges::default(), SwitchConfig::new(0).capacity);
-        Ok(Self { source: None, ranges, capacity, published: RwLock::new(published) })
+        let host = Host { ranges, capacity, takes_spans: false };
+        let parts = (inventory, &PolicySet::default(), Arc::new(NoServices) as Arc<dyn Directory>);
+        let published = publish(Generation::default().next(), &host, parts, resources)?;
+        Ok(Self { source: None, host, published: RwLock::new(published) })
     }
 
     /// Directory of the resources, if they are from one.
@@ -114,7 +118,7 @@ impl Mesh {
     pub fn reload(&self) -> bool {
         let Some(source) = self.source() else { return false };
         let current = self.published();
-        let loaded = load(source, (&self.ranges, self.capacity), current.snapshot.generation.next());
+        let loaded = load(source, &self.host, current.snapshot.generation.next());
         let mut published = self.published.write().unwrap_or_else(PoisonError::into_inner);
         match loaded {
             Ok(fresh) => {
@@ -143,15 +147,11 @@ pub enum GuestsError {
     Policy(#[from] policy::CompileError),
 }
 
-fn load(
-    source: &Path,
-    (ranges, capacity): (&Ranges, BitRate),
-    generation: Generation,
-) -> Result<Published, Vec<Diagnostic>> {
+fn load(source: &Path, host: &Host, generation: Generation) -> Result<Published, Vec<Diagnostic>> {
     let manifests = api::manifest::load(&[source.to_owned()])?;
     let resources = manifests.resources();
     let services =
-        policy::catalogue(manifests.inventory(), manifests.policies(), ranges).map_err(|error| {
+        policy::catalogue(manifests.inventory(), manifests.policies(), &host.ranges).map_err(|error| {
             let refusal = manifests.refusal(error.service(), &error);
             vec![refusal.unwrap_or_else(|| contradiction(source, &error))]
         })?;
@@ -161,6 +161,7 @@ fn load(
         .filter_map(|(vm, _)| inventory.qos(vm).reservation)
         .map(BitRate::bits_per_second)
         .fold(0, u64::saturating_add);
+    let capacity = host.capacity;
     if reserved > capacity.bits_per_second() {
         let error = format!(
             "machines reserve {reserved} bit/s together, more than this host's {capacity} \
@@ -168,24 +169,29 @@ fn load(
         );
         return Err(vec![contradiction(source, &error)]);
     }
-    publish(generation, inventory, &policies, Arc::new(services), resources)
+    publish(generation, host, (inventory, &policies, Arc::new(services)), resources)
         .map_err(|error| vec![contradiction(source, &error)])
 }
 
 fn publish(
     generation: Generation,
-    inventory: Inventory,
-    policies: &PolicySet,
-    services: Arc<dyn Directory>,
+    host: &Host,
+    (inventory, policies, services): (Inventory, &PolicySet, Arc<dyn Directory>),
     resources: BTreeMap<&'static str, usize>,
 ) -> Result<Published, policy::CompileError> {
     let policy = Arc::new(policy::compile(&inventory, policies)?);
-    for warning in policy.warnings() {
+    let mut warnings = policy.warnings();
+    if !host.takes_spans {
+        let nowhere = |rule: &RuleId| policy::Warning::TracesNowhere { rule: rule.clone() };
+        warnings.extend(policy.tracing().map(nowhere));
+    }
+    for warning in &warnings {
         tracing::warn!(%warning, "policy looks wrong");
     }
     let judge = Arc::clone(&policy) as Arc<dyn model::Judge>;
     let snapshot = Arc::new(Snapshot { generation, inventory, judge, services });
-    Ok(Published { snapshot, policy, since: Instant::now(), resources, refused: Vec::new() })
+    let (warnings, since, refused) = (warnings.into(), Instant::now(), Vec::new());
+    Ok(Published { snapshot, policy, since, resources, warnings, refused })
 }
 
 /// A mistake that is not of one place in one file.
@@ -253,8 +259,31 @@ spec:
     fn mesh(yaml: &str) -> (Scratch, Result<Mesh, LoadError>) {
         let dir = Scratch::new("mesh").unwrap();
         std::fs::write(dir.join("mesh.yaml"), yaml).unwrap();
-        let mesh = Mesh::load(dir.path().to_owned(), Ranges::default(), BitRate::new(1_000_000).unwrap());
+        let mesh = Mesh::load(dir.path().to_owned(), host(false));
         (dir, mesh)
+    }
+
+    fn host(takes_spans: bool) -> Host {
+        Host { ranges: Ranges::default(), capacity: BitRate::new(1_000_000).unwrap(), takes_spans }
+    }
+
+    #[test]
+    fn tracing_without_a_collector_is_warned_of() {
+        const TRACING: &str = "\
+---
+apiVersion: meshvisor.dev/v1alpha1
+kind: FlowPolicy
+metadata: {name: slow, tenant: acme}
+spec: {trace: {sample: 10%}}
+";
+        let (dir, mesh) = mesh(&format!("{ONE_VM}{TRACING}"));
+        let warnings =
+            |mesh: &Mesh| mesh.published().warnings.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let told = warnings(&mesh.unwrap());
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].starts_with("policy `acme/slow` traces flows, but "), "{told:?}");
+        let mesh = Mesh::load(dir.path().to_owned(), host(true)).unwrap();
+        assert!(warnings(&mesh).is_empty());
     }
 
     #[test]

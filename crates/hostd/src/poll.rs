@@ -44,7 +44,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use hdrhistogram::Histogram;
-use model::{Listener, Moment, NicRef, RuleId, Snapshot, VmRef};
+use model::{Listener, NicRef, RuleId, Snapshot, VmRef};
 use platform::{Bell, EventFd, Tap};
 use vhost_port::{Port, PortCounters};
 use vswitch::{Counters, DnsReply, EndpointRecord, FlowRecord, Found, MeterRecord, PortId, Switch};
@@ -420,9 +420,4 @@ pub fn latencies() -> Histogram<u64> {
 /// Adds a time to others.
 pub fn record(latencies: &mut Histogram<u64>, took: Duration) {
     latencies.saturating_record(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
-}
-
-/// Monotonic time. Its epoch is the host's boot, so it goes on across restarts of the daemon.
-pub fn now() -> Moment {
-    Moment(platform::monotonic_ns())
 }

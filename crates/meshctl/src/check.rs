@@ -23,6 +23,8 @@ struct Checked {
     errors: Vec<Diagnostic>,
     /// What looks wrong, though a daemon would take it.
     warnings: Vec<String>,
+    /// What takes more than the manifests.
+    notes: Vec<String>,
 }
 
 /// Checks and prints; true if a daemon would take the manifests.
@@ -49,7 +51,15 @@ fn check(paths: &[PathBuf]) -> anyhow::Result<Checked> {
         resources: manifests.resources(),
         errors: Vec::new(),
         warnings: compiled.warnings().iter().map(ToString::to_string).collect(),
+        notes: compiled.tracing().map(needs_collector).collect(),
     })
+}
+
+/// The daemon's settings are not known here.
+fn needs_collector(rule: &model::RuleId) -> String {
+    format!(
+        "policy `{rule}` traces flows: that takes a collector in the daemon's settings (`traces.endpoint`)"
+    )
 }
 
 fn render(checked: &Checked, style: Style) -> String {
@@ -60,6 +70,9 @@ fn render(checked: &Checked, style: Style) -> String {
     let mut shown = String::new();
     for warning in &checked.warnings {
         shown.push_str(&format!("{}: {}\n", style.notice("warning"), visible_sentence(warning)));
+    }
+    for note in &checked.notes {
+        shown.push_str(&format!("note: {}\n", visible_sentence(note)));
     }
     let resources: Vec<String> =
         checked.resources.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
@@ -108,6 +121,33 @@ mod tests {
             render(&checked, Style::default()),
             "mesh.yaml:3:18: metadata.name: `A` is not a name\n  help: use a to z\nrefused: 1 error\n"
         );
+    }
+
+    #[test]
+    fn what_traces_is_noted_and_no_warning() {
+        let file = std::env::temp_dir().join(format!("meshvisor-check-{}.yaml", std::process::id()));
+        let manifest = "\
+apiVersion: meshvisor.dev/v1alpha1
+kind: Tenant
+metadata: {name: acme}
+---
+apiVersion: meshvisor.dev/v1alpha1
+kind: VirtualMachine
+metadata: {name: web, tenant: acme}
+spec: {nics: [{name: net0, socket: web.sock, mac: '02:00:00:00:00:01', addresses: [10.0.0.1/24]}]}
+---
+apiVersion: meshvisor.dev/v1alpha1
+kind: FlowPolicy
+metadata: {name: slow, tenant: acme}
+spec: {trace: {sample: 10%}}
+";
+        std::fs::write(&file, manifest).unwrap();
+        let checked = check(std::slice::from_ref(&file));
+        std::fs::remove_file(file).unwrap();
+        let checked = checked.unwrap();
+        assert!(checked.ok && checked.warnings.is_empty(), "{checked:?}");
+        let shown = render(&checked, Style::default());
+        assert!(shown.starts_with("note: policy `acme/slow` traces flows: "), "{shown}");
     }
 
     #[test]

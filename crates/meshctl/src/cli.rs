@@ -107,7 +107,11 @@ pub(crate) enum PortCommand {
 #[derive(Debug, Subcommand)]
 pub(crate) enum VmCommand {
     /// All machines with their network cards
-    List,
+    List {
+        /// Limit, reservation, shares and latency class as well
+        #[arg(long, short)]
+        wide: bool,
+    },
     /// A machine's processes, read from its memory
     Ps {
         /// The machine, as tenant/name

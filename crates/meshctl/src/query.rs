@@ -25,6 +25,9 @@ pub(crate) fn run(command: &Command, socket: &Path, output: &Output) -> anyhow::
     }
     let Some(request) = request(command) else { return Ok(false) };
     match (command, client.call(&request)?) {
+        (Command::Vm { command: VmCommand::List { wide: true } }, Response::Vms(vms)) => {
+            output.print(vms.as_slice(), render::wide_vms)?;
+        }
         (Command::Vm { command: VmCommand::Tree { .. } }, Response::ProcessDetails(processes)) => {
             output.print(processes.as_slice(), render::process_tree)?;
         }
@@ -40,7 +43,7 @@ pub(crate) fn run(command: &Command, socket: &Path, output: &Output) -> anyhow::
 fn request(command: &Command) -> Option<Request> {
     Some(match command {
         Command::Vm { command } => match command {
-            VmCommand::List => Request::VmList,
+            VmCommand::List { .. } => Request::VmList,
             VmCommand::Ps { vm, wide: false } => Request::VmProcesses { vm: vm.to_string() },
             VmCommand::Ps { vm, wide: true } | VmCommand::Tree { vm } => {
                 Request::VmProcessDetails { vm: vm.to_string() }

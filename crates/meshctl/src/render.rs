@@ -26,7 +26,7 @@ pub(crate) use self::services::services;
 pub(crate) use self::status::{policy_status, port_moved, status};
 pub(crate) use self::threats::threats;
 pub(crate) use self::top::top;
-pub(crate) use self::vm::{processes, sockets, vms};
+pub(crate) use self::vm::{processes, sockets, vms, wide_vms};
 use crate::text::{visible, visible_sentence};
 
 /// What the output can show.

@@ -62,8 +62,9 @@ fn each_command_asks_its_one_question() {
         protocol: protocol.into(),
         exe: exe.map(str::to_owned),
     };
-    let cases: [(&[&str], Request, Response); 14] = [
+    let cases: [(&[&str], Request, Response); 15] = [
         (&["vm", "list"], Request::VmList, Response::Vms(vec![])),
+        (&["vm", "list", "--wide"], Request::VmList, Response::Vms(vec![])),
         (&["vm", "ps", "acme/web"], Request::VmProcesses { vm: vm() }, Response::Processes(vec![])),
         (&["vm", "ss", "acme/web"], Request::VmSockets { vm: vm() }, Response::Sockets(vec![])),
         (

@@ -34,6 +34,11 @@ pub enum Warning {
         /// The rule.
         rule: RuleId,
     },
+    /// The rule traces flows, and nobody takes the spans.
+    TracesNowhere {
+        /// The rule.
+        rule: RuleId,
+    },
     /// There are too many rules to compare each Allow with each Deny; some were left out.
     NotCompared {
         /// Number of pairs left out.
@@ -53,6 +58,10 @@ impl fmt::Display for Warning {
             Self::UnknownPasses { rule } => write!(
                 f,
                 "policy `{rule}` denies a process by name, but the tenant's default is Allow: a process that is not known passes"
+            ),
+            Self::TracesNowhere { rule } => write!(
+                f,
+                "policy `{rule}` traces flows, but the daemon's settings name no collector (`traces.endpoint`): all spans are lost"
             ),
             Self::NotCompared { pairs } => {
                 write!(f, "{pairs} pairs of policies were not compared for shadowing: there are too many")
@@ -85,6 +94,13 @@ impl CompiledPolicy {
             warnings.push(Warning::NotCompared { pairs: pairs_skipped });
         }
         warnings
+    }
+
+    /// The rules that trace flows, for [`Warning::TracesNowhere`]: whether anybody takes the spans is not policy's to know.
+    pub fn tracing(&self) -> impl Iterator<Item = &RuleId> {
+        let inner = self.tenants.iter().map(|tenant| &tenant.flow_rules);
+        let rules = std::iter::once(&self.infrastructure).chain(inner).flat_map(|rules| &rules.rules);
+        rules.filter(|rule| rule.insertion.trace.is_some()).map(|rule| &rule.insertion.rule)
     }
 }
 

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use testkit::claim::skip;
 use testkit::collector::{Collector, ReadSpan};
 
 use crate::conversation::{ORDERS, STOREFRONT, attempt};
@@ -46,8 +47,7 @@ spec:
 /// A call through a balanced service that is answered, and one that is denied.
 pub(super) fn run(shop: &mut Shop, report: &mut Report) -> Result<()> {
     let Some(program) = Collector::program() else {
-        // In words that `cargo xtask test` counts.
-        println!("skipped: a_collector_is_told_of_traced_calls: there is no collector of traces");
+        skip("a_collector_is_told_of_traced_calls", "there is no collector of traces");
         return Ok(());
     };
     let collector = Collector::start(&program, shop.scratch.path())?;

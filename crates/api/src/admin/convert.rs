@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 
 use super::message::{Confidence, Mode, Nic, NicState, Party, Process, UnknownReason, Verdict};
+use super::qos::VmQos;
 
 impl From<model::Action> for Verdict {
     fn from(action: model::Action) -> Self {
@@ -58,6 +59,20 @@ impl From<&model::Process> for Process {
             unit: process.unit().map(str::to_owned),
             cgroup: process.cgroup.clone(),
             start_time_ns: process.start_time_ns,
+        }
+    }
+}
+
+impl From<model::Qos> for VmQos {
+    fn from(qos: model::Qos) -> Self {
+        Self {
+            limit_bits_per_second: qos.limit.map(|limit| limit.rate.bits_per_second()),
+            reserved_bits_per_second: qos.reservation.map(model::BitRate::bits_per_second),
+            shares: Some(qos.shares).filter(|shares| *shares != model::Qos::SHARES_DEFAULT),
+            class: match qos.class {
+                model::LatencyClass::Standard => None,
+                model::LatencyClass::Interactive => Some("Interactive".to_owned()),
+            },
         }
     }
 }

@@ -19,6 +19,7 @@ use super::threats::{self, Connection};
 use super::times::ViewTimes;
 use super::view::{self, refusal};
 use super::why::WhyQuestion;
+use crate::clock;
 use crate::export::Records;
 use crate::flowlog::FlowLog;
 use crate::introspect::{Introspection, State};
@@ -102,7 +103,8 @@ impl Desk {
     fn vms(&self) -> Response {
         let published = self.mesh.published();
         let status = self.ports.status();
-        let vms = published.snapshot.inventory.vms().map(|(_, vm)| {
+        let inventory = &published.snapshot.inventory;
+        let vms = inventory.vms().map(|(index, vm)| {
             let nics = vm.nics.iter().map(|nic| {
                 let card = NicRef { vm: vm.id.clone(), nic: nic.name.clone() };
                 let port = status.get(&card).map(|(_, status)| status);
@@ -120,6 +122,7 @@ impl Desk {
                 tenant: vm.id.tenant.to_string(),
                 name: vm.id.name.to_string(),
                 nics: nics.collect(),
+                qos: inventory.qos(index).into(),
                 introspection: self.introspection_of(&vm.id),
             }
         });
@@ -176,8 +179,7 @@ impl Desk {
     }
 
     fn cpu(&self, vm: &str) -> Answer {
-        let (sample, now) =
-            self.look_inside(vm, "cpu", |guest| Ok((guest.cpu_sample()?, crate::poll::now())))?;
+        let (sample, now) = self.look_inside(vm, "cpu", |guest| Ok((guest.cpu_sample()?, clock::now())))?;
         Ok(Response::Cpu(Box::new(inside::cpu(sample, now))))
     }
 
@@ -188,7 +190,7 @@ impl Desk {
         let inside = self.look_inside(vm, "flows", |guest| Ok((guest.socket_details()?, guest.processes()?)));
         let (sockets, processes) = inside.unwrap_or_default();
         let flow = DataFlowQuestion { vm: &id, records: &records, sockets: &sockets, processes: &processes };
-        Ok(Response::DataFlow(Box::new(flow.answer(crate::poll::now()))))
+        Ok(Response::DataFlow(Box::new(flow.answer(clock::now()))))
     }
 
     fn threats(&self, vm: &str) -> Answer {
@@ -248,7 +250,7 @@ impl Desk {
     fn flows(&self, vm: Option<&str>) -> Answer {
         let vm = vm.map(|vm| self.known(vm)).transpose()?;
         let records = self.newest_records(vm.as_ref())?;
-        let now = crate::poll::now();
+        let now = clock::now();
         Ok(Response::Flows(records.iter().map(|record| view::flow(record, now)).collect()))
     }
 
@@ -414,7 +416,7 @@ impl Desk {
             source: self.mesh.source_name(),
             age_ms: age_ms(published.since),
             resources: published.resources.iter().map(|(k, n)| ((*k).to_owned(), *n as u64)).collect(),
-            warnings: published.policy.warnings().iter().map(ToString::to_string).collect(),
+            warnings: published.warnings.iter().map(ToString::to_string).collect(),
             errors: published.refused,
         }))
     }

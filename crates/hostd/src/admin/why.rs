@@ -15,6 +15,7 @@ use model::{
 use vswitch::{EndpointRecord, FlowRecord, Found};
 
 use super::view::{self, refusal};
+use crate::clock;
 use crate::flowlog::FlowLog;
 use crate::mesh::Published;
 
@@ -140,7 +141,7 @@ impl WhyQuestion {
         });
         Explanation {
             hypothetical: seen.is_none(),
-            flow: seen.map(|record| view::flow(&record, crate::poll::now())),
+            flow: seen.map(|record| view::flow(&record, clock::now())),
             rules: rules.collect(),
             services: view::services(&judgement),
             endpoints: self.endpoints(published, endpoints),

@@ -15,9 +15,9 @@ use model::Moment;
 use serde::{Deserialize, Serialize};
 use vswitch::Found;
 
-use crate::clock;
+use crate::clock::{self, now};
 use crate::handover::replace;
-use crate::poll::{Command, PollHandle, now};
+use crate::poll::{Command, PollHandle};
 
 /// Time for an answer to reach the switch, which is asked what to write.
 const SETTLE: Duration = Duration::from_millis(10);

@@ -27,8 +27,8 @@ use model::{Moment, Name};
 use platform::{EventFd, Poller, Trigger};
 use vswitch::{DnsQuestion, DnsReply, DnsTicket};
 
+use crate::clock::now;
 use crate::config::Upstreams;
-use crate::poll::now;
 use cache::{Cache, Key};
 use wire::Asked;
 

@@ -19,8 +19,8 @@ use model::Moment;
 use prost::Message;
 use vswitch::FlowEvent;
 
+use crate::clock;
 use crate::funnel::FunnelCounts;
-use crate::{clock, poll};
 use message::{
     ExportTraceServiceRequest, ExportTraceServiceResponse, InstrumentationScope, KeyValue, Resource,
     ResourceSpans, ScopeSpans, Span,
@@ -231,12 +231,12 @@ impl Exporter {
 fn gather(events: &Receiver<FlowEvent>) -> Option<Vec<Span>> {
     let mut batch = Vec::new();
     let first = events.recv().ok()?;
-    let began = poll::now();
+    let began = clock::now();
     let mut next = Ok(first);
     loop {
         match next {
             Ok(event) => {
-                let (now, unix) = (poll::now(), nanos(clock::unix()));
+                let (now, unix) = (clock::now(), nanos(clock::unix()));
                 let unix_ns = |then: Moment| unix.saturating_sub(nanos(now.since(then)));
                 batch.extend(span::span(&event, unix_ns));
             }
@@ -245,7 +245,7 @@ fn gather(events: &Receiver<FlowEvent>) -> Option<Vec<Span>> {
         if batch.len() >= BATCH_SPANS_MAX {
             return Some(batch);
         }
-        next = events.recv_timeout(LINGER.saturating_sub(poll::now().since(began)));
+        next = events.recv_timeout(LINGER.saturating_sub(clock::now().since(began)));
     }
 }
 

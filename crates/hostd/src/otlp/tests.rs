@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::time::Instant;
 
 use model::{Judgement, RuleId, Sample};
+use testkit::claim::{await_that, skip};
 use testkit::collector::Collector;
 use vswitch::{Choice, FlowChange, FlowState, FlowTrace};
 
@@ -15,7 +15,7 @@ fn closed(source_port: u16) -> FlowEvent {
     let mut event = event(source_port);
     event.change = FlowChange::Closed;
     let record = &mut event.record;
-    let now = poll::now();
+    let now = clock::now();
     let at = |ms: u64| Moment(now.0 - 1_000_000_000 + ms * 1_000_000);
     (record.opened, record.last_seen, record.state) = (at(0), at(90), FlowState::Closed);
     record.trace = Some(FlowTrace {
@@ -43,20 +43,10 @@ fn config(collector: SocketAddr) -> TracesConfig {
     }
 }
 
-/// Looks until it is so.
-fn await_that(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !holds() {
-        assert!(Instant::now() < deadline, "{what}");
-        std::thread::park_timeout(Duration::from_millis(10));
-    }
-}
-
 #[test]
 fn a_real_collector_reads_the_spans() {
     let Some(program) = Collector::program() else {
-        // `cargo xtask test` installs it, or names what it left out.
-        return;
+        return skip("a_real_collector_reads_the_spans", "there is no collector of traces");
     };
     let dir = testkit::scratch::Scratch::new("otlp").unwrap();
     let collector = Collector::start(&program, dir.path()).unwrap();

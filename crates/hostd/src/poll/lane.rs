@@ -32,6 +32,7 @@ use super::parked::Parking;
 use super::round::Core;
 use super::strain::Stay;
 use super::{Seat, record};
+use crate::clock;
 use crate::introspect::{Inquiry, Outcome, Reply};
 
 /// Bytes of a frame copied at first: the headers of nearly every packet.
@@ -178,7 +179,7 @@ impl Lane {
 
     /// Notes that the port is looked after now; tells for how long it was not.
     pub(super) fn look(&mut self) -> Option<Duration> {
-        let now = super::now();
+        let now = clock::now();
         self.looked.replace(now).map(|before| now.since(before))
     }
 
@@ -448,7 +449,7 @@ impl Core {
                 let Attempt { answers, waited_since, glanced, whole } = std::mem::take(&mut attempt);
                 let verdict = switch.process_previewed(now, id, frame, preview, answers.as_ref());
                 if let Some(since) = waited_since.filter(|_| answers.is_some()) {
-                    record(waits, super::now().since(since));
+                    record(waits, clock::now().since(since));
                 }
                 desk.outputs[queue.next] = match verdict {
                     Verdict::Forward(to) => Some((to, preview.spread())),
@@ -485,10 +486,10 @@ impl Core {
         if self.is_aside(&question) {
             return self.ask(id, queue, descriptor, question, now);
         }
-        let started = super::now();
+        let started = clock::now();
         match self.wiring.introspection.glance(&question, descriptor) {
             Some(Outcome::Answers(answers)) => {
-                record(&mut self.lookups, super::now().since(started));
+                record(&mut self.lookups, clock::now().since(started));
                 Looked::Found(answers)
             }
             Some(Outcome::NotReady) => {

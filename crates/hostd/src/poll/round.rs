@@ -18,7 +18,8 @@ use super::shared::{SharedSwitch, Turn};
 use super::strain::Strain;
 use super::upkeep::Upkeep;
 use super::uplink::Uplink;
-use super::{Command, CoreId, CoreNumbers, PollHandle, SLEEP_MAX, SPIN, Wiring, latencies, now};
+use super::{Command, CoreId, CoreNumbers, PollHandle, SLEEP_MAX, SPIN, Wiring, latencies};
+use crate::clock::now;
 use crate::handover::FlowMemory;
 
 /// Turns of upkeep before each sleep: other cores may have the switch in between.

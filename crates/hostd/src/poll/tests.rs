@@ -3,22 +3,24 @@
 
 mod limits;
 
-use std::io::{ErrorKind, Write as _};
+use std::io::ErrorKind;
 use std::net::Ipv4Addr;
 
 use crossbeam_channel::bounded;
-use model::{MacAddr, Ranges};
+use model::{MacAddr, Moment, Ranges};
 use packet::emit::{self, Link, Segment};
 use packet::{Addresses, TcpFlags};
 use proptest::prelude::*;
+use testkit::claim::skip;
 use testkit::scratch::Scratch;
 use vhost_port::VNET_HEADER_BYTES;
 use vhost_port::testing::TestGuest;
 use vswitch::{FlowEvent, SwitchConfig};
 
 use super::*;
+use crate::clock::now;
 use crate::handover::HandOver;
-use crate::mesh::Mesh;
+use crate::mesh::{Host, Mesh};
 use crate::profiles::Profiles;
 
 /// Guests of the tests: three of one tenant, and one of another with the address of the second.
@@ -79,8 +81,11 @@ impl Fabric {
         let dir = Scratch::new("fabric").unwrap();
         std::fs::create_dir(dir.join("resources")).unwrap();
         std::fs::write(dir.join("resources/all.yaml"), manifests(1)).unwrap();
-        let mesh =
-            Mesh::load(dir.join("resources"), Ranges::default(), SwitchConfig::new(0).capacity).unwrap();
+        let mesh = Mesh::load(
+            dir.join("resources"),
+            Host { ranges: Ranges::default(), capacity: SwitchConfig::new(0).capacity, takes_spans: false },
+        )
+        .unwrap();
         let (hand_over, memory) = HandOver::take(dir.path(), 1024, 7).unwrap();
         let (ring, events) = bounded(1 << 16);
         let introspection = Introspection::start(false, Profiles(None)).unwrap();
@@ -387,10 +392,10 @@ fn a_guest_whose_memory_is_slow_is_waited_for_by_the_side_core_alone() {
     let slow = match TestGuest::with_slow_memory(Duration::from_millis(20)) {
         // Containers often forbid it.
         Err(error) if [ErrorKind::PermissionDenied, ErrorKind::Unsupported].contains(&error.kind()) => {
-            // Past the capture of what tests print.
-            writeln!(std::io::stdout(), "skipped: a guest with slow memory needs userfaultfd: {error}")
-                .unwrap();
-            return;
+            return skip(
+                "a_guest_whose_memory_is_slow_is_waited_for_by_the_side_core_alone",
+                format_args!("it takes userfaultfd: {error}"),
+            );
         }
         slow => slow.unwrap(),
     };

@@ -1,42 +1,61 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Machines, and what was read from their memory.
 
-use api::admin::{Introspection, IntrospectionState, NicState, Process, Socket, Vm};
+use api::admin::{Introspection, IntrospectionState, Nic, NicState, Process, Socket, Vm, VmQos};
 
 use super::{Grid, Style, Tone, maybe, plain};
 
 /// All machines, one row per network card; a machine without cards, which is only looked into, has one too.
 pub(crate) fn vms(vms: &[Vm], style: Style) -> String {
-    let mut grid =
-        Grid::new(style, &["VM", "NIC", "STATE", "ADDRESSES", "MAC", "INTROSPECTION", "KERNEL"], &[]);
+    machines(vms, style, false)
+}
+
+/// The same with what each may have of the host's capacity.
+pub(crate) fn wide_vms(vms: &[Vm], style: Style) -> String {
+    machines(vms, style, true)
+}
+
+fn machines(vms: &[Vm], style: Style, wide: bool) -> String {
+    let mut head = vec!["VM", "NIC", "STATE", "ADDRESSES", "MAC", "INTROSPECTION", "KERNEL"];
+    if wide {
+        head.extend(["LIMIT BIT/S", "RESERVED BIT/S", "SHARES", "CLASS"]);
+    }
+    let numbers: &[usize] = if wide { &[7, 8, 9] } else { &[] };
+    let mut grid = Grid::new(style, &head, numbers);
     for vm in vms {
-        let name = format!("{}/{}", vm.tenant, vm.name);
         let (inside, kernel) = introspection(&vm.introspection);
-        if vm.nics.is_empty() {
-            let none = maybe(None::<&str>);
-            let row = [plain(&name), none.clone(), none.clone(), none.clone(), none, inside, kernel];
-            grid.row(row.into());
-            continue;
+        let name = plain(format!("{}/{}", vm.tenant, vm.name));
+        let mut whole = vec![inside, kernel];
+        if wide {
+            whole.extend(qos(&vm.qos));
         }
-        for (index, nic) in vm.nics.iter().enumerate() {
-            let state = match nic.state {
-                NicState::Waiting => ("waiting".to_owned(), Tone::Notice),
-                NicState::Connected => ("connected".to_owned(), Tone::Notice),
-                NicState::Running => ("running".to_owned(), Tone::Good),
-            };
+        let cards: Vec<_> = if vm.nics.is_empty() {
+            vec![[(); 4].map(|()| maybe(None::<&str>))]
+        } else {
+            vm.nics.iter().map(card).collect()
+        };
+        for (index, card) in cards.into_iter().enumerate() {
+            // What is the machine's is said once.
             let first = |cell: &(String, Tone)| if index == 0 { cell.clone() } else { plain("") };
-            grid.row(vec![
-                first(&plain(&name)),
-                plain(&nic.name),
-                state,
-                plain(nic.addresses.join(" ")),
-                plain(&nic.mac),
-                first(&inside),
-                first(&kernel),
-            ]);
+            grid.row([first(&name)].into_iter().chain(card).chain(whole.iter().map(first)).collect());
         }
     }
     grid.finish("no virtual machines are defined")
+}
+
+fn card(nic: &Nic) -> [(String, Tone); 4] {
+    let state = match nic.state {
+        NicState::Waiting => ("waiting".to_owned(), Tone::Notice),
+        NicState::Connected => ("connected".to_owned(), Tone::Notice),
+        NicState::Running => ("running".to_owned(), Tone::Good),
+    };
+    [plain(&nic.name), state, plain(nic.addresses.join(" ")), plain(&nic.mac)]
+}
+
+fn qos(qos: &VmQos) -> [(String, Tone); 4] {
+    let VmQos { limit_bits_per_second, reserved_bits_per_second, shares, class } = qos;
+    let class = maybe(class.as_ref());
+    [maybe(*limit_bits_per_second), maybe(*reserved_bits_per_second), maybe(*shares), class]
 }
 
 /// How far introspection is, and the kernel or what stands in its way.
@@ -99,7 +118,7 @@ pub(crate) fn sockets(sockets: &[Socket], style: Style) -> String {
 
 #[cfg(test)]
 mod tests {
-    use api::admin::{Nic, SocketOwner};
+    use api::admin::SocketOwner;
 
     use super::*;
 
@@ -120,6 +139,7 @@ mod tests {
             tenant: "acme".into(),
             name: "web".into(),
             nics: vec![nic("net0", NicState::Running), nic("net1", NicState::Waiting)],
+            qos: VmQos::default(),
             introspection: Introspection {
                 state: IntrospectionState::Attached,
                 kernel: Some("6.1.0-42-cloud-amd64".into()),
@@ -137,6 +157,17 @@ acme/web  net0  running  10.0.0.11/24 fd00::11/64  02:6d:76:00:01:0b  attached i
 "
         );
         assert_eq!(vms(&[], Style::default()), "no virtual machines are defined\n");
+        let (limited, alike) = (Some(100_000_000), Vm { name: "api".into(), ..vm.clone() });
+        let qos = VmQos { limit_bits_per_second: limited, shares: Some(50), ..VmQos::default() };
+        let nics = vec![nic("net0", NicState::Running)];
+        assert_eq!(
+            wide_vms(&[Vm { qos, nics: nics.clone(), ..vm.clone() }, Vm { nics, ..alike }], Style::default()),
+            "\
+VM        NIC   STATE    ADDRESSES                 MAC                INTROSPECTION     KERNEL                LIMIT BIT/S  RESERVED BIT/S  SHARES  CLASS
+acme/web  net0  running  10.0.0.11/24 fd00::11/64  02:6d:76:00:01:0b  attached in 62ms  6.1.0-42-cloud-amd64    100000000               -      50  -
+acme/api  net0  running  10.0.0.11/24 fd00::11/64  02:6d:76:00:01:0b  attached in 62ms  6.1.0-42-cloud-amd64            -               -       -  -
+"
+        );
         let looked_into = Vm { nics: Vec::new(), ..vm };
         let shown = vms(&[looked_into], Style::default());
         assert_eq!(shown.lines().count(), 2, "{shown}");

@@ -105,10 +105,10 @@ impl Member {
 /// A share of the flows, and who takes them now.
 #[derive(Clone, Debug, Default)]
 struct Group {
+    /// None, while nobody is there.
     weight: u32,
     /// What the group is owed, in flows times the sum of weights.
     credit: i64,
-    size: usize,
     among: Among,
     table: Table,
     crowd: Crowd,
@@ -122,6 +122,8 @@ pub struct Balancer {
     /// Positions of members by name.
     positions: HashMap<u64, usize>,
     groups: Vec<Group>,
+    /// The sum of the groups' weights.
+    weights: u32,
     /// Whether who is in has changed since the groups were filled.
     stale: bool,
     /// When the next ejection or absence ends.
@@ -138,6 +140,7 @@ impl Balancer {
             members: Vec::new(),
             positions: HashMap::new(),
             groups: Vec::new(),
+            weights: 0,
             stale: true,
             due: None,
         };
@@ -361,31 +364,26 @@ impl Balancer {
 
     /// The group whose turn it is, and its part of all weights if there are several.
     fn choose_group(&mut self, hash: u64) -> Option<(usize, Option<(u32, u32)>)> {
-        let total = self.groups.iter().filter(|group| group.size > 0).map(|group| group.weight).sum();
         let chosen = self.whose_turn(hash)?;
         let parts = !self.balancing.shares.is_empty();
-        Some((chosen, parts.then_some((self.groups[chosen].weight, total))))
+        Some((chosen, parts.then_some((self.groups[chosen].weight, self.weights))))
     }
 
     fn whose_turn(&mut self, hash: u64) -> Option<usize> {
-        let weight = |group: &Group| if group.size == 0 { 0 } else { i64::from(group.weight) };
-        let total: i64 = self.groups.iter().map(weight).sum();
-        if total == 0 {
-            return None;
-        }
         if self.balancing.affinity {
-            let mut place = ((u128::from(hash) * total as u128) >> 64) as i64;
+            let mut place = (u128::from(hash) * u128::from(self.weights)) >> 64;
             return self.groups.iter().position(|group| {
-                place -= weight(group);
-                place < 0
+                let is_before = place < u128::from(group.weight);
+                place = place.saturating_sub(group.weight.into());
+                is_before
             });
         }
         for group in &mut self.groups {
-            group.credit += weight(group);
+            group.credit += i64::from(group.weight);
         }
-        let open = self.groups.iter().enumerate().filter(|(_, group)| weight(group) > 0);
+        let open = self.groups.iter().enumerate().filter(|(_, group)| group.weight > 0);
         let (chosen, _) = open.max_by_key(|(index, group)| (group.credit, std::cmp::Reverse(*index)))?;
-        self.groups[chosen].credit -= total;
+        self.groups[chosen].credit -= i64::from(self.weights);
         Some(chosen)
     }
 
@@ -420,13 +418,13 @@ impl Balancer {
         let shares = &self.balancing.shares;
         self.groups.resize_with(shares.len().max(1), Group::default);
         for (number, group) in self.groups.iter_mut().enumerate() {
-            group.weight = shares.get(number).map_or(1, |share| share.weight);
             let (active, among) = active(&self.members, now, number, self.balancing.local_first);
-            (group.size, group.among) = (active.len(), among);
+            group.weight = shares.get(number).map_or(1, |share| share.weight);
+            group.among = among;
             (group.table, group.crowd) = (Table::default(), Crowd::default());
-            if group.size == 0 {
+            if active.is_empty() {
                 // What it was owed while nobody was there is not made up for.
-                group.credit = 0;
+                (group.weight, group.credit) = (0, 0);
             }
             match self.balancing.method {
                 Method::Maglev => {
@@ -439,6 +437,7 @@ impl Balancer {
                 }
             }
         }
+        self.weights = self.groups.iter().map(|group| group.weight).sum();
     }
 }
 
