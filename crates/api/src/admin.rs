@@ -13,24 +13,27 @@
 mod client;
 mod convert;
 mod cores;
+mod guest;
 mod inside;
 mod message;
 mod qos;
 mod services;
+mod status;
 mod threats;
 pub mod wire;
 
 pub use client::{Client, ClientError, Watch};
 pub use cores::{CoreStatus, PortMoved};
+pub use guest::{Process, Socket, SocketOwner};
 pub use inside::{
     AcceptQueue, Conversation, CpuSample, DataFlow, Direction, Feed, FeedConfidence, Namespaces,
     ProcessDetail, ProcessTime, RunQueue, SocketDetail, TcpCounters, ThreadTime, ToldBy,
 };
 pub use message::{
-    Confidence, ExplainedRule, Explanation, Flow, FlowService, Introspection, IntrospectionState, Latency,
-    Mode, NameStats, Nic, NicState, Party, PolicyStatus, PollStats, PortStatus, Process, RecordStats,
-    Refusal, Request, Response, Socket, SocketOwner, SpanStats, Status, UnknownReason, Verdict, Vm,
+    Confidence, ExplainedRule, Explanation, Flow, FlowService, Introspection, IntrospectionState, Mode, Nic,
+    NicState, Party, Refusal, Request, Response, UnknownReason, Verdict, Vm,
 };
 pub use qos::{ClassStatus, LimitStatus, VmQos};
 pub use services::{EndpointStatus, Service};
+pub use status::{Latency, NameStats, PolicyStatus, PollStats, PortStatus, RecordStats, SpanStats, Status};
 pub use threats::{Certainty, Threat, Threats};

@@ -3,7 +3,8 @@
 
 use std::net::IpAddr;
 
-use super::message::{Confidence, Mode, Nic, NicState, Party, Process, UnknownReason, Verdict};
+use super::guest::Process;
+use super::message::{Confidence, Mode, Nic, NicState, Party, UnknownReason, Verdict};
 use super::qos::VmQos;
 
 impl From<model::Action> for Verdict {

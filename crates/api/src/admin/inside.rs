@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::message::{Process, Socket};
+use super::guest::{Process, Socket};
 
 /// A process with what decorates it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
