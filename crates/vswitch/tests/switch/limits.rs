@@ -162,6 +162,62 @@ fn flows_of_two_rules_share_their_machines_limit_and_one_alone_has_it_all() {
     assert!((one + other).abs_diff(whole) * 50 <= whole, "{one} and {other}");
 }
 
+/// Offers a frame of one flow every so often, and of two others as soon as the one before has left, for so long. What left
+/// of the first and of the others together, and the longest wait of the first.
+fn beside_a_flood(
+    world: &mut World<'_>,
+    (paced, every): (&[u8], Duration),
+    flood: [&[u8]; 2],
+    span: Duration,
+) -> ([u64; 2], Duration) {
+    let end = world.now.after(span);
+    let all = [paced, flood[0], flood[1]];
+    let mut waiting = all.map(|bytes| (world.now, world.now, Frame::copy_of(bytes)));
+    let (mut left, mut longest) = ([0; 2], Duration::ZERO);
+    loop {
+        let flow = (0..all.len()).min_by_key(|flow| waiting[*flow].0).unwrap();
+        let (now, offered, frame) = &mut waiting[flow];
+        world.now = *now;
+        if *now >= end {
+            return (left, longest);
+        }
+        match world.switch.process(*now, WEB, frame, None) {
+            Verdict::Hold(until) => *now = until,
+            verdict => {
+                assert_eq!(verdict, Verdict::Forward(API));
+                left[flow.min(1)] += all[flow].len() as u64;
+                if flow == 0 {
+                    longest = longest.max(now.since(*offered));
+                    *offered = offered.after(every);
+                    *now = (*now).max(*offered);
+                }
+                *frame = Frame::copy_of(all[flow]);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_reservation_is_met_beside_whoever_sends_all_it_can() {
+    // Of 8 Mbit/s a thousand bytes take a millisecond; at 2 Mbit/s they come every four.
+    let (whole, reserved, every) = (10_000_000_u64, 2_500_000_u64, Duration::from_millis(4));
+    let ports = [(1, 53), (1, 54), (2, 54)].map(|ports| datagram(WEB, API, ports));
+    let outcome = |reservation| {
+        let (small, large) = (Part { shares: 1, reservation }, Part { shares: 10_000, reservation: None });
+        let rules = Rules { parts: vec![(53, small), (54, large)], ..allow() };
+        let mut memory = memory(64);
+        let mut world = World::new(&mut memory, allow());
+        world.install_qos(rules, &[(WEB, Qos { limit: Some(limit(8_000_000)), ..Qos::default() })]);
+        beside_a_flood(&mut world, (&ports[0], every), [&ports[1], &ports[2]], 10 * SECOND)
+    };
+    let ([small, large], longest) = outcome(BitRate::new(2_000_000));
+    assert!(small.abs_diff(reserved) * 50 <= reserved, "{small}");
+    assert!((small + large).abs_diff(whole) * 50 <= whole, "{small} and {large}");
+    assert!(longest <= Duration::from_millis(2), "a frame within the reservation waited for {longest:?}");
+    let ([small, _], _) = outcome(None);
+    assert!(small * 50 < reserved, "without it, the shares alone give it {small}");
+}
+
 #[test]
 fn a_limit_that_is_lifted_or_changed_holds_nobody_any_longer() {
     let mut memory = memory(64);
