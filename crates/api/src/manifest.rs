@@ -8,6 +8,7 @@
 //! Limits: [`FILES_MAX`] files of [`FILE_BYTES_MAX`], [`RESOURCES_MAX`] resources; each list within
 //! a resource has a bound of its own, named where it is read.
 
+mod access_policies;
 mod fields;
 mod flow_policies;
 mod networks;

@@ -136,6 +136,22 @@ pub trait Judge: fmt::Debug + Send + Sync {
     /// Decides. A missing attribution is read as *unknown*.
     fn judge(&self, query: &FlowQuery<'_>) -> Judgement;
 
+    /// As [`Judge::needs`], for [`Judge::judge_call`].
+    fn needs_of_call(&self, _service: &RuleId, query: &FlowQuery<'_>) -> Needs {
+        self.needs(query)
+    }
+
+    /// Decides about a call from one tenant to an infrastructure service of another, `tenant/name`. Whoever says nothing
+    /// about it lets it pass.
+    fn judge_call(&self, service: &RuleId, query: &FlowQuery<'_>) -> Judgement {
+        let inserted = self.insert(query);
+        let (action, decided_by) = match inserted.iter().find(|insertion| insertion.denies) {
+            Some(denial) => (Action::Deny, denial.rule.clone()),
+            None => (Action::Allow, RuleId(format!("{service}/(service)").into())),
+        };
+        Judgement { inserted, ..Judgement::new(action, decided_by) }
+    }
+
     /// Whether a rule lets a machine reach what is outside the mesh by this name, so that it must be able to ask for it, and
     /// the answer is to be remembered. The name is as in [`FlowQuery::names`].
     fn names_domain(&self, _from: VmIndex, _name: &str) -> bool {
@@ -184,23 +200,32 @@ impl Snapshot {
     pub fn needs(&self, query: &FlowQuery<'_>, via: Option<OfferIndex>) -> Needs {
         let unattributed = Party { attribution: None, ..query.source };
         let unsure = self.sight(&FlowQuery { source: unattributed, ..*query }, via) == Sight::Unsure;
-        let needs = self.judge.needs(query);
+        let needs = match self.crosses(query, via) {
+            Some(service) => self.judge.needs_of_call(service, query),
+            None => self.judge.needs(query),
+        };
         Needs { source: needs.source || unsure, ..needs }
     }
 
-    /// Decides: what does not exist for the source is refused, an infrastructure service is for everyone whom no rule of
-    /// the infrastructure denies it, and policy decides about the rest.
+    /// The service, if this is a call from one tenant to another's.
+    #[must_use]
+    pub fn crosses(&self, query: &FlowQuery<'_>, via: Option<OfferIndex>) -> Option<&RuleId> {
+        let tenant = |party: Party<'_>| party.vm.map(|vm| &self.inventory.vm(vm).id.tenant);
+        let own = tenant(query.source) == tenant(query.destination);
+        via.filter(|_| !own).map(|offer| &self.services.offer(offer).id)
+    }
+
+    /// Decides: what does not exist for the source is refused, and policy decides about the rest.
     #[must_use]
     pub fn judge(&self, query: &FlowQuery<'_>, via: Option<OfferIndex>) -> Judgement {
         let tenant = |party: Party<'_>| party.vm.map(|vm| &self.inventory.vm(vm).id.tenant);
-        let (source, destination) = (tenant(query.source), tenant(query.destination));
-        let mut judgement = match via {
+        let mut judgement = match self.crosses(query, via) {
             _ if self.sight(query, via) != Sight::Seen => {
-                let tenant = source.or(destination).map_or("", Name::as_str);
+                let tenant = tenant(query.source).or(tenant(query.destination)).map_or("", Name::as_str);
                 Judgement::new(Action::Deny, RuleId(format!("{tenant}/(visibility)").into()))
             }
-            Some(offer) if source != destination => self.judge_service(offer, query),
-            _ => self.judge.judge(query),
+            Some(service) => self.judge.judge_call(service, query),
+            None => self.judge.judge(query),
         };
         let limit_of = |party: Party<'_>| self.inventory.limit(party.vm?);
         let own = limit_of(query.source);
@@ -212,15 +237,5 @@ impl Snapshot {
         }
         judgement.inserted.extend(own.into_iter().chain(far).cloned());
         judgement
-    }
-
-    /// Decides about a call to another tenant's service.
-    fn judge_service(&self, offer: OfferIndex, query: &FlowQuery<'_>) -> Judgement {
-        let inserted = self.judge.insert(query);
-        let (action, decided_by) = match inserted.iter().find(|insertion| insertion.denies) {
-            Some(denial) => (Action::Deny, denial.rule.clone()),
-            None => (Action::Allow, RuleId(format!("{}/(service)", self.services.offer(offer).id).into())),
-        };
-        Judgement { inserted, ..Judgement::new(action, decided_by) }
     }
 }

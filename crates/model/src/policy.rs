@@ -287,6 +287,8 @@ pub enum Origin {
     Application(Name),
     /// Whoever has an address in this network: machines of the tenant, and what is outside the mesh.
     Network(Cidr),
+    /// Machines of this other tenant, or of any other, that call an infrastructure service.
+    Tenant(Option<Name>),
 }
 
 /// Whom a flow is for.
@@ -304,12 +306,19 @@ pub enum Target {
     Domain(DomainPattern, Vec<PortMatch>),
     /// A service: its workloads on its ports.
     Service(Name),
+    /// Calls to an infrastructure service of another tenant.
+    ServiceOf {
+        /// The other tenant.
+        tenant: Name,
+        /// The service.
+        name: Name,
+    },
 }
 
-/// Allows or denies flows within one tenant.
+/// Allows or denies flows within one tenant, or calls between it and others to infrastructure services.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccessPolicy {
-    /// The tenant that owns it, and the only one whose flows it sees.
+    /// The tenant that owns it, and the only one whose flows it sees: within it, or with one end there.
     pub tenant: Name,
     /// Its name within the tenant.
     pub name: Name,

@@ -6,6 +6,7 @@ use std::fmt;
 use model::{Action, Mode, RuleId};
 
 use crate::clause::{Clause, Peers, ProcessMatch, Rule};
+use crate::crossing::Callers;
 use crate::judge::{CompiledPolicy, TenantRules};
 
 /// Most pairs of an Allow and a Deny that are compared, which bounds the time to a second or so.
@@ -89,6 +90,18 @@ impl CompiledPolicy {
                 unknown_passes(tenant, rule, &mut warnings);
             }
             pairs_skipped += shadowed(tenant, &mut pairs_left, &mut warnings);
+        }
+        for rule in self.crossings.of_callers() {
+            let Callers::Own(clauses) = &rule.callers else { continue };
+            let nobody = clauses.iter().zip(0..).filter(|(clause, _)| clause.peers.is_nobody());
+            for (_, index) in nobody {
+                let warning =
+                    Warning::SelectsNothing { rule: rule.id.clone(), entry: format!("from[{index}]") };
+                // A policy that is about its own tenant, too, has been asked.
+                if !warnings.contains(&warning) {
+                    warnings.push(warning);
+                }
+            }
         }
         if pairs_skipped > 0 {
             warnings.push(Warning::NotCompared { pairs: pairs_skipped });

@@ -13,6 +13,7 @@ use model::{
 use crate::bits::BitSet;
 use crate::classifier::Classifier;
 use crate::clause::{Clause, Peers, ProcessMatch, Rule, Selection};
+use crate::crossing::{CallRule, Callers, Crossings};
 use crate::insertion::{FlowRule, FlowRules};
 use crate::judge::{CompiledPolicy, CompiledService, TenantRules, VmRules};
 use crate::rule_set::RULES_MAX;
@@ -62,6 +63,10 @@ pub enum CompileError {
     /// A policy of the infrastructure names what only its own tenant knows.
     #[error("policy `{0}` is for all tenants and redirects flows or names an application or a service")]
     NotForAll(RuleId),
+    /// A policy is about callers of other tenants and something else than infrastructure services, which is all that those
+    /// can call.
+    #[error("policy `{0}` is about other tenants, and about more than an infrastructure service")]
+    BetweenTenants(RuleId),
     /// There are more policies of one kind than can be told apart in bounded memory.
     #[error("there are more than {RULES_MAX} {kind} of `{owner}`")]
     TooMany {
@@ -89,12 +94,16 @@ pub enum CompileError {
 pub fn compile(inventory: &Inventory, policies: &PolicySet) -> Result<CompiledPolicy, CompileError> {
     let mut names = Names::new(inventory, policies)?;
     let mut rules: Vec<Vec<Rule>> = inventory.tenants().iter().map(|_| Vec::new()).collect();
+    let mut counts = vec![0; inventory.tenants().len()];
+    let mut crossings = Crossings::default();
     for policy in &policies.policies {
         let tenant = names.tenant(&policy.tenant, &policy.name)?;
-        if rules[tenant].len() == RULES_MAX {
+        if counts[tenant] == RULES_MAX {
             return Err(too_many("access policies", policy.tenant.as_str()));
         }
-        rules[tenant].push(names.rule(policy)?);
+        counts[tenant] += 1;
+        rules[tenant].extend(names.rule(policy)?);
+        names.cross(policy, &mut crossings)?;
     }
     let (infrastructure, flow_rules) = flow_rules(&mut names, inventory, policies)?;
     let tenants: Vec<TenantRules> = inventory
@@ -120,7 +129,13 @@ pub fn compile(inventory: &Inventory, policies: &PolicySet) -> Result<CompiledPo
         ((service.tenant.clone(), service.name.clone()), compiled)
     });
     let infrastructure = FlowRules::new(infrastructure);
-    Ok(CompiledPolicy { vms: vms.collect(), services: services.collect(), tenants, infrastructure })
+    Ok(CompiledPolicy {
+        vms: vms.collect(),
+        services: services.collect(),
+        tenants,
+        infrastructure,
+        crossings,
+    })
 }
 
 fn too_many(kind: &'static str, owner: &str) -> CompileError {
@@ -234,15 +249,79 @@ impl<'a> Names<'a> {
         service.ok_or_else(|| CompileError::NoService { policy: policy.clone(), service: name.clone() })
     }
 
-    fn rule(&mut self, policy: &'a AccessPolicy) -> Result<Rule, CompileError> {
+    /// What a policy says within its tenant, if anything.
+    fn rule(&mut self, policy: &'a AccessPolicy) -> Result<Option<Rule>, CompileError> {
+        let AccessPolicy { from, to, .. } = policy;
+        // An absent list means everybody, one that is all about others means nobody here.
+        if !from.is_empty() && from.iter().all(is_foreign) || !to.is_empty() && to.iter().all(leads_abroad) {
+            return Ok(None);
+        }
         let id = rule_id(&policy.tenant, &policy.name);
-        let (from, to) = self.clauses((Some(&policy.tenant), &id), &policy.from, &policy.to)?;
-        Ok(Rule::new(id, (policy.action, policy.mode), from.into(), to.into()))
+        let (from, to) = self.clauses((Some(&policy.tenant), &id), from, to)?;
+        Ok(Some(Rule::new(id, (policy.action, policy.mode), from.into(), to.into())))
+    }
+
+    /// Adds what a policy says about calls between its tenant and others.
+    fn cross(&mut self, policy: &'a AccessPolicy, crossings: &mut Crossings) -> Result<(), CompileError> {
+        let AccessPolicy { tenant, from, to, action, mode, .. } = policy;
+        let id = rule_id(tenant, &policy.name);
+        let rule = |callers| CallRule { id: id.clone(), action: *action, mode: *mode, callers };
+        let tenants: Vec<_> = from
+            .iter()
+            .filter_map(|origin| match origin {
+                Origin::Tenant(None) => Some(Ok(None)),
+                Origin::Tenant(Some(other)) => {
+                    Some(self.tenant(other, &policy.name).map(|position| Some((position, other.clone()))))
+                }
+                _ => None,
+            })
+            .collect::<Result<_, _>>()?;
+        if !tenants.is_empty() {
+            let tenants: Arc<[_]> = tenants.into();
+            if to.is_empty() {
+                return Err(CompileError::BetweenTenants(id));
+            }
+            for target in to {
+                let Target::Service(name) = target else { return Err(CompileError::BetweenTenants(id)) };
+                let service = self.infrastructure_service(tenant, &id, name)?;
+                crossings.of_owner(&service, rule(Callers::Tenants(Arc::clone(&tenants))));
+            }
+            return Ok(());
+        }
+        if !to.iter().any(leads_abroad) {
+            return Ok(());
+        }
+        let (own, _) = self.clauses((Some(tenant), &id), from, &[])?;
+        let own: Arc<[Clause]> = own.into();
+        let position = self.tenant(tenant, &policy.name)?;
+        for target in to {
+            let Target::ServiceOf { tenant: owner, name } = target else { continue };
+            let service = self.infrastructure_service(owner, &id, name)?;
+            if owner == tenant {
+                return Err(CompileError::BetweenTenants(id));
+            }
+            crossings.of_caller(&service, (position, tenant), rule(Callers::Own(Arc::clone(&own))));
+        }
+        Ok(())
+    }
+
+    fn infrastructure_service(
+        &self,
+        owner: &Name,
+        policy: &RuleId,
+        name: &Name,
+    ) -> Result<RuleId, CompileError> {
+        let service = self.service(owner, policy, name)?;
+        let is_for_all = service.audience == Audience::Everyone;
+        is_for_all.then(|| rule_id(owner, name)).ok_or_else(|| CompileError::BetweenTenants(policy.clone()))
     }
 
     fn flow_rule(&mut self, policy: &'a FlowPolicy) -> Result<FlowRule, CompileError> {
         let id = rule_id(&policy.tenant, &policy.name);
         let tenant = (policy.audience != Audience::Everyone).then_some(&policy.tenant);
+        if policy.from.iter().any(is_foreign) || policy.to.iter().any(leads_abroad) {
+            return Err(CompileError::BetweenTenants(id));
+        }
         let (from, to) = self.clauses((tenant, &id), &policy.from, &policy.to)?;
         let scope = self.scope(policy, &id)?;
         let vm = |name: &Name| {
@@ -299,7 +378,7 @@ impl<'a> Names<'a> {
         Ok(workloads.into_iter().map(|workload| self.clause(Some(tenant), workload, &[])).collect())
     }
 
-    /// Both lists compiled; never empty.
+    /// Both lists compiled, but for what is about other tenants; never empty.
     fn clauses(
         &mut self,
         (tenant, policy): (Option<&'a Name>, &RuleId),
@@ -316,6 +395,7 @@ impl<'a> Names<'a> {
                     self.clause(tenant, self.application(own(tenant)?, policy, name)?, &[])
                 }
                 Origin::Network(network) => network_clause(*network, &[]),
+                Origin::Tenant(_) => continue,
             });
         }
         let mut to = Vec::with_capacity(targets.len().max(1));
@@ -334,6 +414,7 @@ impl<'a> Names<'a> {
                     let service = self.service(own(tenant)?, policy, name)?;
                     self.clause(tenant, &service.selector, &service.ports)
                 }
+                Target::ServiceOf { .. } => continue,
             });
         }
         for clauses in [&mut from, &mut to] {
@@ -343,6 +424,16 @@ impl<'a> Names<'a> {
         }
         Ok((from, to))
     }
+}
+
+/// Whether an entry of `from` is about other tenants.
+fn is_foreign(origin: &Origin) -> bool {
+    matches!(origin, Origin::Tenant(_))
+}
+
+/// Whether an entry of `to` is about another tenant.
+fn leads_abroad(target: &Target) -> bool {
+    matches!(target, Target::ServiceOf { .. })
 }
 
 fn rule_id(tenant: &Name, policy: &Name) -> RuleId {

@@ -6,6 +6,7 @@ use std::fmt::{self, Display};
 use model::{Action, Attribution, FlowQuery, Insertion, Level, Mode, PortMatch, RuleId, ServiceFlags};
 
 use crate::clause::{Clause, End, Peers, Rule};
+use crate::crossing::{CallRule, Callers};
 use crate::insertion::FlowRule;
 use crate::judge::CompiledPolicy;
 
@@ -34,7 +35,7 @@ pub struct RuleTrace {
 impl CompiledPolicy {
     /// Holds every rule that may speak for a flow against it: from the infrastructure inwards, the flow policies of
     /// a level in their order, the tenant's access policies behind those of its level, in the order of their files.
-    /// Between tenants there are only the infrastructure's.
+    /// Between tenants there are only the infrastructure's; see [`CompiledPolicy::explain_call`] for calls to services.
     #[must_use]
     pub fn explain(&self, query: &FlowQuery<'_>) -> Vec<RuleTrace> {
         let tenant = self.tenant_of(query);
@@ -48,6 +49,44 @@ impl CompiledPolicy {
             .chain(access.iter().map(|rule| self.trace(rule, query)))
             .chain(inner.iter().map(|rule| self.flow_trace(rule, query)))
             .collect()
+    }
+
+    /// The same for a call from one tenant to an infrastructure service of another, `tenant/name`: the owner's policies
+    /// come before the caller's.
+    #[must_use]
+    pub fn explain_call(&self, service: &RuleId, query: &FlowQuery<'_>) -> Vec<RuleTrace> {
+        let (tenant, sides) = self.sides(service, query);
+        let calls = sides.flat_map(|side| &side.rules).map(|rule| self.call_trace(rule, tenant, query));
+        let outer = self.infrastructure.rules.iter().map(|rule| self.flow_trace(rule, query));
+        outer.chain(calls).collect()
+    }
+
+    fn call_trace(&self, rule: &CallRule, tenant: usize, query: &FlowQuery<'_>) -> RuleTrace {
+        let end = self.named("source", End::source(query));
+        let story = match &rule.callers {
+            Callers::Tenants(tenants) if rule.matches(tenant, query) => {
+                let named = tenants.iter().flatten().any(|(position, _)| *position == tenant);
+                Ok(format!(
+                    "{end} is of {}",
+                    if named { "a tenant that is selected" } else { "another tenant" }
+                ))
+            }
+            Callers::Tenants(_) => Err(format!("{end} is of no tenant that is selected")),
+            Callers::Own(_) => match rule.own_clauses(query).as_slice() {
+                [] => Err(format!("{end} is not selected")),
+                selecting => end.story(selecting),
+            },
+        };
+        RuleTrace {
+            rule: rule.id.clone(),
+            level: Level::Tenant,
+            action: Some(rule.action),
+            mode: rule.mode,
+            order: None,
+            adds: Vec::new(),
+            matched: story.is_ok(),
+            why: story.unwrap_or_else(|miss| miss),
+        }
     }
 
     fn flow_trace(&self, rule: &FlowRule, query: &FlowQuery<'_>) -> RuleTrace {

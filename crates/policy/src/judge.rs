@@ -11,6 +11,7 @@ use model::{
 
 use crate::classifier::Classifier;
 use crate::clause::{Clause, Peers, Rule};
+use crate::crossing::{Crossings, Side};
 use crate::insertion::FlowRules;
 
 /// Policies of all tenants, ready to judge. Meaningful only with the inventory it was compiled from.
@@ -22,6 +23,8 @@ pub struct CompiledPolicy {
     pub(crate) services: HashMap<(Name, Name), CompiledService>,
     /// What is done with the flows of all tenants.
     pub(crate) infrastructure: FlowRules,
+    /// What is said about calls between tenants.
+    pub(crate) crossings: Crossings,
 }
 
 /// A service with the machines that can offer it.
@@ -93,6 +96,16 @@ impl CompiledPolicy {
         vm.map(|vm| self.vm(vm).tenant)
     }
 
+    /// What is said about a call to another tenant's service, by its owner first, and the caller's tenant.
+    pub(crate) fn sides(
+        &self,
+        service: &RuleId,
+        query: &FlowQuery<'_>,
+    ) -> (usize, impl Iterator<Item = &Side>) {
+        let tenant = self.tenant_at(query.source.vm).expect("only machines call services");
+        (tenant, self.crossings.sides(service, tenant))
+    }
+
     /// The tenant's rules that select both ends and the port, in the order of their files.
     fn candidates<'a>(tenant: &'a TenantRules, query: &FlowQuery<'_>) -> impl Iterator<Item = &'a Rule> {
         let places = tenant.classifier.candidates(query.source.vm, query.destination.vm, &query.tuple);
@@ -149,6 +162,50 @@ impl Judge for CompiledPolicy {
         }
         if let Some((_, rule)) = denial {
             (judgement.action, judgement.decided_by) = (Action::Deny, rule);
+        }
+        judgement
+    }
+
+    fn needs_of_call(&self, service: &RuleId, query: &FlowQuery<'_>) -> Needs {
+        let needs = self.infrastructure.needs(query);
+        let (_, mut sides) = self.sides(service, query);
+        let own = sides.any(|side| side.rules.iter().any(|rule| rule.needs_process(query)));
+        Needs { source: needs.source || own, ..needs }
+    }
+
+    fn judge_call(&self, service: &RuleId, query: &FlowQuery<'_>) -> Judgement {
+        let inserted = self.insert(query);
+        let mut judgement = Judgement {
+            inserted,
+            ..Judgement::new(Action::Allow, RuleId(format!("{service}/(service)").into()))
+        };
+        // The infrastructure's rules come first, then the owner's.
+        let denials = judgement.inserted.iter().filter(|insertion| insertion.denies);
+        judgement.matched = denials.map(|denial| denial.rule.clone()).collect();
+        let (mut denial, mut allowance) = (judgement.matched.first().cloned(), None);
+        let (tenant, sides) = self.sides(service, query);
+        for side in sides {
+            let (mut denied, mut allowed) = (None, None);
+            for rule in side.rules.iter().filter(|rule| rule.matches(tenant, query)) {
+                let decision = match (rule.mode, rule.action) {
+                    (Mode::Audit, action) => {
+                        judgement.audited.push((rule.id.clone(), action));
+                        continue;
+                    }
+                    (Mode::Enforce, Action::Allow) => &mut allowed,
+                    (Mode::Enforce, Action::Deny) => &mut denied,
+                };
+                judgement.matched.push(rule.id.clone());
+                decision.get_or_insert(&rule.id);
+            }
+            let shut_out = (allowed.is_none() && side.is_closed()).then_some(&side.others);
+            denial = denial.or_else(|| denied.or(shut_out).cloned());
+            allowance = allowance.or(allowed);
+        }
+        match (denial, allowance) {
+            (Some(rule), _) => (judgement.action, judgement.decided_by) = (Action::Deny, rule),
+            (None, Some(rule)) => judgement.decided_by = rule.clone(),
+            (None, None) => {}
         }
         judgement
     }

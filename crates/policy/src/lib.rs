@@ -4,7 +4,8 @@
 //! [`compile()`] turns an inventory and its policies into a [`CompiledPolicy`], a pure function from a
 //! flow to a verdict ([`model::Judge`]). Reading order of a verdict:
 //!
-//! 1. Flows between tenants match nothing and are denied, whatever the defaults say.
+//! 1. Flows between tenants match nothing and are denied, whatever the defaults say; but for calls to
+//!    infrastructure services, about which both tenants' policies decide (`crossing`).
 //! 2. A policy matches when one of its `from` and one of its `to` entries match. Only policies of
 //!    the tenant are asked. What lies outside the mesh is selected by its network alone, so that nothing
 //!    but an entry with a `cidr` ever speaks of it.
@@ -41,6 +42,7 @@ mod catalogue;
 mod classifier;
 mod clause;
 mod compile;
+mod crossing;
 mod explain;
 mod insertion;
 mod judge;

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 
 use common::query;
 use model::{
-    AccessPolicy, Action, Application, Attribution, Confidence, Inventory, Judge, Mode, Needs, Origin,
-    Outcome, PolicySet, PortMatch, PortRange, Process, ProcessSelector, Protocol, Service, Target, Tenant,
-    UnknownReason, Vm, VmSelector, Workload,
+    AccessPolicy, Action, Application, Attribution, Audience, Confidence, Inventory, Judge, Mode, Needs,
+    Origin, Outcome, PolicySet, PortMatch, PortRange, Process, ProcessSelector, Protocol, Service, Target,
+    Tenant, UnknownReason, Vm, VmSelector, Workload,
 };
 use policy::{CompileError, CompiledPolicy, Warning, compile};
 
@@ -336,6 +336,29 @@ fn names_that_lead_nowhere_are_refused() {
     assert_eq!(error.to_string(), "policy `acme/p` names service `gone`, which is not defined");
     let error = refuse(only(AccessPolicy { tenant: gone.clone(), ..p(vec![], vec![]) }));
     assert!(matches!(error, CompileError::NoTenant { .. }));
+
+    let service = |audience| {
+        let ports = vec![PortMatch { ports: Some(80.into()), protocol: Protocol::Tcp }];
+        let own = Service::new(tenant(), "own".parse().unwrap(), Workload::default(), ports);
+        Service { audience, ..own }
+    };
+    let to_own = vec![Target::Service("own".parse().unwrap())];
+    let crossing = |policy, audience| PolicySet { services: vec![service(audience)], ..only(policy) };
+    let others = || vec![Origin::Tenant(None)];
+    assert!(
+        compile(&inventory(Action::Deny), &crossing(p(others(), to_own.clone()), Audience::Everyone)).is_ok()
+    );
+    for wrong in [
+        crossing(p(others(), to_own.clone()), Audience::Tenant),
+        crossing(p(others(), vec![]), Audience::Everyone),
+        crossing(p(others(), vec![Target::Workload(Workload::default(), vec![])]), Audience::Everyone),
+        crossing(
+            p(vec![], vec![Target::ServiceOf { tenant: tenant(), name: "own".parse().unwrap() }]),
+            Audience::Everyone,
+        ),
+    ] {
+        assert!(matches!(refuse(wrong), CompileError::BetweenTenants(_)));
+    }
 
     let application = Application { tenant: tenant(), name: gone.clone(), selector: Workload::default() };
     let twice = PolicySet { applications: vec![application.clone(), application], ..PolicySet::default() };

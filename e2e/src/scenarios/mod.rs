@@ -14,6 +14,7 @@ mod names;
 mod outside;
 mod services;
 mod shares;
+mod tenants;
 mod threats;
 mod tracing;
 mod traffic;
@@ -60,6 +61,11 @@ pub const SCENARIOS: &[Chapter] = &[
         title: "Two services share a card that is limited",
         name: "services_get_their_shares_of_a_limited_card",
         run: shares::run,
+    },
+    Chapter {
+        title: "Calls from one tenant to a service of another",
+        name: "both_tenants_decide_about_calls_between_them",
+        run: tenants::run,
     },
     Chapter {
         title: "A third machine gets copies of what two others say",

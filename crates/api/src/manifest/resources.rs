@@ -6,14 +6,14 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use model::{
-    AccessPolicy, Action, Application, Cidr, DomainPattern, ExternalNetwork, Inventory, MacAddr, Mode, Name,
-    Nic, NicRef, Origin, PolicySet, Qos, SocketMode, Target, Tenant, Vm, VmRef,
+    Action, Application, Cidr, ExternalNetwork, Inventory, MacAddr, Name, Nic, NicRef, PolicySet, Qos,
+    SocketMode, Target, Tenant, Vm, VmRef,
 };
 
 use super::fields::{Field, Fields, Place, Report, quote};
 use super::qos;
 use super::registry::{Claim, Id, Kind, Registry};
-use super::selectors::{self, PortList, maybe};
+use super::selectors::{self, maybe};
 use super::tree::At;
 use super::{API_VERSION, Manifests};
 
@@ -22,9 +22,6 @@ const NICS_MAX: usize = 16;
 
 /// Most addresses of one network card.
 const ADDRESSES_MAX: usize = 16;
-
-/// Most entries of a policy's `from` or `to`.
-const PEERS_MAX: usize = 256;
 
 /// Longest socket path, in bytes: what `sockaddr_un` holds, less the terminator.
 const SOCKET_BYTES_MAX: usize = 107;
@@ -38,24 +35,26 @@ const MTU_BYTES_DEFAULT: u16 = 1500;
 /// The name that verdicts give to what no rule decided.
 const DEFAULT_RULE: &str = "default";
 
-const ACTIONS: [(&str, Action); 2] = [("Allow", Action::Allow), ("Deny", Action::Deny)];
+pub(super) const ACTIONS: [(&str, Action); 2] = [("Allow", Action::Allow), ("Deny", Action::Deny)];
 
 /// All resources of a load while they are read.
 #[derive(Debug)]
 pub(super) struct Resources<'a> {
-    registry: Registry<'a>,
+    pub(super) registry: Registry<'a>,
     /// Whether every document could be read.
     complete: bool,
-    report: &'a Report,
+    pub(super) report: &'a Report,
     tenants: Vec<Tenant>,
     vms: Vec<Vm>,
-    policies: PolicySet,
+    pub(super) policies: PolicySet,
     networks: Vec<ExternalNetwork>,
     qos: Vec<(VmRef, Qos)>,
     /// Tenants that may speak for all others.
     infrastructure: HashSet<Name>,
     /// Where a tenant speaks for all others.
     for_all: Vec<(Name, Place<'a>)>,
+    /// Where calls between tenants to a service are spoken of: its tenant, its name.
+    pub(super) crossed: Vec<(Name, Name, Place<'a>)>,
 }
 
 /// Who a resource is.
@@ -85,6 +84,7 @@ impl<'a> Resources<'a> {
             qos: Vec::new(),
             infrastructure: HashSet::new(),
             for_all: Vec::new(),
+            crossed: Vec::new(),
         }
     }
 
@@ -104,6 +104,7 @@ impl<'a> Resources<'a> {
         if self.complete {
             self.registry.resolve();
             self.check_speakers();
+            self.check_crossed();
         }
         if !self.report.is_empty() {
             return None;
@@ -295,100 +296,6 @@ impl<'a> Resources<'a> {
         read.into_iter().collect()
     }
 
-    fn access_policy(&mut self, metadata: Metadata, spec: &mut Fields<'a>) -> Option<AccessPolicy> {
-        let action = spec.required("action").and_then(|action| action.one_of(&ACTIONS));
-        let mode = maybe(spec.optional("mode"), |mode| {
-            mode.one_of(&[("enforce", Mode::Enforce), ("audit", Mode::Audit)])
-        });
-        let (from, to) = self.between(&metadata.tenant, spec);
-        let (action, to) = (action?, to?);
-        if action == Action::Deny && names_domain(&to) {
-            return spec.owner().refuse(
-                "`fqdn` is for action Allow only",
-                "addresses are known only while somebody asks for their names; deny by cidr, or allow less",
-            );
-        }
-        Some(AccessPolicy {
-            action,
-            mode: mode?.unwrap_or_default(),
-            from: from?,
-            to,
-            tenant: metadata.tenant,
-            name: metadata.name,
-        })
-    }
-
-    /// Reads `from` and `to`; an absent one is empty.
-    pub(super) fn between(
-        &mut self,
-        tenant: &Name,
-        spec: &mut Fields<'a>,
-    ) -> (Option<Vec<Origin>>, Option<Vec<Target>>) {
-        let from = maybe(spec.optional("from"), |from| {
-            let read: Vec<_> = from.items(PEERS_MAX)?.iter().map(|item| self.origin(tenant, item)).collect();
-            read.into_iter().collect::<Option<Vec<_>>>()
-        });
-        let to = maybe(spec.optional("to"), |to| {
-            let read: Vec<_> = to.items(PEERS_MAX)?.iter().map(|item| self.target(tenant, item)).collect();
-            read.into_iter().collect::<Option<Vec<_>>>()
-        });
-        (from.map(Option::unwrap_or_default), to.map(Option::unwrap_or_default))
-    }
-
-    fn origin(&mut self, tenant: &Name, field: &Field<'a>) -> Option<Origin> {
-        let mut fields = field.fields()?;
-        let workload = selectors::workload_in(&mut fields);
-        let application = self.reference(Kind::Application, tenant, fields.optional("application"));
-        let network = maybe(fields.optional("cidr"), selectors::network);
-        let single = alone(&fields, "application", &["cidr", "vm", "process"])
-            .and_then(|()| alone(&fields, "cidr", &["vm", "process"]));
-        let empty = fields.given(&["vm", "process", "application", "cidr"]).is_empty();
-        fields.finish();
-        if empty {
-            return field.refuse(
-                "the entry is empty",
-                "give vm, process, application or cidr; leave `from` out to mean any machine",
-            );
-        }
-        single?;
-        Some(match (application?, network?) {
-            (Some(name), _) => Origin::Application(name),
-            (None, Some(network)) => Origin::Network(network),
-            (None, None) => Origin::Workload(workload?),
-        })
-    }
-
-    fn target(&mut self, tenant: &Name, field: &Field<'a>) -> Option<Target> {
-        let mut fields = field.fields()?;
-        let workload = selectors::workload_in(&mut fields);
-        let application = self.reference(Kind::Application, tenant, fields.optional("application"));
-        let service = self.reference(Kind::Service, tenant, fields.optional("service"));
-        let network = maybe(fields.optional("cidr"), selectors::network);
-        let domain = maybe(fields.optional("fqdn"), Field::parse::<DomainPattern>);
-        let ports = maybe(fields.optional("ports"), |ports| selectors::ports(ports, PortList::Matched));
-        let single = alone(&fields, "service", &["application", "cidr", "fqdn", "vm", "process", "ports"])
-            .and_then(|()| alone(&fields, "application", &["cidr", "fqdn", "vm", "process"]))
-            .and_then(|()| alone(&fields, "cidr", &["fqdn", "vm", "process"]))
-            .and_then(|()| alone(&fields, "fqdn", &["vm", "process"]));
-        let given = ["vm", "process", "application", "service", "cidr", "fqdn", "ports"];
-        let empty = fields.given(&given).is_empty();
-        fields.finish();
-        if empty {
-            let help = "give vm, process, application, service, cidr, fqdn or ports; \
-                        leave `to` out to mean any machine";
-            return field.refuse("the entry is empty", help);
-        }
-        single?;
-        let ports = ports?.unwrap_or_default();
-        Some(match (service?, application?, network?, domain?) {
-            (Some(service), ..) => Target::Service(service),
-            (None, Some(application), ..) => Target::Application(application, ports),
-            (None, None, Some(network), _) => Target::Network(network, ports),
-            (None, None, None, Some(domain)) => Target::Domain(domain, ports),
-            (None, None, None, None) => Target::Workload(workload?, ports),
-        })
-    }
-
     /// Reads the name of another resource of the same tenant.
     pub(super) fn reference(
         &mut self,
@@ -401,20 +308,6 @@ impl<'a> Resources<'a> {
             self.registry.refer(Id { kind, tenant: Some(tenant.clone()), name: name.clone() }, &field.place);
             Some(name)
         })
-    }
-}
-
-/// Refuses `key` beside any of `others`.
-fn alone(fields: &Fields<'_>, key: &'static str, others: &[&'static str]) -> Option<()> {
-    if fields.given(&[key]).is_empty() {
-        return Some(());
-    }
-    match fields.given(others).as_slice() {
-        [] => Some(()),
-        [other, ..] => fields.owner().refuse(
-            format!("`{key}` and `{other}` exclude each other"),
-            "write two entries, or only one of them",
-        ),
     }
 }
 

@@ -349,6 +349,66 @@ spec: {action: Allow, to: [{service: api}]}
 }
 
 #[test]
+fn other_tenants_are_named_for_calls_to_infrastructure_services_alone() {
+    let service = |tenant: &str, name: &str, level: &str| {
+        format!(
+            "{HEADER}kind: Service
+metadata: {{name: {name}, tenant: {tenant}}}
+spec: {{level: {level}, selector: {{vm: {{}}}}, ports: [{{port: 80}}]}}
+---
+"
+        )
+    };
+    let others = [
+        format!("{HEADER}kind: Tenant\nmetadata: {{name: globex}}\n---\n"),
+        service("acme", "dns", "infrastructure"),
+        service("globex", "time", "infrastructure"),
+        service("acme", "own", "tenant"),
+    ];
+    let others = others.concat();
+    let before = u32::try_from(others.lines().count()).unwrap();
+    let policy = |from: &str, to: &str| {
+        let text = others.strip_prefix(HEADER).unwrap();
+        format!(
+            "{BASE}{text}{HEADER}kind: AccessPolicy
+metadata: {{name: p, tenant: acme}}
+spec:
+  action: Allow
+  from: [{from}]
+  to: [{to}]
+"
+        )
+    };
+    let dns = "{service: dns}";
+    let read =
+        |from: &str, to: &str| load_text(&policy(from, to)).unwrap().into_parts().1.policies[0].clone();
+    let owners = read("{tenant: globex}, {tenant: '*'}, {vm: {}}", dns);
+    assert!(
+        matches!(&owners.from[..2], [Origin::Tenant(Some(globex)), Origin::Tenant(None)] if globex.as_str() == "globex")
+    );
+    let callers = read("{process: {exe: /usr/sbin/ntpd}}", "{service: time, tenant: globex}");
+    assert!(
+        matches!(&callers.to[0], Target::ServiceOf { tenant, name } if (tenant.as_str(), name.as_str()) == ("globex", "time"))
+    );
+
+    for (from, to, (line, column, field, piece)) in [
+        ("{tenant: initech}", dns, (5, 19, "spec.from[0].tenant", "tenant `initech` is not defined")),
+        ("{tenant: acme}", dns, (5, 19, "spec.from[0].tenant", "the policy's own tenant")),
+        ("{tenant: globex, vm: {}}", dns, (5, 10, "spec.from[0]", "exclude each other")),
+        ("{tenant: globex}", "{vm: {}}", (4, 3, "spec", "one's own services")),
+        ("{tenant: globex}", "{service: time, tenant: globex}", (4, 3, "spec", "one's own services")),
+        ("{tenant: globex}", "{service: own}", (4, 3, "spec", "does not exist for other tenants")),
+        ("{tenant: globex}", "", (4, 3, "spec", "takes a `to`")),
+        ("{vm: {}}", "{tenant: globex}", (6, 8, "spec.to[0]", "whose the `service` is")),
+        ("{vm: {}}", "{service: dns, tenant: '*'}", (6, 8, "spec.to[0]", "name both")),
+        ("{vm: {}}", "{service: tame, tenant: globex}", (6, 18, "spec.to[0].service", "defined there: time")),
+    ] {
+        let expected = (line + 12 + before, column, field, piece);
+        check(&policy(from, to), &[expected]);
+    }
+}
+
+#[test]
 fn domains_are_named_where_that_can_hold() {
     check_after_base(
         r#"kind: AccessPolicy

@@ -126,7 +126,11 @@ impl WhyQuestion {
             names: &self.to.names,
         };
         let judgement = published.snapshot.judge(&query, self.to.via);
-        let rules = published.policy.explain(&query).into_iter().map(|trace| ExplainedRule {
+        let traces = match published.snapshot.crosses(&query, self.to.via) {
+            Some(service) => published.policy.explain_call(service, &query),
+            None => published.policy.explain(&query),
+        };
+        let rules = traces.into_iter().map(|trace| ExplainedRule {
             rule: trace.rule.to_string(),
             level: trace.level.to_string(),
             order: trace.order,

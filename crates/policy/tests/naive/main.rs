@@ -4,7 +4,7 @@
 mod plain;
 mod world;
 
-use model::{Action, Audience, Judge, Mode, Needs, VmIndex};
+use model::{Action, Audience, Judge, Mode, Needs, PolicySet, RuleId, VmIndex};
 use plain::plain_reading;
 use policy::{RuleTrace, compile};
 use proptest::collection::vec;
@@ -43,6 +43,42 @@ proptest! {
             let levels: Vec<_> = traces.iter().map(|t| t.level).collect();
             prop_assert!(levels.is_sorted(), "{:?}", levels);
             prop_assert!(traces.iter().all(|trace| !trace.why.is_empty()));
+        }
+    }
+
+    #[test]
+    fn calls_between_tenants_are_judged_by_a_plain_reading_of_both_and_never_let_in_by_it(
+        (inventory, set, flows) in (inventory(), policies(), vec(flow(), 1..20)),
+    ) {
+        let compiled = compile(&inventory, &set).unwrap();
+        let silent = compile(&inventory, &PolicySet { policies: Vec::new(), ..set.clone() }).unwrap();
+        let tenant = |vm: Option<VmIndex>| vm.map(|vm| &inventory.vm(vm).id.tenant);
+        for flow in &flows {
+            let [Some(_), Some(_)] = flow.ends else { continue };
+            let [caller, owner] = flow.ends.map(tenant);
+            if caller == owner {
+                continue;
+            }
+            let service = RuleId(format!("{}/i", owner.unwrap()).into());
+            let query = flow.query(0, 0);
+            let judgement = compiled.judge_call(&service, &query);
+            prop_assert_eq!(&judgement, &plain::plain_call(&inventory, &set, &query));
+            if judgement.action == Action::Allow {
+                prop_assert_eq!(silent.judge_call(&service, &query).action, Action::Allow);
+            }
+
+            let traces = compiled.explain_call(&service, &query);
+            let access = traces.iter().filter(|t| t.matched && t.order.is_none() && t.mode == Mode::Enforce);
+            let access: Vec<_> = access.map(|t| t.rule.clone()).collect();
+            prop_assert!(judgement.matched.ends_with(&access), "{:?} {:?}", judgement.matched, access);
+            prop_assert!(traces.iter().all(|trace| !trace.why.is_empty()));
+
+            let needs = compiled.needs_of_call(&service, &query);
+            let other = flow.query(usize::from(!needs.source), usize::from(!needs.destination));
+            prop_assert_eq!(compiled.needs_of_call(&service, &other), needs);
+            prop_assert_eq!(compiled.judge_call(&service, &other), judgement);
+            // What leads elsewhere stays isolated.
+            prop_assert_eq!(compiled.judge(&query).action, Action::Deny);
         }
     }
 

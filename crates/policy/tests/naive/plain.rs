@@ -69,6 +69,23 @@ fn application<'a>(set: &'a PolicySet, tenant: &Name, name: &Name) -> &'a Worklo
     &set.applications.iter().find(|a| a.tenant == *tenant && a.name == *name).unwrap().selector
 }
 
+/// Whether a flow comes from there, within the tenant.
+fn is_origin(
+    tenant: Option<&Name>,
+    origin: &Origin,
+    (set, inventory): (&PolicySet, &Inventory),
+    query: &FlowQuery<'_>,
+) -> bool {
+    let workload = match origin {
+        Origin::Workload(workload) => workload,
+        Origin::Application(name) => application(set, tenant.unwrap(), name),
+        Origin::Network(network) => return network.contains(query.tuple.source),
+        Origin::Tenant(_) => return false,
+    };
+    let source = query.source.vm.map(|vm| inventory.vm(vm));
+    workload_matches(workload, tenant, source, query.source.attribution)
+}
+
 /// Whether a flow goes from one of `from` to one of `to`, machines of the tenant or, without one, of anybody.
 fn selects(
     (tenant, from, to): (Option<&Name>, &[Origin], &[Target]),
@@ -77,14 +94,7 @@ fn selects(
 ) -> bool {
     let vm = |party: &Party<'_>| party.vm.map(|vm| inventory.vm(vm));
     let (source, destination) = (vm(&query.source), vm(&query.destination));
-    let origin = |origin: &Origin| {
-        let workload = match origin {
-            Origin::Workload(workload) => workload,
-            Origin::Application(name) => application(set, tenant.unwrap(), name),
-            Origin::Network(network) => return network.contains(query.tuple.source),
-        };
-        workload_matches(workload, tenant, source, query.source.attribution)
-    };
+    let origin = |origin: &Origin| is_origin(tenant, origin, (set, inventory), query);
     let target = |target: &Target| {
         let (workload, ports) = match target {
             Target::Workload(workload, ports) => (workload, ports),
@@ -105,6 +115,7 @@ fn selects(
                 let service = set.services.iter().find(is).unwrap();
                 (&service.selector, &service.ports)
             }
+            Target::ServiceOf { .. } => return false,
         };
         workload_matches(workload, tenant, destination, query.destination.attribution)
             && ports_match(ports, query.tuple)
@@ -230,4 +241,58 @@ pub fn plain_reading(inventory: &Inventory, set: &PolicySet, query: &FlowQuery<'
         inserted,
         via: None,
     }
+}
+
+/// A call from one tenant to service `i` of another.
+pub fn plain_call(inventory: &Inventory, set: &PolicySet, query: &FlowQuery<'_>) -> Judgement {
+    let tenant_of = |vm: Option<VmIndex>| &inventory.vm(vm.unwrap()).id.tenant;
+    let (caller, owner) = (tenant_of(query.source.vm), tenant_of(query.destination.vm));
+    let inserted = inserted(inventory, set, query);
+    let mut matched: Vec<_> = inserted.iter().filter(|one| one.denies).map(|one| one.rule.clone()).collect();
+    let mut denials = matched.clone();
+    let (mut allowances, mut audited) = (Vec::new(), Vec::new());
+    for (side, others) in
+        [(owner, format!("{owner}/i/(callers)")), (caller, format!("{caller}/(calls to {owner}/i)"))]
+    {
+        let speaks = |policy: &&AccessPolicy| {
+            if side == owner {
+                policy.from.iter().any(|origin| matches!(origin, Origin::Tenant(_)))
+            } else {
+                policy.to.iter().any(|target| matches!(target, Target::ServiceOf { .. }))
+            }
+        };
+        let matches = |policy: &&AccessPolicy| {
+            let selects = |origin: &Origin| match origin {
+                Origin::Tenant(tenant) => side == owner && tenant.as_ref().is_none_or(|one| one == caller),
+                own => side == caller && is_origin(Some(caller), own, (set, inventory), query),
+            };
+            policy.from.is_empty() || policy.from.iter().any(selects)
+        };
+        let own: Vec<_> = set.policies.iter().filter(|p| p.tenant == *side).filter(speaks).collect();
+        let ids = |mode: Mode, action: Action| {
+            let fitting = own.iter().copied().filter(matches);
+            let fitting = fitting.filter(move |p| p.mode == mode && p.action == action);
+            fitting.map(|p| id(&p.tenant, &p.name)).collect::<Vec<_>>()
+        };
+        denials.extend(ids(Mode::Enforce, Action::Deny));
+        let allowed = ids(Mode::Enforce, Action::Allow);
+        let is_closed = own.iter().any(|p| p.mode == Mode::Enforce && p.action == Action::Allow);
+        if is_closed && allowed.is_empty() {
+            denials.push(RuleId(others.into()));
+        }
+        allowances.extend(allowed);
+        for policy in own.iter().copied().filter(matches) {
+            let id = id(&policy.tenant, &policy.name);
+            match policy.mode {
+                Mode::Enforce => matched.push(id),
+                Mode::Audit => audited.push((id, policy.action)),
+            }
+        }
+    }
+    let (action, decided_by) = match (denials.first(), allowances.first()) {
+        (Some(denial), _) => (Action::Deny, denial.clone()),
+        (None, Some(allowance)) => (Action::Allow, allowance.clone()),
+        (None, None) => (Action::Allow, RuleId(format!("{owner}/i/(service)").into())),
+    };
+    Judgement { action, decided_by, matched, audited, inserted, via: None }
 }

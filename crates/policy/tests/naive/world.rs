@@ -107,20 +107,26 @@ fn network() -> impl Strategy<Value = Cidr> {
     select(networks.to_vec()).prop_map(|text| text.parse().unwrap())
 }
 
-fn peers() -> impl Strategy<Value = (Vec<Origin>, Vec<Target>)> {
-    let origin = prop_oneof![
+fn origin() -> impl Strategy<Value = Origin> {
+    prop_oneof![
         4 => workload().prop_map(Origin::Workload),
         1 => Just(Origin::Application(name("a"))),
         2 => network().prop_map(Origin::Network),
-    ];
-    let target = prop_oneof![
+    ]
+}
+
+fn target() -> impl Strategy<Value = Target> {
+    prop_oneof![
         4 => (workload(), vec(port(), 0..3)).prop_map(|(workload, ports)| Target::Workload(workload, ports)),
         1 => vec(port(), 0..2).prop_map(|ports| Target::Application(name("a"), ports)),
         2 => (network(), vec(port(), 0..3)).prop_map(|(network, ports)| Target::Network(network, ports)),
         2 => (domain(), vec(port(), 0..2)).prop_map(|(domain, ports)| Target::Domain(domain, ports)),
         1 => Just(Target::Service(name("s"))),
-    ];
-    (vec(origin, 0..3), vec(target, 0..3))
+    ]
+}
+
+fn peers() -> impl Strategy<Value = (Vec<Origin>, Vec<Target>)> {
+    (vec(origin(), 0..3), vec(target(), 0..3))
 }
 
 /// What an application's or a service's name stands for is not asked for all tenants at once.
@@ -168,9 +174,17 @@ pub fn policies() -> impl Strategy<Value = PolicySet> {
     let tenant = || select(TENANTS.to_vec()).prop_map(name);
     let action = select(vec![Action::Allow, Action::Deny]);
     let mode = select(vec![Mode::Enforce, Mode::Enforce, Mode::Audit]);
-    let policy = (tenant(), action, mode, peers());
+    let peers = prop_oneof![
+        3 => peers().prop_map(|(from, to)| (Vec::new(), from, to, false)),
+        // Callers of other tenants, beside some of its own.
+        1 => (vec(any::<bool>(), 1..3), vec(origin(), 0..2))
+            .prop_map(|(others, from)| (others, from, vec![Target::Service(name("i"))], false)),
+        // Calls to another's service, beside something of its own.
+        1 => (vec(origin(), 0..3), vec(target(), 0..2)).prop_map(|(from, to)| (Vec::new(), from, to, true)),
+    ];
+    let policy = (tenant(), action, mode, peers);
     let applications = vec(workload(), TENANTS.len());
-    let services = vec((workload(), vec(port(), 1..3)), TENANTS.len());
+    let services = vec((workload(), vec(port(), 1..3)), 2 * TENANTS.len());
     let all = (applications, services, vec(policy, 0..12), flow_policies());
     all.prop_map(|(applications, services, policies, flow_policies)| PolicySet {
         flow_policies,
@@ -181,19 +195,21 @@ pub fn policies() -> impl Strategy<Value = PolicySet> {
             .collect(),
         services: TENANTS
             .iter()
+            .flat_map(|tenant| [(tenant, "s", Audience::Tenant), (tenant, "i", Audience::Everyone)])
             .zip(services)
-            .map(|(tenant, (selector, ports))| Service::new(name(tenant), name("s"), selector, ports))
+            .map(|((tenant, called, audience), (selector, ports))| Service {
+                audience,
+                ..Service::new(name(tenant), name(called), selector, ports)
+            })
             .collect(),
         policies: policies
             .into_iter()
             .enumerate()
-            .map(|(index, (tenant, action, mode, (from, to)))| AccessPolicy {
-                tenant,
-                name: name(&format!("p{index}")),
-                action,
-                mode,
-                from,
-                to,
+            .map(|(index, (tenant, action, mode, (others, mut from, mut to, abroad)))| {
+                let other = || TENANTS.iter().map(|one| name(one)).find(|one| *one != tenant).unwrap();
+                from.extend(others.into_iter().map(|named| Origin::Tenant(named.then(other))));
+                to.extend(abroad.then(|| Target::ServiceOf { tenant: other(), name: name("i") }));
+                AccessPolicy { name: name(&format!("p{index}")), tenant, action, mode, from, to }
             })
             .collect(),
     })
