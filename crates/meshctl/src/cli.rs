@@ -180,8 +180,8 @@ pub(crate) struct WhyArgs {
     /// The machine that opens the flow, as tenant/name
     pub(crate) from: VmRef,
 
-    /// Whom it is for: ADDRESS:PORT (IPv6 in brackets), VM:PORT, the name of a service, or DOMAIN:PORT of a server
-    /// outside that a machine of the tenant has looked up
+    /// Whom it is for: ADDRESS:PORT (IPv6 in brackets), VM:PORT, the name of a service (TENANT/NAME if it is another
+    /// tenant's), or DOMAIN:PORT of a server outside that a machine of the tenant has looked up
     pub(crate) to: String,
 
     /// The executable that opens it [default: the one last seen]

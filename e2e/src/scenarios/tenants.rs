@@ -53,7 +53,7 @@ pub(super) fn run(shop: &mut Shop, report: &mut Report) -> Result<()> {
     shop.put_in_force("60-clock.yaml", &manifest("Allow", "Allow"))?;
     report.check("both allow the storefront: it calls", call(STOREFRONT)?.connected());
     report.check("others of globex's are refused by globex", call(INTRUDER)?.refused_at_once());
-    let why = shop.why("globex/web", CLOCK, INTRUDER)?;
+    let why = shop.why("globex/web", "acme/clock", INTRUDER)?;
     let named = why.decided_by == "globex/(calls to acme/clock)"
         && why.rules.iter().any(|rule| rule.rule == "acme/who-asks" && rule.matched)
         && why.rules.iter().any(|rule| rule.rule == "globex/who-may-ask" && !rule.matched);

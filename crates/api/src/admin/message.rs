@@ -72,8 +72,8 @@ pub enum Request {
     Why {
         /// The machine that opens the flow.
         from: String,
-        /// Whom it is for: `address:port`, `[address]:port`, `vm:port`, a service of the tenant, or the `name:port` of
-        /// something outside that a machine of the tenant has looked up.
+        /// Whom it is for: `address:port`, `[address]:port`, `vm:port`, a service of the tenant, the `tenant/name` of
+        /// any service, or the `name:port` of something outside that a machine of the tenant has looked up.
         to: String,
         /// `tcp`, `udp`, `icmp` or `icmpv6`.
         protocol: String,

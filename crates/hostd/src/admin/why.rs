@@ -10,7 +10,7 @@ use std::sync::Arc;
 use api::admin::{EndpointStatus, ExplainedRule, Explanation, Mode, Refusal};
 use model::{
     Attribution, Confidence, FiveTuple, FlowQuery, Inventory, NicRef, OfferIndex, Party, Process, Protocol,
-    VmIndex, VmRef,
+    Snapshot, VmIndex, VmRef,
 };
 use vswitch::{EndpointRecord, FlowRecord, Found};
 
@@ -196,7 +196,8 @@ fn addresses(inventory: &Inventory, vm: VmIndex) -> impl Iterator<Item = IpAddr>
     inventory.vm(vm).nics.iter().flat_map(|nic| &nic.addresses).map(|cidr| cidr.address())
 }
 
-/// `address:port`, `vm:port`, a service of the sender's tenant, or `name:port` of something outside.
+/// `address:port`, `vm:port`, a service of the sender's tenant or, as `tenant/name`, of any, or `name:port` of something
+/// outside.
 fn target(
     published: &Published,
     from: &VmRef,
@@ -206,7 +207,8 @@ fn target(
     let inventory = &published.snapshot.inventory;
     let nowhere = || {
         let reason = format!("`{}` leads nowhere from `{from}`", to.escape_debug());
-        let help = "name an address:port, a vm:port or service of the same tenant, or the name:port of a server outside";
+        let help = "name an address:port, a vm:port or service of the same tenant, the tenant/name of a service, or the \
+                    name:port of a server outside";
         refusal(&reason, help)
     };
     let of = |vm, address| Target { address, vm: Some(vm), via: None, names: Vec::new() };
@@ -222,6 +224,9 @@ fn target(
             Some(vm) => Ok(of(vm, address)),
             None => outside(inventory, from, address, found).ok_or_else(nowhere),
         };
+    }
+    if let Some(called) = service_of(published, from, to, protocol) {
+        return Ok(called);
     }
     let Some((host, port)) = to.rsplit_once(':') else {
         let name = to.parse().map_err(|_| nowhere())?;
@@ -251,6 +256,18 @@ fn target(
             "look it up in a machine that a rule with this `fqdn` selects, or ask about an address",
         )
     })
+}
+
+/// A service of any tenant by its full name, `tenant/name`, at its virtual address.
+fn service_of(published: &Published, from: &VmRef, to: &str, protocol: Protocol) -> Option<Target> {
+    let Snapshot { inventory, services, .. } = &*published.snapshot;
+    let (via, offer) = (0..).map(OfferIndex).zip(services.offers()).find(|(_, offer)| *offer.id.0 == *to)?;
+    let port = offer.ports.iter().find(|port| port.protocol == protocol)?;
+    let has_v4 = addresses(inventory, inventory.find(from)?).any(|own| own.is_ipv4());
+    let address = if has_v4 { IpAddr::V4(offer.v4) } else { IpAddr::V6(offer.v6) };
+    let address = SocketAddr::new(address, port.ports.map_or(0, model::PortRange::first));
+    let vm = offer.endpoints.first()?.vm;
+    Some(Target { address, vm: Some(vm), via: Some(via), names: Vec::new() })
 }
 
 /// Something that the sender's tenant reaches through an external network.
