@@ -3,6 +3,8 @@
 
 use std::collections::VecDeque;
 
+use platform::write_then_read;
+
 use crate::chain::{Batch, Chain, Direction, FRAME_BYTES_MAX, Rules};
 use crate::fault::{RingFault, SendError};
 use crate::features::{Features, NUM_BUFFERS, VNET_HEADER_BYTES};
@@ -264,12 +266,33 @@ impl<R: Vring> Pair<R> {
         Ok(())
     }
 
+    /// Shows the guest the frames it was sent.
     #[inline(always)]
-    pub(crate) fn flush(&mut self) {
-        let published = self.transmit.publish() | self.receive.publish();
-        if published {
+    pub(crate) fn show_sent(&mut self) {
+        if self.receive.show() {
             self.marks.iter().for_each(Marks::rings);
         }
+    }
+
+    /// Shows the guest which of its frames were taken.
+    #[inline(always)]
+    pub(crate) fn show_completed(&mut self) {
+        if self.transmit.show() {
+            self.marks.iter().for_each(Marks::rings);
+        }
+    }
+
+    /// Notifies the guest of both, if it wants that; behind a full fence.
+    #[inline(always)]
+    pub(crate) fn tell(&mut self) {
+        self.receive.tell();
+        self.transmit.tell();
+    }
+
+    pub(crate) fn flush(&mut self) {
+        self.show_sent();
+        self.show_completed();
+        write_then_read(|| (), || self.tell());
     }
 }
 

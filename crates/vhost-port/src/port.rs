@@ -5,6 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
+use platform::write_then_read;
+
 use crate::chain::{Batch, Chain};
 use crate::control::Shared;
 use crate::device::{Device, with};
@@ -328,12 +330,26 @@ impl Port {
     }
 
     /// Shows the guest everything completed and sent, and notifies it if it wants that.
-    #[inline]
     pub fn flush(&mut self) {
+        Self::flush_all(&mut [self], |port| Some(port));
+    }
+
+    /// As [`Port::flush`], for the ports of several `owners`: what was sent to any of them becomes visible first, and
+    /// one fence does for all.
+    #[inline]
+    pub fn flush_all<T>(owners: &mut [T], port_of: impl Fn(&mut T) -> Option<&mut Self>) {
+        let mut each = |act: fn(&mut Device)| {
+            owners.iter_mut().filter_map(&port_of).for_each(|port| port.each_running(act));
+        };
+        each(|device| with!(device, pair => pair.show_sent()));
+        each(|device| with!(device, pair => pair.show_completed()));
+        write_then_read(|| (), || each(|device| with!(device, pair => pair.tell())));
+    }
+
+    #[inline]
+    fn each_running(&mut self, act: impl Fn(&mut Device)) {
         for pair in &self.running {
-            if let Some(device) = &mut self.lines[*pair].device {
-                with!(device, pair => pair.flush());
-            }
+            self.lines[*pair].device.iter_mut().for_each(&act);
         }
     }
 

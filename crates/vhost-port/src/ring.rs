@@ -2,7 +2,7 @@
 //! The device's side of one virtqueue, split or packed.
 //!
 //! Both kinds are used alike: chains are looked at from [`Vring::next`] on, [`Vring::take`]n in order, [`Vring::put`] back
-//! in the same order, and shown to the guest by [`Vring::publish`]. Where a ring stands after its process died is its own
+//! in the same order, [`Vring::show`]n to the guest, and [`Vring::tell`]s it of that. Where a ring stands after its process died is its own
 //! business: a split ring asks the guest's memory, a packed one its [`Journal`].
 
 mod journal;
@@ -152,8 +152,12 @@ pub(crate) trait Vring: fmt::Debug {
     /// Gives the oldest chain taken back, not yet visibly; `written` bytes of it were filled.
     fn put(&mut self, head: Head, written: u32);
 
-    /// Makes visible what was given back, and tells whether there was any; notifies the guest if it asked for that.
-    fn publish(&mut self) -> bool;
+    /// Makes visible what was given back, and tells whether there was any.
+    fn show(&mut self) -> bool;
+
+    /// Notifies the guest of what was shown since the last time, if it asked for that. A full fence lies between the two:
+    /// the guest writes its wish, then looks at the ring.
+    fn tell(&mut self);
 
     /// How the guest is notified.
     fn call(&mut self) -> &mut Call;

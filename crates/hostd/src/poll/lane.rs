@@ -349,8 +349,9 @@ impl Core {
         let Desk { frames, previews, .. } = &mut self.desk;
         for (frame, preview) in frames.iter().zip(previews).take(end).skip(queue.next) {
             self.previewer.preview(id, frame, preview);
-            for line in self.previewer.likely_lines(preview).into_iter().flatten() {
-                prefetch(line);
+            if let Some([slot, tally]) = self.previewer.likely_lines(preview) {
+                prefetch(slot);
+                prefetch(tally);
             }
         }
     }

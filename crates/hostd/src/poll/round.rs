@@ -8,7 +8,7 @@ use crossbeam_channel::Receiver;
 use hdrhistogram::Histogram;
 use model::Moment;
 use platform::{Bell, Poller, Trigger};
-use vhost_port::Batch;
+use vhost_port::{Batch, Port};
 use vswitch::{PortId, Previewer, Switch};
 
 use super::finish::Workbench;
@@ -188,9 +188,7 @@ impl Core {
         }
         self.look_after(now, false);
         self.deliver_made();
-        for lane in self.lanes.iter_mut().flatten() {
-            lane.port.flush();
-        }
+        Port::flush_all(&mut self.lanes, |lane| lane.as_mut().map(|lane| &mut lane.port));
         self.links.ring();
         self.set_aside(now);
         busy

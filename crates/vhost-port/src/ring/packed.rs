@@ -43,6 +43,8 @@ pub(crate) struct Packed {
     next_available: Position,
     next_used: Position,
     published: Position,
+    /// What the guest was told of, if it wanted to be.
+    told: Position,
     journal: Journal,
     call: Call,
     /// Holds the mapping of the windows above; dropped after them.
@@ -79,6 +81,7 @@ impl Packed {
             next_available: at,
             next_used: at,
             published: at,
+            told: at,
             journal,
             call,
             memory: Arc::clone(memory),
@@ -106,7 +109,8 @@ impl Packed {
             rest.iter().for_each(|entry| show(&self.descriptors, *entry));
             show(&self.descriptors, *first);
         }
-        (self.next_available, self.next_used, self.published) = (step.to, step.to, step.to);
+        (self.next_available, self.next_used) = (step.to, step.to);
+        (self.published, self.told) = (step.to, step.to);
     }
 
     /// The place `slots` further on, at most one lap.
@@ -285,7 +289,8 @@ impl Vring for Packed {
     #[inline(always)]
     fn make_room(&mut self, chains: usize) {
         if self.journal.room() < chains {
-            self.publish();
+            write_then_read(|| _ = self.show(), || ());
+            self.tell();
         }
     }
 
@@ -297,22 +302,26 @@ impl Vring for Packed {
     }
 
     #[inline(always)]
-    fn publish(&mut self) -> bool {
+    fn show(&mut self) -> bool {
         if self.published == self.next_used {
             return false;
         }
-        let before = self.published;
+        let step = Step { from: self.published, to: self.next_used };
         self.published = self.next_used;
         let descriptors = self.descriptors;
-        let step = Step { from: before, to: self.next_used };
-        let Self { journal, driver, size, event_index, next_used, .. } = self;
-        // The guest writes its wish, then looks at the ring.
-        let wish =
-            write_then_read(|| journal.step(step, |entry| show(&descriptors, entry)), || driver.read_u32(0));
-        if is_call_wanted(wish, *event_index, *size, before, *next_used) {
+        self.journal.step(step, |entry| show(&descriptors, entry));
+        true
+    }
+
+    #[inline(always)]
+    fn tell(&mut self) {
+        let (before, after) = (std::mem::replace(&mut self.told, self.published), self.published);
+        if before == after {
+            return;
+        }
+        if is_call_wanted(self.driver.read_u32(0), self.event_index, self.size, before, after) {
             self.call.notify();
         }
-        true
     }
 
     fn call(&mut self) -> &mut Call {

@@ -38,6 +38,8 @@ pub(crate) struct Split {
     next_available: Position,
     next_used: Position,
     published: Position,
+    /// What the guest was told of, if it wanted to be.
+    told: Position,
     call: Call,
     /// Holds the mapping of the windows above; dropped after them.
     memory: Arc<GuestMemory>,
@@ -73,6 +75,7 @@ impl Split {
             next_available: done,
             next_used: done,
             published: done,
+            told: done,
             call,
             memory: Arc::clone(memory),
         })
@@ -165,28 +168,30 @@ impl Vring for Split {
     }
 
     #[inline(always)]
-    fn publish(&mut self) -> bool {
+    fn show(&mut self) -> bool {
         if self.published == self.next_used {
             return false;
         }
-        let before = self.published;
         self.published = self.next_used;
-        let Self { used, available, next_used, .. } = &*self;
-        // The guest writes its wish, then reads our index.
-        let wanted = write_then_read(
-            || used.release_u16(INDEX, next_used.value()),
-            || {
-                if !self.event_index {
-                    return available.read_u16(0) & NO_INTERRUPT == 0;
-                }
-                let event = Position::new(available.read_u16(available.len() - 2));
-                next_used.ahead_of(event).wrapping_sub(1) < next_used.ahead_of(before)
-            },
-        );
+        self.used.release_u16(INDEX, self.published.value());
+        true
+    }
+
+    #[inline(always)]
+    fn tell(&mut self) {
+        let (before, after) = (std::mem::replace(&mut self.told, self.published), self.published);
+        if before == after {
+            return;
+        }
+        let wanted = if self.event_index {
+            let event = Position::new(self.available.read_u16(self.available.len() - 2));
+            after.ahead_of(event).wrapping_sub(1) < after.ahead_of(before)
+        } else {
+            self.available.read_u16(0) & NO_INTERRUPT == 0
+        };
         if wanted {
             self.call.notify();
         }
-        true
     }
 
     fn call(&mut self) -> &mut Call {

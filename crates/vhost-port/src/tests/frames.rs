@@ -6,7 +6,7 @@ use crate::chain::Batch;
 use crate::fault::SendError;
 use crate::features::{Features, VNET_HEADER_BYTES};
 use crate::link::Command;
-use crate::port::PortEvent;
+use crate::port::{Port, PortEvent};
 
 /// Carries everything that `from`'s guest has sent to `to`'s; says how many frames arrived.
 fn carry(from: &mut Bench, to: &mut Bench, head_bytes: usize) -> usize {
@@ -25,8 +25,7 @@ fn carry(from: &mut Bench, to: &mut Bench, head_bytes: usize) -> usize {
         }
         from.port.complete(0, count);
     }
-    from.port.flush();
-    to.port.flush();
+    Port::flush_all(&mut [from, to], |bench| Some(&mut bench.port));
     arrived
 }
 
