@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use model::{
     Attribution, FiveTuple, FlowQuery, Judgement, Needs, OfferIndex, Party, ServiceFlags, Sight, Snapshot,
+    UnknownReason,
 };
 use packet::emit::Unreachable;
 use packet::{TcpFlags, Transport, emit};
@@ -68,9 +69,15 @@ impl Case {
         self.snapshot.sight(&self.query(), self.via)
     }
 
+    /// Whether it could not be read who listens, which says nothing about who does.
+    pub(crate) fn is_listener_unread(&self) -> bool {
+        let unknown = self.destination_is.as_ref().and_then(|listener| listener.unknown);
+        matches!(unknown, Some(UnknownReason::Inconsistent | UnknownReason::TimedOut))
+    }
+
     /// Whether whoever listens is the one that offers the service.
     pub(crate) fn is_offered(&self) -> bool {
-        let nobody = || Attribution::unknown(model::UnknownReason::NoSocket);
+        let nobody = || Attribution::unknown(UnknownReason::NoSocket);
         let listens = |offer| match &self.destination_is {
             Some(listener) => self.snapshot.services.listens(offer, listener),
             None => self.snapshot.services.listens(offer, &nobody()),

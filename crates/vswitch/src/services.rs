@@ -275,7 +275,7 @@ impl<S: FlowSlots> Switch<S> {
         self.balancers.with(&served, |balancer, endpoint| {
             if after == FlowState::Closed {
                 balancer.refused(now, endpoint);
-                others = !balancer.is_in(now, endpoint) && balancer.is_any_in(now);
+                others = !balancer.is_in(now, endpoint) && balancer.is_any_left(now);
             } else {
                 balancer.succeeded(endpoint);
             }

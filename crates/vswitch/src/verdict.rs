@@ -130,6 +130,8 @@ drop_reasons! {
     NoEndpoint = "no-endpoint",
     /// No endpoint of the service is in.
     NoBackend = "no-backend",
+    /// Who listens at the endpoint could not be read: the next try asks again.
+    UnreadListener = "unread-listener",
     /// An endpoint refused the connection, which another will get.
     Redirected = "redirected",
     /// The destination is the sender's own card.

@@ -225,13 +225,13 @@ impl Balancer {
         Some(self.members.get(endpoint)?.name)
     }
 
-    /// Whether any endpoint is in that takes flows.
+    /// Whether any endpoint takes flows: it is in, or would be but for what waits there to be accepted.
     #[must_use]
-    pub fn is_any_in(&self, now: Moment) -> bool {
-        (0..self.members.len()).any(|endpoint| {
-            self.members[endpoint].group.is_some_and(|group| self.weight(group) > 0)
-                && self.is_in(now, endpoint)
-        })
+    pub fn is_any_left(&self, now: Moment) -> bool {
+        let takes = |member: &Member| member.group.is_some_and(|group| self.weight(group) > 0);
+        let is_left =
+            |member: &Member| member.is_present(now) && Member { is_full: false, ..*member }.is_sound(now);
+        self.members.iter().any(|member| takes(member) && is_left(member))
     }
 
     fn weight(&self, group: usize) -> u32 {

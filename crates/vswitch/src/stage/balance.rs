@@ -8,7 +8,7 @@ use model::ServiceFlags;
 
 use super::{Opening, Stage};
 use crate::switch::Arrival;
-use crate::{FlowSlots, Switch, Verdict};
+use crate::{DropReason, FlowSlots, Switch, Verdict};
 
 pub(crate) struct Balance;
 
@@ -21,6 +21,10 @@ impl<S: FlowSlots> Stage<S> for Balance {
         opening: &mut Opening,
     ) -> Option<Verdict> {
         match &opening.served {
+            // The guest has changed while it was read: no verdict, as whenever an answer comes too late.
+            Some(_) if !opening.case.is_offered() && opening.case.is_listener_unread() => {
+                Some(Verdict::Drop(DropReason::UnreadListener))
+            }
             Some(served) if !opening.case.is_offered() => {
                 // Each time there is one endpoint less to choose from.
                 switch.nobody_listens(served);

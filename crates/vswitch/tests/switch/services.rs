@@ -2,11 +2,12 @@
 //! Flows to virtual addresses: there, back, and when endpoints fail.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use model::{
     AcceptQueue, Attribution, Balancing, Directory, Endpoint, EndpointState, FlowQuery, Level, Listener,
-    Name, Offer, OfferIndex, Party, PortMatch, Protocol, Ranges, RuleId, Sight, VmIndex,
+    Name, Offer, OfferIndex, Party, PortMatch, Protocol, Ranges, RuleId, Sight, UnknownReason, VmIndex,
 };
 use packet::checksum::Sum;
 use packet::{TcpFlags, emit};
@@ -347,6 +348,23 @@ fn refusal_is_kept_from_the_caller_whose_next_syn_goes_elsewhere() {
 }
 
 #[test]
+fn refusal_is_kept_from_the_caller_while_another_has_only_to_accept_what_waits() {
+    let mut memory = memory(64);
+    let mut world = World::with_services(&mut memory, allow(), OneService::at(&[API, DB]));
+    let (id, api, db) = (RuleId("acme/s".into()), nic(API).vm, nic(DB).vm);
+    let full = Listener::Present { queue: Some(AcceptQueue { len: 5, max: 4 }) };
+    world.switch.set_listener(world.now, &id, &api, full);
+    let call = Call { from: WEB, source_port: 40_000 };
+    let (to, seen) = goes(&mut world, WEB, &call.out(SYN, (1000, 0)));
+    assert_eq!(to, DB);
+    let refusal = Call::answer(&seen, RST | ACK, (0, 1001), DB);
+    world.drops(DB, &refusal, DropReason::Redirected);
+    world.switch.set_listener(world.now, &id, &db, Listener::Absent);
+    world.pass_time(Duration::from_secs(1));
+    assert_eq!(goes(&mut world, WEB, &call.out(SYN, (1000, 0))).0, API, "a full queue is better than nobody");
+}
+
+#[test]
 fn unanswered_syn_goes_elsewhere_in_the_end() {
     let mut memory = memory(64);
     let mut world = World::with_services(&mut memory, allow(), OneService::at(&[API, DB]));
@@ -390,6 +408,24 @@ fn endpoint_is_asked_who_listens_before_it_gets_a_packet() {
     let syn = Call { from: WEB, source_port: 40_001 }.out(SYN, (1000, 0));
     let Verdict::Ask(question) = world.offer(WEB, &syn) else { panic!("nobody is asked") };
     assert_eq!(question.responder.map(|ask| ask.port), Some(asked.port));
+}
+
+#[test]
+fn an_endpoint_that_cannot_be_read_just_now_is_asked_again_and_stays_in() {
+    let mut memory = memory(64);
+    let service = OneService::at(&[API]).by("/usr/bin/good");
+    let mut world = World::with_services(&mut memory, allow(), service);
+    let syn = Call { from: WEB, source_port: 40_000 }.out(SYN, (1000, 0));
+    for reason in [UnknownReason::Inconsistent, UnknownReason::TimedOut] {
+        assert!(matches!(world.offer(WEB, &syn), Verdict::Ask(_)));
+        let unread = Some(Arc::new(Attribution::unknown(reason)));
+        let verdict = world.offer_as(WEB, &syn, None, unread);
+        assert_eq!(verdict, Verdict::Drop(DropReason::UnreadListener));
+        let states: Vec<_> = world.switch.endpoints(world.now).map(|endpoint| endpoint.state).collect();
+        assert_eq!(states, [EndpointState::In]);
+    }
+    assert!(matches!(world.offer(WEB, &syn), Verdict::Ask(_)));
+    assert_eq!(world.offer_as(WEB, &syn, None, process("/usr/bin/good")), Verdict::Forward(API));
 }
 
 #[test]
