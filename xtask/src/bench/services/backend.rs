@@ -176,7 +176,8 @@ fn end_again_and_again(world: &World, way: Way, events: &Events) -> Result<Times
         await_events(events, |events| {
             let since =
                 events.iter().rev().take_while(|(at, event)| *event != Event::ToVictim && *at > given);
-            since.filter(|(_, event)| *event == Event::Elsewhere).count() >= OUT_AFTER
+            let has_ended = way == Way::IsKilled || count(events, Event::Closing) > 0;
+            has_ended && since.filter(|(_, event)| *event == Event::Elsewhere).count() >= OUT_AFTER
         })
         .context("calls go on to the machine whose process has ended")?;
         let seen = std::mem::take(&mut *events.lock().unwrap_or_else(PoisonError::into_inner));
