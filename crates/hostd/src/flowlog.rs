@@ -120,6 +120,7 @@ fn write(event: &FlowEvent) {
         destination = %SocketAddr::new(record.tuple.destination, record.tuple.destination_port),
         to = end(&record.responder),
         decided_by = judgement.map(|judgement| tracing::field::display(&judgement.decided_by)),
+        because = judgement.and_then(|judgement| judgement.unmet).map(tracing::field::display),
         sent_bytes = record.initiator.sent_bytes,
         received_bytes = record.responder.sent_bytes,
         flows = event.flows,

@@ -8,7 +8,7 @@ use std::fmt;
 use std::ops::{BitOr, BitOrAssign};
 use std::sync::Arc;
 
-use crate::{Counted, Level, Limit, Part, RuleId, Sample, VmIndex};
+use crate::{Confidence, Counted, End, Level, Limit, Part, RuleId, Sample, UnknownReason, VmIndex};
 
 /// A set of data-plane services.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -23,7 +23,7 @@ impl ServiceFlags {
     pub const BALANCE: Self = Self(1 << 1);
     /// A span is told to a collector.
     pub const TRACE: Self = Self(1 << 2);
-    /// The caller must prove who it is.
+    /// Who is behind both ends must be proven.
     pub const AUTHENTICATE: Self = Self(1 << 3);
     /// Policy decides whether the flow may pass.
     pub const AUTHORIZE: Self = Self(1 << 4);
@@ -35,7 +35,7 @@ impl ServiceFlags {
     pub const LOG: Self = Self(1 << 7);
     /// The flow goes through a proxy that understands its application protocol.
     pub const LAYER7: Self = Self(1 << 8);
-    /// The flow is encrypted between hosts.
+    /// The flow never leaves the host in the clear.
     pub const ENCRYPT: Self = Self(1 << 9);
     /// Frames have a part of the limits that they share with others.
     pub const SHARE: Self = Self(1 << 10);
@@ -54,6 +54,13 @@ impl ServiceFlags {
         (Self::LAYER7, "layer7"),
         (Self::ENCRYPT, "encrypt"),
     ];
+
+    /// The services that are given.
+    #[must_use]
+    pub fn given<const N: usize>(services: [(bool, Self); N]) -> Self {
+        let given = services.into_iter().filter(|(is_given, _)| *is_given);
+        given.fold(Self::NONE, |all, (_, flag)| all | flag)
+    }
 
     /// What is in the set and not in `other`.
     #[must_use]
@@ -130,6 +137,13 @@ pub struct Insertion {
 }
 
 impl Insertion {
+    /// An insertion that adds these services, and does nothing else.
+    #[must_use]
+    pub const fn new(rule: RuleId, level: Level, services: ServiceFlags) -> Self {
+        let (mirror, limit, trace, part) = (None, None, None, None);
+        Self { rule, level, order: 0, denies: false, services, mirror, limit, trace, part }
+    }
+
     /// What calls of a service have from it, if anything.
     #[must_use]
     pub fn of_service(
@@ -138,13 +152,57 @@ impl Insertion {
         limit: Option<Limit>,
         part: Option<Part>,
     ) -> Option<Arc<Self>> {
-        let services = [(limit.is_some(), ServiceFlags::LIMIT), (part.is_some(), ServiceFlags::SHARE)];
-        let services = services.into_iter().filter(|(is_given, _)| *is_given);
-        let services = services.fold(ServiceFlags::NONE, |all, (_, flag)| all | flag);
+        let services = ServiceFlags::given([
+            (limit.is_some(), ServiceFlags::LIMIT),
+            (part.is_some(), ServiceFlags::SHARE),
+        ]);
         let limit = limit.map(|limit| (limit, Counted::EachWay));
-        let own =
-            Self { rule, level, order: 0, denies: false, services, mirror: None, limit, trace: None, part };
+        let own = Self { limit, part, ..Self::new(rule, level, services) };
         (services != ServiceFlags::NONE).then(|| Arc::new(own))
+    }
+}
+
+/// What a service demands of a flow that rules allow, and the flow does not meet: it is denied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unmet {
+    /// Who is behind this end is not proven.
+    Unproven(End, Unproven),
+    /// Its frames would leave the host, or have come to it, in the clear.
+    InTheClear(End),
+}
+
+/// What is known instead of who is behind an end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unproven {
+    /// The end is no machine of the mesh.
+    Outside,
+    /// Nothing: nobody was asked, or could tell.
+    Nothing,
+    /// There is no process, and this is why.
+    Unknown(UnknownReason),
+    /// A process, found with this confidence.
+    Unsure(Confidence),
+}
+
+impl fmt::Display for Unmet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unproven(end, known) => write!(f, "who is behind the {end} is not proven: {known}"),
+            Self::InTheClear(end) => {
+                write!(f, "the {end} is outside, and nothing leaves the host but in the clear")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Unproven {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Outside => f.write_str("it is outside the mesh"),
+            Self::Nothing => f.write_str("nothing is known but the machine"),
+            Self::Unknown(reason) => write!(f, "no process is known ({reason})"),
+            Self::Unsure(confidence) => write!(f, "its process has confidence {confidence} only"),
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::insertion::added;
 use crate::{
     Attribution, Directory, FiveTuple, Generation, Insertion, Inventory, Name, OfferIndex, Sample,
-    ServiceFlags, Sight, VmIndex,
+    ServiceFlags, Sight, Unmet, VmIndex,
 };
 
 /// What a rule, or the default, does with a flow.
@@ -35,6 +35,24 @@ pub struct RuleId(pub Arc<str>);
 impl fmt::Display for RuleId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0)
+    }
+}
+
+/// Which end of a flow is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum End {
+    /// Who opened it.
+    Source,
+    /// Whom it is for.
+    Destination,
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Source => "source",
+            Self::Destination => "destination",
+        })
     }
 }
 
@@ -85,6 +103,8 @@ pub struct Judgement {
     pub inserted: Vec<Arc<Insertion>>,
     /// The service whose virtual address was called.
     pub via: Option<RuleId>,
+    /// Why it is denied though rules allow it: what a service that `decided_by` adds demands.
+    pub unmet: Option<Unmet>,
 }
 
 impl Judgement {
@@ -92,7 +112,16 @@ impl Judgement {
     #[must_use]
     pub fn new(action: Action, decided_by: RuleId) -> Self {
         let (matched, audited, inserted) = (Vec::new(), Vec::new(), Vec::new());
-        Self { action, decided_by, matched, audited, inserted, via: None }
+        Self { action, decided_by, matched, audited, inserted, via: None, unmet: None }
+    }
+
+    /// Denies an allowed flow for what it does not meet, in the name of the rule that demands it.
+    #[must_use]
+    pub fn denied_for(mut self, rule: RuleId, unmet: Unmet) -> Self {
+        (self.action, self.unmet) = (Action::Deny, Some(unmet));
+        self.matched.insert(0, rule.clone());
+        self.decided_by = rule;
+        self
     }
 
     /// The services of the flow: those that rules add, and those that came with the question.

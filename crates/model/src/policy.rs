@@ -361,6 +361,10 @@ pub struct FlowPolicy {
     pub trace: Option<Sample>,
     /// What such flows together get of limits that they share with others.
     pub part: Option<Part>,
+    /// Whether such flows pass only if it is proven who is behind both ends.
+    pub authenticate: bool,
+    /// Whether such flows pass only if their frames never leave the host in the clear.
+    pub encrypt: bool,
 }
 
 impl FlowPolicy {
@@ -384,6 +388,8 @@ impl FlowPolicy {
             limit: None,
             trace: None,
             part: None,
+            authenticate: false,
+            encrypt: false,
         }
     }
 }

@@ -139,17 +139,7 @@ impl Limit {
     #[must_use]
     pub fn insertion(self, name: &RuleId, level: Level, counted: Counted) -> Arc<Insertion> {
         let limit = Some((self, counted));
-        Arc::new(Insertion {
-            rule: name.clone(),
-            level,
-            order: 0,
-            denies: false,
-            services: ServiceFlags::LIMIT,
-            mirror: None,
-            limit,
-            trace: None,
-            part: None,
-        })
+        Arc::new(Insertion { limit, ..Insertion::new(name.clone(), level, ServiceFlags::LIMIT) })
     }
 
     /// As [`Limit::insertion`], of what a machine sends.

@@ -202,6 +202,11 @@ impl Rule {
         }
     }
 
+    /// Whether a flow matches it, given the right processes at its ends.
+    pub(crate) fn could_match(&self, query: &FlowQuery<'_>) -> bool {
+        self.source_clauses(query).next().is_some() && self.destination_clauses(query).next().is_some()
+    }
+
     /// The entries that select the source.
     pub(crate) fn source_clauses(&self, query: &FlowQuery<'_>) -> impl Iterator<Item = &Clause> {
         let end = End::source(query);

@@ -339,20 +339,21 @@ impl<'a> Names<'a> {
         if detour.is_some() && tenant.is_none() {
             return Err(CompileError::NotForAll(id));
         }
-        let services = [
+        let services = ServiceFlags::given([
             (policy.limit.is_some(), ServiceFlags::LIMIT),
             (policy.part.is_some(), ServiceFlags::SHARE),
             (policy.mirror.is_some(), ServiceFlags::MIRROR),
             (policy.log, ServiceFlags::LOG),
             (policy.trace.is_some(), ServiceFlags::TRACE),
-        ];
-        let services = services.into_iter().filter(|(added, _)| *added);
+            (policy.authenticate, ServiceFlags::AUTHENTICATE),
+            (policy.encrypt, ServiceFlags::ENCRYPT),
+        ]);
         let insertion = Insertion {
             rule: id.clone(),
             level: policy.audience.level(),
             order: policy.order,
             denies: policy.denies,
-            services: services.fold(ServiceFlags::NONE, |all, (_, flag)| all | flag),
+            services,
             mirror,
             limit: policy.limit.map(|limit| (limit, Counted::EachWay)),
             trace: policy.trace,

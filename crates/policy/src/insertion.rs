@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use model::{Detour, FlowQuery, Insertion, Needs};
+use model::{Detour, FlowQuery, Insertion, Needs, Party, ServiceFlags};
 
 use crate::classifier::Classifier;
 use crate::clause::{Clause, End, Rule};
@@ -33,7 +33,8 @@ impl FlowRule {
         self.rule.matches(query) && self.is_in_scope(query)
     }
 
-    /// Which processes decide whether a flow that the classifier found this rule for matches it.
+    /// Which processes decide whether a flow that the classifier found this rule for matches it, or must be proven if it
+    /// does.
     fn needs(&self, query: &FlowQuery<'_>) -> Needs {
         let could_belong = |end: End<'_>| self.scope.iter().all(|clause| clause.peers.include(&end));
         let source = could_belong(End::source(query));
@@ -41,6 +42,11 @@ impl FlowRule {
         let own = self.rule.needs(query);
         if !source && !destination {
             return Needs::default();
+        }
+        let proves = self.insertion.services.has(ServiceFlags::AUTHENTICATE) && self.rule.could_match(query);
+        if proves {
+            let is_machine = |party: Party<'_>| party.vm.is_some();
+            return Needs { source: is_machine(query.source), destination: is_machine(query.destination) };
         }
         let asks = self.scope.iter().any(|clause| clause.process.is_some());
         Needs { source: own.source || asks && source, destination: own.destination || asks && destination }

@@ -97,6 +97,19 @@ fn the_greatest_part_that_a_matching_policy_says_is_traced_and_shown() {
 }
 
 #[test]
+fn what_must_be_proven_is_asked_for_where_the_policy_could_match() {
+    let proving = FlowPolicy { authenticate: true, ..policy("prove", Some("/bin/a")) };
+    let clear = FlowPolicy { encrypt: true, ..policy("no-clear", None) };
+    let policy = compiled(vec![proving, clear]).unwrap();
+    assert_eq!(policy.needs(&query(80, None, None)), Needs { source: true, destination: true });
+    assert_eq!(policy.needs(&query(81, None, None)), Needs::default());
+    let unmatched = policy.judge(&query(80, None, None));
+    assert_eq!(unmatched.services().to_string(), "authorize,encrypt");
+    let adds = policy.explain(&query(80, None, None)).into_iter().map(|trace| trace.adds.join(","));
+    assert_eq!(adds.collect::<Vec<_>>(), ["authenticate", "encrypt"]);
+}
+
+#[test]
 fn contradictions_are_refused() {
     let wrong = |policies| compiled(policies).unwrap_err();
     assert!(matches!(

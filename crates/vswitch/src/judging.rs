@@ -14,7 +14,7 @@ use packet::{TcpFlags, Transport, emit};
 use crate::flow::Flow;
 use crate::key::FlowKey;
 use crate::ports::Port;
-use crate::stage::Opening;
+use crate::stage::{Opening, reviewed};
 use crate::sweep::Conclusion;
 use crate::switch::Arrival;
 use crate::table::{Room, millisecond};
@@ -86,7 +86,8 @@ impl Case {
     }
 
     pub(crate) fn judge(&self) -> Judgement {
-        self.snapshot.judge(&self.query(), self.via)
+        let query = self.query();
+        reviewed(&query, self.snapshot.judge(&query, self.via))
     }
 
     /// Takes in what the caller found out.

@@ -66,6 +66,7 @@ pub use preview::{Preview, Previewer};
 pub use qos::{ClassRecord, Credit, FRAME_COST_BYTES, MeterRecord, QUANTUM_BYTES, Turn};
 pub use services::EndpointRecord;
 pub use slot::{FlowSlot, FlowSlots};
+pub use stage::reviewed;
 pub use state::FlowState;
 pub use switch::Switch;
 pub use table::{SLOTS_MAX, SLOTS_MIN};

@@ -4,12 +4,13 @@
 use std::net::SocketAddrV4;
 
 use anyhow::{Context, Result};
+use api::admin::{Request, Response};
 use testkit::daemon::Daemon;
 use testkit::guests::shipped;
 use testkit::outside::{INTERFACE, Outside};
 
 use crate::conversation::attempt;
-use crate::shop::NOTICE_LIMIT;
+use crate::shop::{API, NOTICE_LIMIT};
 use crate::{Report, Shop};
 
 /// A server somewhere; it tells whom it sees.
@@ -87,6 +88,20 @@ spec:
     )
 }
 
+/// What one of the tenants says does not leave the host in the clear, in either direction.
+const ENCRYPTED: &str = "\
+# SPDX-License-Identifier: Apache-2.0
+apiVersion: meshvisor.dev/v1alpha1
+kind: FlowPolicy
+metadata: {name: nothing-in-the-clear, tenant: acme}
+spec:
+  from:
+  - cidr: 0.0.0.0/0
+  to:
+  - cidr: 0.0.0.0/0
+  encrypt: true
+";
+
 pub(super) fn run(shop: &mut Shop, report: &mut Report) -> Result<()> {
     let outside = match Outside::new(&[&format!("{HOST}/24")], &["198.51.100.7/32"]) {
         Ok(outside) => outside,
@@ -107,6 +122,7 @@ pub(super) fn run(shop: &mut Shop, report: &mut Report) -> Result<()> {
     shop.await_networks()?;
     visit(shop, report, &outside)?;
     visit_by_name(shop, report)?;
+    keep_inside(shop, report, &outside)?;
     let kept = shop.runtime().join("names.json");
     shop.until(NOTICE_LIMIT, || Ok(kept.exists().then_some(())))?;
     shop.daemon.kill()?;
@@ -153,6 +169,40 @@ fn visit(shop: &Shop, report: &mut Report, outside: &Outside) -> Result<()> {
             .then_some(flows.len()))
     });
     report.check("the flow is listed", flows.context("no flow to the server is listed"));
+    Ok(())
+}
+
+/// What may not leave the host in the clear does not leave it, and what stays inside is let be.
+fn keep_inside(shop: &Shop, report: &mut Report, outside: &Outside) -> Result<()> {
+    let (api, web, other) = (shop.vm("acme/api"), shop.vm("acme/web"), shop.vm("globex/web"));
+    shop.put_in_force("71-encrypted.yaml", ENCRYPTED)?;
+    let refused = attempt(api, "/usr/bin/orders", SERVER)?.refused_at_once();
+    report.check("what would leave the host in the clear is refused", refused);
+    let Response::Explanation(why) = shop.ask(&Request::Why {
+        from: "acme/api".into(),
+        to: SERVER.into(),
+        protocol: "tcp".into(),
+        exe: Some("/usr/bin/orders".into()),
+    })?
+    else {
+        anyhow::bail!("no explanation");
+    };
+    let because = why.because.unwrap_or_default();
+    let holds = why.decided_by == "acme/nothing-in-the-clear" && because.contains("destination is outside");
+    report.claim("why names the policy, and the end that is outside", holds, because);
+    let front = format!("{ACME}:80");
+    let answer = outside.ask(front.parse()?, "hello");
+    let (refused, told) = (answer.is_err(), answer.unwrap_or_else(|error| error.to_string()));
+    report.claim("nor does anything come in so", refused, told);
+    let inside = attempt(web, "/usr/bin/storefront", API)?.connected();
+    report.check("between machines of the host nothing is on a wire, and all is as before", inside);
+    let untouched = attempt(other, "/usr/bin/storefront", SERVER)?.connected();
+    report.check("another tenant goes out as before", untouched);
+    let generation = shop.policy()?.generation;
+    shop.remove("71-encrypted.yaml")?;
+    shop.until(NOTICE_LIMIT, || Ok((shop.policy()?.generation > generation).then_some(())))?;
+    let out = attempt(api, "/usr/bin/orders", SERVER)?.connected();
+    report.check("without the policy it goes out again", out);
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 use anyhow::{Context, Result};
 use api::admin::{Flow, Request, Response, UnknownReason, Verdict};
 
+use crate::conversation::attempt;
 use crate::shop::{API, NOTICE_LIMIT};
 use crate::{Report, Shop};
 
@@ -26,6 +27,18 @@ spec:
   - service: api
 ";
 
+/// Whoever calls the API must be proven, and so must whoever answers.
+const PROVEN: &str = "\
+# SPDX-License-Identifier: Apache-2.0
+apiVersion: meshvisor.dev/v1alpha1
+kind: FlowPolicy
+metadata: {name: prove-who-calls, tenant: acme}
+spec:
+  to:
+  - service: api
+  authenticate: true
+";
+
 /// A module speaks TCP by itself: refused like everything that no rule allows, then let through as unattributed,
 /// told as a threat, and cut off.
 pub(super) fn run(shop: &mut Shop, report: &mut Report) -> Result<()> {
@@ -37,7 +50,8 @@ pub(super) fn run(shop: &mut Shop, report: &mut Report) -> Result<()> {
     let mac = neighbour.split_whitespace().skip_while(|word| *word != "lladdr").nth(1);
     let mac = mac.with_context(|| format!("{id} knows no way to {api}: {neighbour}"))?.to_owned();
     let arguments = format!("from={from} to={api} to_port={api_port} mac={mac} port={PORT}");
-    web.expect(&format!("insmod /lib/threats/$(uname -r)/send_unowned.ko {arguments}"))?;
+    let load = format!("insmod /lib/threats/$(uname -r)/send_unowned.ko {arguments}");
+    web.expect(&load)?;
     let refused = shop.until(NOTICE_LIMIT, || {
         let (from, to, protocol) = (id.into(), API.into(), "tcp".into());
         let Response::Explanation(why) = shop.ask(&Request::Why { from, to, protocol, exe: None })? else {
@@ -69,6 +83,31 @@ pub(super) fn run(shop: &mut Shop, report: &mut Report) -> Result<()> {
         Ok(findings.find(|found| found.kind == "unattributed" && found.evidence.contains(&evidence)))
     });
     report.check("the conversation is told as a threat", found.map(|found| found.evidence));
+
+    shop.put_in_force("61-proven.yaml", PROVEN)?;
+    let unproven = told(Verdict::Deny);
+    let unproven = unproven.context("no flow is refused for want of proof")?;
+    let because = unproven.because.unwrap_or_default();
+    report.claim(
+        "where both ends must be proven it is cut off, whatever allows it",
+        unproven.decided_by == "acme/prove-who-calls" && because.contains("behind the source is not proven"),
+        because,
+    );
+    let (from, to, protocol) = (id.into(), API.into(), "tcp".into());
+    let Response::Explanation(why) = shop.ask(&Request::Why { from, to, protocol, exe: None })? else {
+        anyhow::bail!("no explanation");
+    };
+    report.claim(
+        "why says which end, and what is known of it",
+        why.because.as_ref().is_some_and(|because| because.contains("(no-socket)")),
+        why.because.unwrap_or_default(),
+    );
+    let proven = attempt(web, "/usr/bin/storefront", API)?.connected();
+    report.check("the storefront's process proves itself, and so does the API's", proven);
+    shop.remove("61-proven.yaml")?;
+    // What was cut off does not begin anew by itself.
+    web.expect(&format!("rmmod send_unowned && {load}"))?;
+    told(Verdict::Allow).context("the rule about unattributed traffic holds again")?;
 
     shop.remove("60-unowned.yaml")?;
     let ended = shop.until(NOTICE_LIMIT, || Ok(flow(shop, id)?.filter(|flow| flow.verdict == Verdict::Deny)));

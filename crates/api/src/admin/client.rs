@@ -240,6 +240,7 @@ mod tests {
             destination: party(&"acme/api".parse().unwrap()),
             verdict: Verdict::Allow,
             decided_by: "acme/default".into(),
+            because: None,
             matched: vec![],
             audited: vec![],
             services: vec![],

@@ -315,6 +315,9 @@ pub struct Flow {
     pub verdict: Verdict,
     /// The rule, `tenant/name`, or `tenant/default`, that decided.
     pub decided_by: String,
+    /// What the flow did not meet, if it was denied for what a service demands that `decided_by` adds.
+    #[serde(default)]
+    pub because: Option<String>,
     /// All enforced rules that matched.
     #[serde(default)]
     pub matched: Vec<String>,
@@ -419,6 +422,9 @@ pub struct Explanation {
     pub verdict: Verdict,
     /// The rule or default that decides.
     pub decided_by: String,
+    /// What the flow does not meet, if it is denied for what a service demands that `decided_by` adds.
+    #[serde(default)]
+    pub because: Option<String>,
     /// The policy generation that was asked.
     pub generation: u64,
 }

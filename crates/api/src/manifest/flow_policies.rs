@@ -13,15 +13,22 @@ use super::selectors::maybe;
 const ORDER_MAX: u32 = 1_000_000;
 
 /// What a policy can do.
-const EFFECTS: [&str; 8] = ["action", "limit", "shares", "reservation", "mirror", "redirect", "trace", "log"];
+const EFFECTS: [&str; 10] = [
+    "action",
+    "limit",
+    "shares",
+    "reservation",
+    "mirror",
+    "redirect",
+    "trace",
+    "log",
+    "authenticate",
+    "encrypt",
+];
 
 /// Services that a flow can have and this daemon cannot give, each with what it lacks. A policy that asks for one
 /// means it, so it is refused instead of ignored.
-const ABSENT: [(&str, &str); 3] = [
-    ("authenticate", "no stage for authentication"),
-    ("layer7", "no proxy for application protocols"),
-    ("encrypt", "no encryption between hosts"),
-];
+const ABSENT: [(&str, &str); 1] = [("layer7", "no proxy for application protocols")];
 
 impl<'a> Resources<'a> {
     pub(super) fn flow_policy(&mut self, metadata: Metadata, spec: &mut Fields<'a>) -> Option<FlowPolicy> {
@@ -35,6 +42,8 @@ impl<'a> Resources<'a> {
         let redirect_field = spec.optional("redirect");
         let redirect = maybe(redirect_field.clone(), |field| self.redirect(tenant, field));
         let log = maybe(spec.optional("log"), Field::boolean);
+        let authenticate = maybe(spec.optional("authenticate"), Field::boolean);
+        let encrypt = maybe(spec.optional("encrypt"), Field::boolean);
         let limit = maybe(spec.optional("limit"), qos::limit);
         let trace = maybe(spec.optional("trace"), trace);
         let part = qos::part(spec);
@@ -75,6 +84,8 @@ impl<'a> Resources<'a> {
             limit: limit?,
             trace: trace?,
             part: part?,
+            authenticate: authenticate?.unwrap_or_default(),
+            encrypt: encrypt?.unwrap_or_default(),
             tenant: metadata.tenant,
             name: metadata.name,
         })

@@ -40,6 +40,7 @@ pub fn flow(record: &FlowRecord, now: Moment) -> Flow {
         destination: party(&record.responder, tuple.destination, tuple.destination_port),
         verdict,
         decided_by: judgement.map_or("not judged since the restart".into(), |j| j.decided_by.to_string()),
+        because: judgement.and_then(|judgement| because(judgement)),
         matched: judgement.map_or(Vec::new(), |j| j.matched.iter().map(ToString::to_string).collect()),
         audited: judgement
             .map_or(Vec::new(), |j| j.audited.iter().map(|(rule, _)| rule.to_string()).collect()),
@@ -56,6 +57,11 @@ pub fn flow(record: &FlowRecord, now: Moment) -> Flow {
             _ => None,
         },
     }
+}
+
+/// What a flow did not meet of what a service demands, in words.
+pub fn because(judgement: &Judgement) -> Option<String> {
+    judgement.unmet.map(|unmet| unmet.to_string())
 }
 
 /// The services that this very flow has: whether it is traced depends on more than rules.
@@ -201,15 +207,8 @@ mod tests {
     fn a_flow_that_is_not_sampled_is_not_shown_as_traced() {
         let mut record = event(1).record;
         let insertion = Insertion {
-            rule: RuleId("acme/watch".into()),
-            level: Level::Tenant,
-            order: 7,
-            denies: false,
-            services: ServiceFlags::TRACE,
-            mirror: None,
-            limit: None,
             trace: Some(Sample::ALL),
-            part: None,
+            ..Insertion::new(RuleId("acme/watch".into()), Level::Tenant, ServiceFlags::TRACE)
         };
         record.judgement = Some(Arc::new(Judgement {
             inserted: vec![Arc::new(insertion)],

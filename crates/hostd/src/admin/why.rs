@@ -12,7 +12,7 @@ use model::{
     Attribution, Confidence, FiveTuple, FlowQuery, Inventory, NicRef, OfferIndex, Party, Process, Protocol,
     Snapshot, VmIndex, VmRef,
 };
-use vswitch::{EndpointRecord, FlowRecord, Found};
+use vswitch::{EndpointRecord, FlowRecord, Found, reviewed};
 
 use super::view::{self, refusal};
 use crate::clock;
@@ -125,7 +125,7 @@ impl WhyQuestion {
             destination: Party { vm: to, attribution: destination.as_deref() },
             names: &self.to.names,
         };
-        let judgement = published.snapshot.judge(&query, self.to.via);
+        let judgement = reviewed(&query, published.snapshot.judge(&query, self.to.via));
         let traces = match published.snapshot.crosses(&query, self.to.via) {
             Some(service) => published.policy.explain_call(service, &query),
             None => published.policy.explain(&query),
@@ -151,6 +151,7 @@ impl WhyQuestion {
             endpoints: self.endpoints(published, endpoints),
             verdict: judgement.action.into(),
             decided_by: judgement.decided_by.to_string(),
+            because: view::because(&judgement),
             generation: published.snapshot.generation.0,
         }
     }

@@ -93,18 +93,18 @@ fn ended(event: &FlowEvent, trace: &FlowTrace) -> Moment {
 /// How the flow has ended, and what was wrong with that, if something was: its kind, and in words.
 fn ending(event: &FlowEvent, trace: &FlowTrace) -> (&'static str, Option<(&'static str, String)>) {
     let record = &event.record;
-    let decided_by = || record.judgement.as_ref().map_or_else(String::new, |j| j.decided_by.to_string());
+    let decided = |verb: &str| {
+        let judgement = record.judgement.as_ref();
+        let by = judgement.map_or_else(String::new, |judgement| judgement.decided_by.to_string());
+        let unmet = judgement.and_then(|judgement| judgement.unmet);
+        let because = unmet.map(|unmet| format!(", because {unmet}")).unwrap_or_default();
+        format!("{verb} by {by} of generation {}{because}", record.generation)
+    };
     let reset = |end: &FlowEnd| end.sent_flags.has(packet::TcpFlags::RST);
     let failed = |end, kind, words: &str| (end, Some((kind, words.to_owned())));
     match (event.change, record.state) {
-        (FlowChange::Denied, _) => {
-            let words = format!("denied by {} of generation {}", decided_by(), record.generation);
-            ("denied", Some(("denied", words)))
-        }
-        (FlowChange::Reset, _) => {
-            let words = format!("ended by {} of generation {}", decided_by(), record.generation);
-            ("policy", Some(("policy", words)))
-        }
+        (FlowChange::Denied, _) => ("denied", Some(("denied", decided("denied")))),
+        (FlowChange::Reset, _) => ("policy", Some(("policy", decided("ended")))),
         _ if reset(&record.responder) && trace.whole && trace.connected.is_none() => {
             failed("refused", "refused", "whom it was for has refused it")
         }

@@ -161,6 +161,8 @@ impl Story {
 
     fn verdict(&mut self, explanation: &Explanation) {
         let by = visible(&explanation.decided_by);
+        let because = explanation.because.as_ref();
+        let because = because.map(|because| format!(", because {}", visible_sentence(because)));
         let how = if by.ends_with("/default") {
             ", because no enforced rule matches"
         } else if by.ends_with("/(isolation)") {
@@ -169,6 +171,7 @@ impl Story {
             ""
         };
         let verdict = paint(self.style, explanation.verdict);
+        let how = because.as_deref().unwrap_or(how);
         self.line("verdict", &format!("{verdict} by {by} at generation {}{how}", explanation.generation));
     }
 }
@@ -253,6 +256,7 @@ mod tests {
             }],
             verdict: Verdict::Allow,
             decided_by: "acme/storefront-to-api".into(),
+            because: None,
             generation: 3,
         }
     }
@@ -312,6 +316,17 @@ verdict      allow by acme/storefront-to-api at generation 3
         ] {
             assert!(shown.contains(piece), "{piece:?} is not in\n{shown}");
         }
+    }
+
+    #[test]
+    fn what_a_service_demands_and_the_flow_does_not_meet_is_said_with_the_verdict() {
+        let mut denied = allowed();
+        denied.verdict = Verdict::Deny;
+        denied.decided_by = "acme/prove".into();
+        denied.because = Some("who is behind the source is not proven".into());
+        let shown = explanation(&denied, Style::default());
+        let verdict = "verdict      deny by acme/prove at generation 3, because who is behind the source is not proven\n";
+        assert!(shown.ends_with(verdict), "{shown}");
     }
 
     #[test]

@@ -56,6 +56,8 @@ pub(crate) fn flow_line(flow: &Flow, style: Style) -> String {
         [] => String::new(),
         rules => format!("  {}", style.notice(&format!("audit: {}", visible(&rules.join(", "))))),
     };
+    let because = flow.because.as_ref();
+    let because = because.map(|because| format!(", because {}", visible(because))).unwrap_or_default();
     let reason =
         flow.reason.as_ref().map(|reason| format!("  dropped: {}", visible(reason))).unwrap_or_default();
     let services = match added(flow).as_str() {
@@ -63,7 +65,7 @@ pub(crate) fn flow_line(flow: &Flow, style: Style) -> String {
         services => format!("  services: {}", visible(services)),
     };
     format!(
-        "{verdict} {} {} ({}) -> {}  by {} at generation {}{services}{audited}{reason}\n",
+        "{verdict} {} {} ({}) -> {}  by {} at generation {}{because}{services}{audited}{reason}\n",
         visible(&flow.protocol),
         visible(&end(&flow.source)),
         visible(&actor(&flow.source)),
@@ -156,6 +158,7 @@ pub(super) mod tests {
             },
             verdict: Verdict::Allow,
             decided_by: "acme/storefront-to-api".into(),
+            because: None,
             matched: vec!["acme/storefront-to-api".into()],
             audited: vec![],
             services: vec![
@@ -198,12 +201,13 @@ allow    tcp    acme/web 10.0.0.11:40112  /usr/bin/storefront  acme/api 10.0.0.1
         flow.source.unknown = Some(UnknownReason::NoSocket);
         flow.source.address = "fd00::11".parse().unwrap();
         flow.decided_by = "acme/default".into();
+        flow.because = Some("of this".into());
         flow.audited = vec!["acme/no-root".into()];
         flow.reason = Some("policy".into());
         assert_eq!(
             flow_line(&flow, Style::default()),
             "deny  tcp acme/web [fd00::11]:40112 (unknown: no-socket) -> acme/api 10.0.0.12:8080  by \
-             acme/default at generation 3  services: mirror  audit: acme/no-root  dropped: policy\n"
+             acme/default at generation 3, because of this  services: mirror  audit: acme/no-root  dropped: policy\n"
         );
     }
 

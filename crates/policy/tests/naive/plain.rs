@@ -184,6 +184,12 @@ pub fn inserted(inventory: &Inventory, set: &PolicySet, query: &FlowQuery<'_>) -
         if policy.log {
             services |= ServiceFlags::LOG;
         }
+        if policy.authenticate {
+            services |= ServiceFlags::AUTHENTICATE;
+        }
+        if policy.encrypt {
+            services |= ServiceFlags::ENCRYPT;
+        }
         let vm = |name: &Name| VmRef { tenant: policy.tenant.clone(), name: name.clone() };
         Arc::new(Insertion {
             rule: id(&policy.tenant, &policy.name),
@@ -240,6 +246,7 @@ pub fn plain_reading(inventory: &Inventory, set: &PolicySet, query: &FlowQuery<'
         audited: audited.map(|p| (id(&p.tenant, &p.name), p.action)).collect(),
         inserted,
         via: None,
+        unmet: None,
     }
 }
 
@@ -294,5 +301,5 @@ pub fn plain_call(inventory: &Inventory, set: &PolicySet, query: &FlowQuery<'_>)
         (None, Some(allowance)) => (Action::Allow, allowance.clone()),
         (None, None) => (Action::Allow, RuleId(format!("{owner}/i/(service)").into())),
     };
-    Judgement { action, decided_by, matched, audited, inserted, via: None }
+    Judgement { action, decided_by, matched, audited, inserted, via: None, unmet: None }
 }

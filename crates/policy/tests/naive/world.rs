@@ -145,26 +145,21 @@ fn flow_policies() -> impl Strategy<Value = Vec<FlowPolicy>> {
     let mirror = option::of((0..VMS_PER_TENANT).prop_map(|index| name(&format!("vm{index}"))));
     let limit = option::of((1..9_u64).prop_map(|rate| Limit::new(BitRate::new(rate * 1000).unwrap())));
     let trace = option::of(select(vec!["1%", "50%"]).prop_map(|text| text.parse().unwrap()));
-    let effects = (any::<bool>(), mirror, any::<bool>(), limit, trace);
+    let demands = (any::<bool>(), any::<bool>());
+    let effects = (any::<bool>(), mirror, any::<bool>(), limit, trace, demands);
+    let effects = effects.prop_map(|(denies, mirror, log, limit, trace, (authenticate, encrypt))| {
+        let nothing = FlowPolicy::new(name("t"), name("f"));
+        FlowPolicy { denies, mirror, log, limit, trace, authenticate, encrypt, ..nothing }
+    });
     let policy = (select(TENANTS.to_vec()), audience, 0..3_u32, peers(), effects);
     let policy = policy.prop_filter("names are looked up in a tenant", |(_, audience, _, peers, _)| {
         *audience != Audience::Everyone || is_for_all(peers)
     });
     vec(policy, 0..6).prop_map(|policies| {
         let policies = policies.into_iter().enumerate();
-        let policy = |(index, (tenant, audience, order, (from, to), (denies, mirror, log, limit, trace)))| {
-            FlowPolicy {
-                audience,
-                order,
-                from,
-                to,
-                denies,
-                mirror,
-                log,
-                limit,
-                trace,
-                ..FlowPolicy::new(name(tenant), name(&format!("f{index}")))
-            }
+        let policy = |(index, (tenant, audience, order, (from, to), effects))| {
+            let (tenant, name) = (name(tenant), name(&format!("f{index}")));
+            FlowPolicy { tenant, name, audience, order, from, to, ..effects }
         };
         policies.map(policy).collect()
     })

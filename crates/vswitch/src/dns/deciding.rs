@@ -11,6 +11,7 @@ use super::message::{Request, Unusable, Why, encoded};
 use super::zone::{Asker, Outcome};
 use super::{DNS_PORT, DnsConfig, learned};
 use crate::key::FlowKey;
+use crate::stage::reviewed;
 use crate::switch::Arrival;
 use crate::{Ask, DropReason, FlowSlots, How, Question, Switch, Verdict};
 
@@ -145,7 +146,7 @@ fn may_ask_others(
     if client.attribution.is_none() && snapshot.judge.needs(&query).source {
         return Decision::Ask;
     }
-    match snapshot.judge.judge(&query).action {
+    match reviewed(&query, snapshot.judge.judge(&query)).action {
         Action::Allow => Decision::Forward,
         Action::Deny => Decision::Refuse(request.answer(ResponseCode::Refused, Some(Why::Prohibited))),
     }

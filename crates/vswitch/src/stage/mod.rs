@@ -11,7 +11,7 @@
 
 use std::sync::Arc;
 
-use model::{Judgement, ServiceFlags};
+use model::{Action, FlowQuery, Insertion, Judgement, ServiceFlags, Unmet};
 
 use crate::judging::Case;
 use crate::key::FlowKey;
@@ -40,6 +40,12 @@ pub(crate) trait Stage<S: FlowSlots> {
     /// Whether it has to do with frames after a flow's first.
     const PER_FRAME: bool = false;
 
+    /// What a flow that rules allow does not meet of what an insertion with the flag demands. Asked whenever the flow is
+    /// judged.
+    fn unmet(_: &FlowQuery<'_>, _: &Insertion) -> Option<Unmet> {
+        None
+    }
+
     /// Looks at a flow before it is opened; a verdict on its first frame ends it.
     fn open(_: &mut Switch<S>, _: &mut Arrival<'_>, _: &mut Opening) -> Option<Verdict> {
         None
@@ -67,6 +73,22 @@ pub(crate) trait Stage<S: FlowSlots> {
     fn happened(_switch: &mut Switch<S>, _event: &mut FlowEvent) {}
 }
 
+/// The judgement on a flow, once the stages of its services have held it against what they demand.
+#[must_use]
+pub fn reviewed(query: &FlowQuery<'_>, judgement: Judgement) -> Judgement {
+    if judgement.action == Action::Deny {
+        return judgement;
+    }
+    let found = judgement
+        .inserted
+        .iter()
+        .find_map(|insertion| Some((insertion.rule.clone(), unmet(query, insertion)?)));
+    match found {
+        Some((rule, unmet)) => judgement.denied_for(rule, unmet),
+        None => judgement,
+    }
+}
+
 /// Declares the stages in the order in which they run.
 macro_rules! stages {
     ($($module:ident::$stage:ident,)+) => {
@@ -81,6 +103,16 @@ macro_rules! stages {
                 ServiceFlags::NONE
             },
         )+]);
+
+        /// What a flow does not meet of what an insertion demands.
+        fn unmet(query: &FlowQuery<'_>, insertion: &Insertion) -> Option<Unmet> {
+            $(if insertion.services.has(<$stage as Stage<Vec<crate::FlowSlot>>>::FLAG)
+                && let Some(unmet) = <$stage as Stage<Vec<crate::FlowSlot>>>::unmet(query, insertion)
+            {
+                return Some(unmet);
+            })+
+            None
+        }
 
         impl<S: FlowSlots> Switch<S> {
             /// Takes a flow that is about to be opened through the stages that its first frame has flags for.
@@ -166,8 +198,10 @@ stages! {
     discovery::Discovery,
     balance::Balance,
     trace::Trace,
+    authenticate::Authenticate,
     authorize::Authorize,
     limit::Limit,
     mirror::Mirror,
     log::Log,
+    encrypt::Encrypt,
 }

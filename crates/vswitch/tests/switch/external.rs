@@ -11,9 +11,9 @@ use vswitch::{DropReason, FlowChange, FlowState, PortId, SwitchConfig, Verdict};
 
 use crate::world::*;
 
-const SERVER: &str = "198.51.100.7";
+pub const SERVER: &str = "198.51.100.7";
 const SERVER_6: &str = "2001:db8::7";
-const ACME_OUTSIDE: &str = "192.0.2.10";
+pub const ACME_OUTSIDE: &str = "192.0.2.10";
 const ACME_OUTSIDE_6: &str = "2001:db8:1::10";
 
 pub fn network(tenant: &str, addresses: &[&str]) -> ExternalNetwork {
@@ -28,7 +28,7 @@ pub fn network(tenant: &str, addresses: &[&str]) -> ExternalNetwork {
 }
 
 /// Acme's network, at which port 8080 is port 80 of its `api`.
-fn acme() -> ExternalNetwork {
+pub fn acme() -> ExternalNetwork {
     let published = Published {
         address: ip(ACME_OUTSIDE),
         protocol: Protocol::Tcp,
@@ -39,11 +39,11 @@ fn acme() -> ExternalNetwork {
     ExternalNetwork { published: vec![published], ..network("acme", &[ACME_OUTSIDE, ACME_OUTSIDE_6]) }
 }
 
-fn to_gateway(from: PortId) -> Link {
+pub fn to_gateway(from: PortId) -> Link {
     Link { source: mac(from), destination: config().gateway_mac }
 }
 
-fn datagram(from: PortId, source: IpAddr, destination: IpAddr, ports: (u16, u16)) -> Vec<u8> {
+pub fn datagram(from: PortId, source: IpAddr, destination: IpAddr, ports: (u16, u16)) -> Vec<u8> {
     emit::udp(to_gateway(from), between(source, destination), ports, b"datagram")
 }
 

@@ -2,6 +2,7 @@
 //! The switch as its callers see it: frames in, verdicts, emissions and events out.
 
 mod checks;
+mod demands;
 mod dns;
 mod dns_learned;
 mod dns_tcp;

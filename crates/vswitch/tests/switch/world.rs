@@ -90,6 +90,8 @@ pub struct Rules {
     pub trace: Option<(u16, Sample)>,
     /// Flows to these ports have a part of the limits that they meet.
     pub parts: Vec<(u16, Part)>,
+    /// What flows to these ports must meet.
+    pub demands: Vec<(u16, ServiceFlags)>,
 }
 
 impl Rules {
@@ -103,6 +105,7 @@ impl Rules {
             limit: None,
             trace: None,
             parts: Vec::new(),
+            demands: Vec::new(),
         }
     }
 
@@ -126,6 +129,9 @@ impl Judge for Rules {
             needs.source |= rule.from_exe.is_some();
             needs.destination |= rule.to_exe.is_some();
         }
+        let proven = self.insert(query).iter().any(|own| own.services.has(ServiceFlags::AUTHENTICATE));
+        needs.source |= proven && query.source.vm.is_some();
+        needs.destination |= proven && query.destination.vm.is_some();
         needs
     }
 
@@ -154,11 +160,9 @@ impl Judge for Rules {
 
     fn insert(&self, query: &FlowQuery<'_>) -> Vec<Arc<Insertion>> {
         let is = |port: u16| port == query.tuple.destination_port;
-        let insertion = |services, mirror| {
+        let insertion = |services: ServiceFlags, mirror| {
             let rule = RuleId(format!("test/{services}").into());
-            let level = Level::Tenant;
-            let (limit, trace, part) = (None, None, None);
-            Insertion { rule, level, order: 0, denies: false, services, mirror, limit, trace, part }
+            Insertion { mirror, ..Insertion::new(rule, Level::Tenant, services) }
         };
         let limit = self
             .limit
@@ -174,7 +178,9 @@ impl Judge for Rules {
             let rule = RuleId(format!("test/part-{port}").into());
             Insertion::of_service(rule, Level::Tenant, None, Some(*part)).expect("it has a part")
         });
-        limit.into_iter().chain(mirror).chain(log).chain(trace).chain(parts).collect()
+        let demands = self.demands.iter().filter(|(port, _)| is(*port));
+        let demands = demands.map(|(_, services)| Arc::new(insertion(*services, None)));
+        limit.into_iter().chain(mirror).chain(log).chain(trace).chain(parts).chain(demands).collect()
     }
 }
 

@@ -22,6 +22,16 @@ fn flow_policies_load_and_their_mistakes_are_placed() {
         let manifests = load_text(&format!("{BASE}{}", policy(spec))).expect(spec);
         assert_eq!(manifests.policies().flow_policies[0].trace, Some(sample.parse().unwrap()));
     }
+    for (spec, demands) in [
+        ("authenticate: true", (true, false)),
+        ("encrypt: true", (false, true)),
+        ("authenticate: false, encrypt: true", (false, true)),
+        ("log: true", (false, false)),
+    ] {
+        let manifests = load_text(&format!("{BASE}{}", policy(spec))).expect(spec);
+        let [flow_policy] = manifests.policies().flow_policies.as_slice() else { panic!("one policy") };
+        assert_eq!((flow_policy.authenticate, flow_policy.encrypt), demands, "{spec}");
+    }
     for (spec, expected) in [
         ("to: [{ports: [{port: 80}]}]", (3, 7, "spec", "does nothing")),
         ("mirror: {vm: wob}", (3, 21, "spec.mirror.vm", "not defined")),
@@ -35,9 +45,11 @@ fn flow_policies_load_and_their_mistakes_are_placed() {
         ("trace: {sample: 10}", (3, 24, "spec.trace.sample", "expected text")),
         ("trace: {rate: 10%}", (3, 16, "spec.trace.rate", "unknown field")),
         ("trace: true", (3, 15, "spec.trace", "expected a map")),
-        ("log: true, authenticate: {}", (3, 33, "spec.authenticate", "leave the field out")),
+        ("authenticate: yes", (3, 22, "spec.authenticate", "true or false")),
+        ("log: true, authenticate: {both: true}", (3, 33, "spec.authenticate", "true or false")),
         ("log: true, layer7: {}", (3, 27, "spec.layer7", "no proxy")),
-        ("log: true, encrypt: {}", (3, 28, "spec.encrypt", "between hosts")),
+        ("log: true, encrypt: {}", (3, 28, "spec.encrypt", "true or false")),
+        ("encrypt: strict", (3, 17, "spec.encrypt", "true or false")),
         ("mirror: {}", (3, 16, "spec.mirror", "`vm` is missing")),
         ("redirect: {vm: web, port: 0}", (3, 34, "spec.redirect.port", "1 to 65535")),
         (
