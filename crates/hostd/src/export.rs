@@ -14,7 +14,7 @@ use std::time::Duration;
 use api::admin::RecordStats;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use ipfix::{Direction, Encoder, End, EndReason, Event, Message, Record};
-use model::{Action, Judgement, Moment};
+use model::{Action, Judgement, Moment, Spoken};
 use vswitch::{FlowChange, FlowEnd, FlowEvent, FlowState};
 
 use crate::clock;
@@ -317,6 +317,7 @@ fn record<'a>(event: &'a FlowEvent, texts: &'a Texts, unix_ms: impl Fn(Moment) -
         generation: flow.generation.0,
         handshake_us: flow.rtt.map_or(0, |rtt| u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX)),
         flows: event.flows,
+        application: flow.spoken.map_or("", Spoken::as_str),
     }
 }
 

@@ -167,6 +167,7 @@ pub mod tests {
             choice: None,
             trace: None,
             told: None,
+            spoken: None,
         };
         FlowEvent { at: Moment(0), change: FlowChange::Opened, record, flows: 1, logged: false }
     }

@@ -123,6 +123,8 @@ pub struct Record<'a> {
     pub handshake_us: u32,
     /// See [`own::FLOWS`].
     pub flows: u64,
+    /// What is spoken in it (`applicationName`, IANA element 96); empty when not told.
+    pub application: &'a str,
 }
 
 /// An information element.
@@ -208,7 +210,7 @@ fn cut(text: &str) -> &str {
 impl Record<'_> {
     /// All elements with their values, in the order of the template. Only the addresses' length depends on the
     /// record.
-    pub(crate) fn fields(&self) -> [(Element, Value<'_>); 30] {
+    pub(crate) fn fields(&self) -> [(Element, Value<'_>); 31] {
         use Element::{Iana, Own, Reverse};
         use Value::{Address, Text, U8, U16, U32, U64};
         let v6 = self.tuple.source.is_ipv6();
@@ -247,6 +249,7 @@ impl Record<'_> {
             (Own(own::GENERATION), U64(self.generation)),
             (Own(own::HANDSHAKE_US), U32(self.handshake_us)),
             (Own(own::FLOWS), U64(self.flows)),
+            (Iana(96), Text(self.application)),
         ]
     }
 }

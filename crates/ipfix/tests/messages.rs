@@ -36,6 +36,7 @@ fn record(v6: bool, port: u16, rule: &str) -> Record<'_> {
         generation: 12,
         handshake_us: 850,
         flows: 1,
+        application: "http",
     }
 }
 
@@ -138,6 +139,7 @@ fn every_fact_of_a_flow_reads_back() {
         ((own::GENERATION, Some(ENTERPRISE)), &12_u64.to_be_bytes()),
         ((own::HANDSHAKE_US, Some(ENTERPRISE)), &850_u32.to_be_bytes()),
         ((own::FLOWS, Some(ENTERPRISE)), &1_u64.to_be_bytes()),
+        ((96, None), b"http"),
     ] {
         assert_eq!(v4[&element], value, "{element:?}");
     }

@@ -8,7 +8,10 @@ use std::fmt;
 use std::ops::{BitOr, BitOrAssign};
 use std::sync::Arc;
 
-use crate::{Confidence, Counted, End, Level, Limit, Part, RuleId, Sample, UnknownReason, VmIndex};
+use crate::{
+    AppProtocols, Confidence, Counted, End, Level, Limit, Part, RuleId, Sample, Spoken, UnknownReason,
+    VmIndex,
+};
 
 /// A set of data-plane services.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -33,7 +36,7 @@ impl ServiceFlags {
     pub const MIRROR: Self = Self(1 << 6);
     /// What happens to the flow is written to the log.
     pub const LOG: Self = Self(1 << 7);
-    /// The flow goes through a proxy that understands its application protocol.
+    /// The flow's application protocol is told, and must be one of those that rules name.
     pub const LAYER7: Self = Self(1 << 8);
     /// The flow never leaves the host in the clear.
     pub const ENCRYPT: Self = Self(1 << 9);
@@ -66,6 +69,12 @@ impl ServiceFlags {
     #[must_use]
     pub const fn without(self, other: Self) -> Self {
         Self(self.0 & !other.0)
+    }
+
+    /// What is in both sets.
+    #[must_use]
+    pub const fn common(self, other: Self) -> Self {
+        Self(self.0 & other.0)
     }
 
     /// All that is in any of `sets`.
@@ -134,14 +143,16 @@ pub struct Insertion {
     pub trace: Option<Sample>,
     /// What such flows get of all limits that they share with others.
     pub part: Option<Part>,
+    /// What may be spoken in such flows; absent: anything.
+    pub protocols: Option<AppProtocols>,
 }
 
 impl Insertion {
     /// An insertion that adds these services, and does nothing else.
     #[must_use]
     pub const fn new(rule: RuleId, level: Level, services: ServiceFlags) -> Self {
-        let (mirror, limit, trace, part) = (None, None, None, None);
-        Self { rule, level, order: 0, denies: false, services, mirror, limit, trace, part }
+        let (mirror, limit, trace, part, protocols) = (None, None, None, None, None);
+        Self { rule, level, order: 0, denies: false, services, mirror, limit, trace, part, protocols }
     }
 
     /// What calls of a service have from it, if anything.
@@ -169,6 +180,10 @@ pub enum Unmet {
     Unproven(End, Unproven),
     /// Its frames would leave the host, or have come to it, in the clear.
     InTheClear(End),
+    /// It speaks something else than one of these.
+    Speaks(Spoken, AppProtocols),
+    /// What it speaks is not told, since it is not TCP, and must be one of these.
+    Untold(AppProtocols),
 }
 
 /// What is known instead of who is behind an end.
@@ -191,6 +206,9 @@ impl fmt::Display for Unmet {
             Self::InTheClear(end) => {
                 write!(f, "the {end} is outside, and nothing leaves the host but in the clear")
             }
+            Self::Speaks(Spoken::Known(spoken), wanted) => write!(f, "it speaks {spoken}, not {wanted}"),
+            Self::Speaks(Spoken::Other, wanted) => write!(f, "it does not speak {wanted}"),
+            Self::Untold(wanted) => write!(f, "only of TCP it is told whether it speaks {wanted}"),
         }
     }
 }

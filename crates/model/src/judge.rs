@@ -140,6 +140,12 @@ impl Judgement {
         self.inserted.iter().find_map(|insertion| insertion.mirror)
     }
 
+    /// Whether rules name what may be spoken in the flow.
+    #[must_use]
+    pub fn names_protocols(&self) -> bool {
+        self.inserted.iter().any(|insertion| insertion.protocols.is_some())
+    }
+
     /// Which part of such flows is traced: the greatest that a rule says.
     #[must_use]
     pub fn sample(&self) -> Option<Sample> {

@@ -16,6 +16,7 @@ mod identity;
 mod insertion;
 mod inventory;
 mod judge;
+mod layer7;
 mod name;
 mod net;
 mod network;
@@ -31,12 +32,13 @@ pub use identity::{Attribution, Confidence, Outcome, Process, UnknownReason};
 pub use insertion::{Insertion, ServiceFlags, Unmet, Unproven};
 pub use inventory::{Inventory, InventoryError, Nic, SocketMode, Tenant, Vm, VmIndex};
 pub use judge::{Action, Detour, End, FlowQuery, Judge, Judgement, Needs, Party, RuleId, Snapshot};
+pub use layer7::{AppProtocol, AppProtocols, Spoken};
 pub use name::{Name, NameError, NicRef, VmRef};
 pub use net::{Cidr, CidrError, FiveTuple, MacAddr, MacError, Moment, Protocol};
 pub use network::{ExternalNetwork, Published};
 pub use policy::{
-    AccessPolicy, Application, FlowPolicy, Glob, GlobError, Mode, Origin, PolicySet, PortMatch, PortRange,
-    ProcessSelector, Redirect, Target, UserName, UserNameError, VmSelector, Workload,
+    AccessPolicy, Application, FlowPolicy, Glob, GlobError, Layer7, Mode, Origin, PolicySet, PortMatch,
+    PortRange, ProcessSelector, Redirect, Target, UserName, UserNameError, VmSelector, Workload,
 };
 pub use qos::{BitRate, Counted, LatencyClass, Limit, Part, Qos};
 pub use ranges::{Ranges, RangesError, nth_address};

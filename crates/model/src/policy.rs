@@ -9,7 +9,10 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::{Action, Audience, Cidr, DomainPattern, Limit, Name, Outcome, Part, Protocol, Sample, Service};
+use crate::{
+    Action, AppProtocols, Audience, Cidr, DomainPattern, Limit, Name, Outcome, Part, Protocol, Sample,
+    Service,
+};
 
 /// A pattern over paths and unit names: `*` stands for any run of characters, `/` included, `?` for
 /// any one character, every other character for itself.
@@ -365,6 +368,8 @@ pub struct FlowPolicy {
     pub authenticate: bool,
     /// Whether such flows pass only if their frames never leave the host in the clear.
     pub encrypt: bool,
+    /// Whether it is told what is spoken in such flows.
+    pub layer7: Option<Layer7>,
 }
 
 impl FlowPolicy {
@@ -390,8 +395,16 @@ impl FlowPolicy {
             part: None,
             authenticate: false,
             encrypt: false,
+            layer7: None,
         }
     }
+}
+
+/// What is spoken in flows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Layer7 {
+    /// What may be spoken; absent: anything.
+    pub protocols: Option<AppProtocols>,
 }
 
 /// Another instance.

@@ -347,6 +347,7 @@ impl<'a> Names<'a> {
             (policy.trace.is_some(), ServiceFlags::TRACE),
             (policy.authenticate, ServiceFlags::AUTHENTICATE),
             (policy.encrypt, ServiceFlags::ENCRYPT),
+            (policy.layer7.is_some(), ServiceFlags::LAYER7),
         ]);
         let insertion = Insertion {
             rule: id.clone(),
@@ -358,6 +359,7 @@ impl<'a> Names<'a> {
             limit: policy.limit.map(|limit| (limit, Counted::EachWay)),
             trace: policy.trace,
             part: policy.part,
+            protocols: policy.layer7.and_then(|layer7| layer7.protocols),
         };
         let action = if policy.denies { Action::Deny } else { Action::Allow };
         Ok(FlowRule {

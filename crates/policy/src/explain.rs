@@ -165,9 +165,12 @@ impl CompiledPolicy {
 /// What a rule adds, in words.
 fn added(insertion: &Insertion) -> impl Iterator<Item = String> {
     ServiceFlags::ALL.into_iter().filter(|(flag, _)| insertion.services.has(*flag)).map(|(flag, word)| {
-        match insertion.trace.filter(|_| flag == ServiceFlags::TRACE) {
-            Some(sample) => format!("{word} {sample}"),
-            None => word.to_owned(),
+        let sample = insertion.trace.filter(|_| flag == ServiceFlags::TRACE);
+        let protocols = insertion.protocols.filter(|_| flag == ServiceFlags::LAYER7);
+        match (sample, protocols) {
+            (Some(sample), _) => format!("{word} {sample}"),
+            (_, Some(protocols)) => format!("{word} {protocols}"),
+            _ => word.to_owned(),
         }
     })
 }

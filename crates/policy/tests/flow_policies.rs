@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 
 use common::query;
 use model::{
-    Action, Attribution, Confidence, Detour, FlowPolicy, Inventory, Judge, Needs, Origin, PolicySet,
-    PortMatch, Process, ProcessSelector, Protocol, Redirect, Target, Tenant, UnknownReason, Vm, VmIndex,
-    VmSelector, Workload,
+    Action, AppProtocol, Attribution, Confidence, Detour, FlowPolicy, Inventory, Judge, Layer7, Needs,
+    Origin, PolicySet, PortMatch, Process, ProcessSelector, Protocol, Redirect, Target, Tenant,
+    UnknownReason, Vm, VmIndex, VmSelector, Workload,
 };
 use policy::{CompileError, CompiledPolicy, compile};
 
@@ -107,6 +107,19 @@ fn what_must_be_proven_is_asked_for_where_the_policy_could_match() {
     assert_eq!(unmatched.services().to_string(), "authorize,encrypt");
     let adds = policy.explain(&query(80, None, None)).into_iter().map(|trace| trace.adds.join(","));
     assert_eq!(adds.collect::<Vec<_>>(), ["authenticate", "encrypt"]);
+}
+
+#[test]
+fn what_may_be_spoken_is_shown_with_the_policy_that_says_it() {
+    let speaking =
+        |name: &str, protocols| FlowPolicy { layer7: Some(Layer7 { protocols }), ..policy(name, None) };
+    let web = [AppProtocol::Tls, AppProtocol::Http].into_iter().collect();
+    let policy = compiled(vec![speaking("tell", None), speaking("web", Some(web))]).unwrap();
+    let judgement = policy.judge(&query(80, None, None));
+    assert_eq!(judgement.services().to_string(), "authorize,layer7");
+    assert!(judgement.names_protocols() && !policy.judge(&query(81, None, None)).names_protocols());
+    let adds = policy.explain(&query(80, None, None)).into_iter().map(|trace| trace.adds.join(","));
+    assert_eq!(adds.collect::<Vec<_>>(), ["layer7", "layer7 http,tls"]);
 }
 
 #[test]

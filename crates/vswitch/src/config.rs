@@ -47,6 +47,10 @@ pub struct SwitchConfig {
     /// Most flows in the table that one port has opened and that are traced, where rules ask for that; more are only counted.
     /// Default: 4,096. At zero only denials are traced.
     pub traced_per_port_max: u32,
+    /// Most flows in the table that one port has opened and whose application protocol is still to be told, where rules ask
+    /// for that. Where they name protocols, no more are opened; others are not told, and counted. Default: 4,096. At
+    /// zero no flow is looked at.
+    pub undecided_per_port_max: u32,
     /// How often others are told of a flow that goes on, if it moves anything. Default: 5 minutes.
     pub ongoing_told_every: Duration,
     /// How long a DHCP lease lasts, in whole seconds. Default: one hour.
@@ -76,6 +80,7 @@ impl SwitchConfig {
             denials_per_second_max: 100,
             logged_per_second_max: 100,
             traced_per_port_max: 4096,
+            undecided_per_port_max: 4096,
             ongoing_told_every: Duration::from_secs(300),
             dhcp_lease: Duration::from_secs(3600),
             dns: Some(DnsConfig::default()),

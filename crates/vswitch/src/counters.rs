@@ -26,7 +26,7 @@ pub struct Counters {
     pub flows_opened: u64,
     /// Flows denied at their first frame.
     pub flows_denied: u64,
-    /// Live flows that a change of policy ended.
+    /// Live flows that a change of policy ended, or what was spoken in them.
     pub flows_reset: u64,
     /// Flows that ended by themselves or fell idle.
     pub flows_closed: u64,
@@ -50,6 +50,8 @@ pub struct Counters {
     pub log_lost: u64,
     /// Spans of flows that rules wanted traced, and that exceeded a port's bound or rate or did not fit the queue.
     pub traces_lost: u64,
+    /// Flows whose application protocol a rule wanted told, and that exceeded a port's bound.
+    pub protocols_untold: u64,
     drops: Drops,
 }
 

@@ -6,12 +6,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{Attribution, FiveTuple, Generation, Judgement, Moment, NicRef, Sample, ServiceFlags};
+use model::{Attribution, FiveTuple, Generation, Judgement, Moment, NicRef, Sample, ServiceFlags, Spoken};
 use packet::TcpFlags;
 
 use crate::balance::Choice;
 use crate::qos::FlowMeters;
 use crate::services::Served;
+use crate::stage::Talk;
 use crate::{FlowState, PortId};
 
 /// What this process knows about a flow beside its slots.
@@ -41,6 +42,12 @@ pub(crate) struct Flow {
     pub opened: Moment,
     /// Which services it goes through.
     pub services: ServiceFlags,
+    /// Of those, the ones whose stages have to do with its frames.
+    pub attends: ServiceFlags,
+    /// What is spoken in it, once that is told.
+    pub spoken: Option<Spoken>,
+    /// What has been said so far, while that is not told, or could still be said in other words.
+    pub talk: Option<Box<Talk>>,
     /// Who gets copies of its frames.
     pub mirror: Option<PortId>,
     /// What holds its frames back.
@@ -100,6 +107,8 @@ pub struct FlowRecord {
     pub trace: Option<FlowTrace>,
     /// What others were told of it while it went on.
     pub told: Option<Told>,
+    /// What is spoken in it, if a rule wants that told and its first bytes have told it.
+    pub spoken: Option<Spoken>,
 }
 
 impl FlowRecord {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use model::{
     Attribution, FiveTuple, FlowQuery, Judgement, Needs, OfferIndex, Party, ServiceFlags, Sight, Snapshot,
-    UnknownReason,
+    Spoken, UnknownReason,
 };
 use packet::emit::Unreachable;
 use packet::{TcpFlags, Transport, emit};
@@ -41,6 +41,8 @@ pub(crate) struct Case {
     pub destination_is: Option<Arc<Attribution>>,
     /// What its destination outside was found under.
     pub names: Vec<Arc<str>>,
+    /// What is spoken in it, once that is told.
+    pub spoken: Option<Spoken>,
 }
 
 impl Case {
@@ -87,7 +89,7 @@ impl Case {
 
     pub(crate) fn judge(&self) -> Judgement {
         let query = self.query();
-        reviewed(&query, self.snapshot.judge(&query, self.via))
+        reviewed(&query, self.spoken, self.snapshot.judge(&query, self.via))
     }
 
     /// Takes in what the caller found out.
@@ -212,6 +214,7 @@ impl<S: FlowSlots> Switch<S> {
             source_is: None,
             destination_is: None,
             names: self.found_under(source, destination, tuple.destination),
+            spoken: None,
         })
     }
 
@@ -270,6 +273,9 @@ impl<S: FlowSlots> Switch<S> {
             served: None,
             choice: None,
             services: ServiceFlags::NONE,
+            attends: ServiceFlags::NONE,
+            spoken: None,
+            talk: None,
             mirror: None,
             meters: None,
             trace: None,
@@ -364,6 +370,7 @@ impl<S: FlowSlots> Switch<S> {
             choice: served.as_ref().map(|served| served.choice),
             trace: self.sampled(judgement, key, self.now),
             told: None,
+            spoken: None,
         }
     }
 

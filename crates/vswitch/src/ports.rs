@@ -159,6 +159,8 @@ pub(crate) struct PortState {
     pub translated: u32,
     /// Flows in the table that it has opened and that are traced.
     pub traced: u32,
+    /// Flows in the table that it has opened and whose application protocol is not told for good.
+    pub undecided: u32,
     /// Packets of it of which pieces are still to come.
     pub fragments: Fragments,
     /// ICMP errors sent to it.

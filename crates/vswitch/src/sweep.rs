@@ -100,6 +100,7 @@ impl<S: FlowSlots> Switch<S> {
         let mut case = self.case(&self.table.keys(position))?;
         case.source_is.clone_from(&flow.source);
         case.destination_is.clone_from(&flow.destination);
+        case.spoken = flow.spoken;
         // A flow that is open goes on when a name is not known any more, if the rule is there still.
         let known = std::mem::take(&mut case.names);
         case.names.clone_from(&flow.names);
@@ -139,7 +140,7 @@ impl<S: FlowSlots> Switch<S> {
 
     /// Ends a flow by policy. Both ends of a connection get a reset, and its slots stay for a while to
     /// answer late segments. A connection that is over anyway is only forgotten.
-    fn reset_flow(&mut self, position: usize) -> Conclusion {
+    pub(crate) fn reset_flow(&mut self, position: usize) -> Conclusion {
         if self.table.state(position).is_over() {
             self.end_flow(position, FlowChange::Closed);
             return Conclusion::Gone;

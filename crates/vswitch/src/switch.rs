@@ -302,7 +302,7 @@ impl<S: FlowSlots> Switch<S> {
             return Verdict::Drop(DropReason::Denied);
         }
         if slot.is_served()
-            && let Some(verdict) = self.enter_stages(index, arrival.frame)
+            && let Some(verdict) = self.enter_stages(index, arrival)
         {
             return verdict;
         }
@@ -367,7 +367,7 @@ impl<S: FlowSlots> Switch<S> {
         let slot = self.table.slot(index);
         let output = slot.output();
         if slot.is_served()
-            && let Some(verdict) = self.enter_stages(index, arrival.frame)
+            && let Some(verdict) = self.enter_stages(index, arrival)
         {
             return verdict;
         }
@@ -596,6 +596,7 @@ impl<S: FlowSlots> Switch<S> {
             choice: flow.choice,
             trace: flow.trace.as_deref().cloned(),
             told: flow.told.as_deref().copied(),
+            spoken: flow.spoken,
         }
     }
 }

@@ -172,6 +172,9 @@ impl<S: FlowSlots> FlowTable<S> {
                     served: None,
                     choice: None,
                     services: ServiceFlags::NONE,
+                    attends: ServiceFlags::NONE,
+                    spoken: None,
+                    talk: None,
                     mirror: None,
                     names: Vec::new(),
                     meters: None,
@@ -407,13 +410,19 @@ impl<S: FlowSlots> FlowTable<S> {
         }
     }
 
-    /// Sets the flow's services, and whether its frames have stages to go through.
-    pub(crate) fn set_services(&mut self, position: usize, services: ServiceFlags, per_frame: bool) {
+    /// Sets the flow's services, and the stages that its frames go through.
+    pub(crate) fn set_services(&mut self, position: usize, services: ServiceFlags, attends: ServiceFlags) {
         let flow = &mut self.flows[position];
-        flow.services = services;
+        (flow.services, flow.attends) = (services, attends);
         for index in members(flow) {
-            self.slots.as_mut()[index].set_served(per_frame);
+            self.slots.as_mut()[index].set_served(attends != ServiceFlags::NONE);
         }
+    }
+
+    /// Lets the flow's frames pass by the stages of `services` from now on.
+    pub(crate) fn release_frames(&mut self, position: usize, services: ServiceFlags) {
+        let flow = &self.flows[position];
+        self.set_services(position, flow.services, flow.attends.without(services));
     }
 
     /// Marks both slots as seen now.

@@ -150,6 +150,11 @@ drop_reasons! {
     HalfOpenTarget = "half-open-target",
     /// Policy denies the flow.
     Denied = "denied",
+    /// A segment from which it cannot be told what is spoken, where rules name that: not the next one, in pieces, before its
+    /// turn, or in other words than before.
+    ProtocolUntold = "protocol-untold",
+    /// The sender has as many flows of which it is not told what is spoken as it may have.
+    UndecidedQuota = "undecided-quota",
     /// The connection was reset because policy has changed.
     Reset = "reset",
     /// The sender has as many flows as it may have.

@@ -103,6 +103,32 @@ fn manifests() -> String {
     format!("# SPDX-License-Identifier: Apache-2.0\n{all}")
 }
 
+/// What is spoken is told at all ports, and at one only HTTP is.
+const SPOKEN: &str = "\
+# SPDX-License-Identifier: Apache-2.0
+apiVersion: meshvisor.dev/v1alpha1
+kind: FlowPolicy
+metadata: {name: what-is-spoken, tenant: acme}
+spec:
+  layer7: {}
+---
+apiVersion: meshvisor.dev/v1alpha1
+kind: FlowPolicy
+metadata: {name: pages-speak-http, tenant: acme}
+spec:
+  to:
+  - ports: [{port: 80}]
+  layer7: {protocols: [http]}
+---
+apiVersion: meshvisor.dev/v1alpha1
+kind: AccessPolicy
+metadata: {name: redis-cli-to-page, tenant: acme}
+spec:
+  action: Allow
+  from: [{process: {exe: /usr/bin/redis-cli}}]
+  to: [{service: page-report}]
+";
+
 /// A family of addresses, as each program is told it.
 struct Family {
     number: u8,
@@ -137,6 +163,7 @@ pub(super) fn run(shop: &mut Shop, report: &mut Report) -> Result<()> {
         }
         identities(shop, from, to, report)?;
     }
+    spoken(shop, batch, other, report)?;
     for Machine { id, .. } in MACHINES {
         shop.cut_power(id)?;
     }
@@ -232,6 +259,38 @@ fn identities(shop: &Shop, from: &Machine, to: &Machine, report: &mut Report) ->
         report.claim(format!("{program} is refused where psql is not"), is_refused, told);
     }
     Ok(())
+}
+
+/// Programs are told apart by what they say, and held to it.
+fn spoken(shop: &Shop, from: &Machine, to: &Machine, report: &mut Report) -> Result<()> {
+    shop.put_in_force("71-spoken.yaml", SPOKEN)?;
+    let vm = shop.vm(from.id);
+    for (command, protocol) in [
+        (format!("curl --silent --show-error --max-time 5 http://page-{}/", to.name), "http"),
+        (format!("redis-cli --raw -h keys-{} get who", to.name), "redis"),
+        (format!("{PSQL} -h accounts-{} -U postgres -Atqc 'select 1' | cat", to.name), "postgres"),
+    ] {
+        let answer = said(vm, &format!("{{ {command}; }} 2>&1"))?;
+        let flow = shop.until(NOTICE_LIMIT, || {
+            let mut flows = shop.flows(from.id)?.into_iter();
+            Ok(flows.find(|flow| flow.speaks.as_deref() == Some(protocol)))
+        });
+        let told = flow.with_context(|| format!("no flow is told to speak {protocol}: {answer}"));
+        let told = told.map(|flow| format!("{} says {answer}", flow.destination.port));
+        report.check(format!("{protocol} is told by its first bytes, and passes"), told);
+    }
+    let told = said(vm, &format!("redis-cli -h page-{} -p 80 ping 2>&1", to.name))?;
+    let is_reset = told.contains("reset by peer") || told.contains("closed the connection");
+    report.claim("redis-cli is cut off where only HTTP may be spoken, whatever allows it", is_reset, told);
+    let flow = shop.until(NOTICE_LIMIT, || {
+        let mut flows = shop.flows(from.id)?.into_iter();
+        Ok(flows.find(|flow| flow.decided_by == "acme/pages-speak-http"))
+    });
+    let flow = flow.context("no flow was ended for what it speaks")?;
+    let because = flow.because.unwrap_or_default();
+    let holds = flow.speaks.as_deref() == Some("redis") && because == "it speaks redis, not http";
+    report.claim("and the flow says why", holds && flow.verdict == Verdict::Deny, because);
+    shop.remove("71-spoken.yaml")
 }
 
 fn program(party: &api::admin::Party) -> Option<&str> {

@@ -236,6 +236,7 @@ mod tests {
         Flow {
             id,
             protocol: "tcp".into(),
+            speaks: None,
             source: party(&"acme/web".parse().unwrap()),
             destination: party(&"acme/api".parse().unwrap()),
             verdict: Verdict::Allow,

@@ -307,6 +307,9 @@ pub struct Flow {
     pub id: u64,
     /// `tcp`, `udp`, `icmp`, `icmpv6` or `ip-N`.
     pub protocol: String,
+    /// What is spoken in it, if a rule wants that told: `http`, `tls`, ..., or `other`.
+    #[serde(default)]
+    pub speaks: Option<String>,
     /// Who opened it.
     pub source: Party,
     /// Whom it is for.

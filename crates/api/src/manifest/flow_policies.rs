@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Flow policies.
 
-use model::{Action, Audience, FlowPolicy, Name, Origin, Redirect, Sample, Target};
+use model::{
+    Action, AppProtocol, AppProtocols, Audience, FlowPolicy, Layer7, Name, Origin, Redirect, Sample, Target,
+};
 
 use super::fields::{Field, Fields};
 use super::qos;
@@ -13,7 +15,7 @@ use super::selectors::maybe;
 const ORDER_MAX: u32 = 1_000_000;
 
 /// What a policy can do.
-const EFFECTS: [&str; 10] = [
+const EFFECTS: [&str; 11] = [
     "action",
     "limit",
     "shares",
@@ -24,11 +26,8 @@ const EFFECTS: [&str; 10] = [
     "log",
     "authenticate",
     "encrypt",
+    "layer7",
 ];
-
-/// Services that a flow can have and this daemon cannot give, each with what it lacks. A policy that asks for one
-/// means it, so it is refused instead of ignored.
-const ABSENT: [(&str, &str); 1] = [("layer7", "no proxy for application protocols")];
 
 impl<'a> Resources<'a> {
     pub(super) fn flow_policy(&mut self, metadata: Metadata, spec: &mut Fields<'a>) -> Option<FlowPolicy> {
@@ -44,11 +43,11 @@ impl<'a> Resources<'a> {
         let log = maybe(spec.optional("log"), Field::boolean);
         let authenticate = maybe(spec.optional("authenticate"), Field::boolean);
         let encrypt = maybe(spec.optional("encrypt"), Field::boolean);
+        let layer7 = maybe(spec.optional("layer7"), layer7);
         let limit = maybe(spec.optional("limit"), qos::limit);
         let trace = maybe(spec.optional("trace"), trace);
         let part = qos::part(spec);
-        let absent = absent(spec);
-        if absent.is_some() && spec.given(&EFFECTS).is_empty() {
+        if spec.given(&EFFECTS).is_empty() {
             let help = format!("give one or more of {}", EFFECTS.join(", "));
             return spec.owner().refuse("the policy does nothing", help);
         }
@@ -71,7 +70,6 @@ impl<'a> Resources<'a> {
                 "where a flow goes is decided before its process is known; select machines and ports only",
             );
         }
-        absent?;
         Some(FlowPolicy {
             audience,
             order: order?.unwrap_or(FlowPolicy::ORDER_DEFAULT),
@@ -86,6 +84,7 @@ impl<'a> Resources<'a> {
             part: part?,
             authenticate: authenticate?.unwrap_or_default(),
             encrypt: encrypt?.unwrap_or_default(),
+            layer7: layer7?,
             tenant: metadata.tenant,
             name: metadata.name,
         })
@@ -117,18 +116,20 @@ fn trace(field: &Field<'_>) -> Option<Sample> {
     Some(sample?.unwrap_or(Sample::ALL))
 }
 
-/// Refuses services that are not built in; `None` if there was one.
-fn absent(spec: &mut Fields<'_>) -> Option<()> {
-    let mut found = Some(());
-    for (key, lack) in ABSENT {
-        if let Some(field) = spec.optional(key) {
-            found = field.refuse(
-                format!("this daemon cannot give flows the service `{key}`: it has {lack}"),
-                "leave the field out",
-            );
+/// Reads what may be spoken: anything, unless said.
+fn layer7(field: &Field<'_>) -> Option<Layer7> {
+    let words = AppProtocol::ALL.map(|(protocol, word)| (word, protocol));
+    let mut fields = field.fields()?;
+    let protocols = maybe(fields.optional("protocols"), |field| {
+        let named = field.items(AppProtocol::ALL.len())?;
+        if named.is_empty() {
+            return field.refuse("no protocol is named", "name one or more, or leave the field out");
         }
-    }
-    found
+        let protocols: Vec<_> = named.iter().map(|item| item.one_of(&words)).collect();
+        protocols.into_iter().collect::<Option<AppProtocols>>()
+    });
+    fields.finish();
+    Some(Layer7 { protocols: protocols? })
 }
 
 /// Whether an entry names what only the policy's own tenant has.

@@ -284,6 +284,7 @@ mod tests {
             choice: None,
             trace: None,
             told: None,
+            spoken: None,
         }
     }
 

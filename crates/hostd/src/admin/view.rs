@@ -36,11 +36,12 @@ pub fn flow(record: &FlowRecord, now: Moment) -> Flow {
     Flow {
         id: id(record),
         protocol: tuple.protocol.to_string(),
+        speaks: record.spoken.map(|spoken| spoken.to_string()),
         source: party(&record.initiator, tuple.source, tuple.source_port),
         destination: party(&record.responder, tuple.destination, tuple.destination_port),
         verdict,
         decided_by: judgement.map_or("not judged since the restart".into(), |j| j.decided_by.to_string()),
-        because: judgement.and_then(|judgement| because(judgement)),
+        because: judgement.and_then(because),
         matched: judgement.map_or(Vec::new(), |j| j.matched.iter().map(ToString::to_string).collect()),
         audited: judgement
             .map_or(Vec::new(), |j| j.audited.iter().map(|(rule, _)| rule.to_string()).collect()),

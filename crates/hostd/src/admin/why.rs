@@ -125,7 +125,8 @@ impl WhyQuestion {
             destination: Party { vm: to, attribution: destination.as_deref() },
             names: &self.to.names,
         };
-        let judgement = reviewed(&query, published.snapshot.judge(&query, self.to.via));
+        let spoken = seen.as_ref().and_then(|record| record.spoken);
+        let judgement = reviewed(&query, spoken, published.snapshot.judge(&query, self.to.via));
         let traces = match published.snapshot.crosses(&query, self.to.via) {
             Some(service) => published.policy.explain_call(service, &query),
             None => published.policy.explain(&query),

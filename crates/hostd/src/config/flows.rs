@@ -77,6 +77,8 @@ section!("flows", RawFlows => Limits {
     logged_per_second_max = 100 in 0..=1000000,
     /// Traced flows in the table that one port may have opened; more go their way untraced and are counted
     traced_per_port_max = 4096 in 0..=8388608,
+    /// Flows of one port whose application protocol is still to be told, where a flow policy says `layer7`
+    undecided_per_port_max = 4096 in 0..=8388608,
     /// How often a flow that goes on is told of to watchers and the collector, in seconds
     ongoing_told_every_s = 300 in 1..=2000000,
 } timeouts: RawTimeouts);
@@ -146,6 +148,7 @@ impl Flows {
             denials_per_second_max: limits.denials_per_second_max as u32,
             logged_per_second_max: limits.logged_per_second_max as u32,
             traced_per_port_max: limits.traced_per_port_max as u32,
+            undecided_per_port_max: limits.undecided_per_port_max as u32,
             ongoing_told_every: Duration::from_secs(limits.ongoing_told_every_s),
             timeouts: Timeouts {
                 handshake: Duration::from_secs(timeouts.handshake_s),

@@ -7,7 +7,7 @@
 
 use std::net::IpAddr;
 
-use model::{Attribution, Moment, Protocol, Sample};
+use model::{AppProtocol, Attribution, Moment, Protocol, Sample, Spoken};
 use vswitch::{FlowChange, FlowEnd, FlowEvent, FlowRecord, FlowState, FlowTrace};
 
 use super::message::{Event, KIND_INTERNAL, KeyValue, STATUS_ERROR, Span, Status, Value};
@@ -135,6 +135,14 @@ impl Attributes {
         let tuple = &record.tuple;
         self.add("network.transport", tuple.protocol.to_string());
         self.add("network.type", if tuple.source.is_ipv4() { "ipv4" } else { "ipv6" });
+        // HTTP/1.x and 2 are versions of one protocol.
+        let (spoken, version) = match record.spoken {
+            Some(Spoken::Known(AppProtocol::Http2)) => (Some("http"), Some("2")),
+            Some(Spoken::Known(protocol)) => (Some(protocol.as_str()), None),
+            _ => (None, None),
+        };
+        self.add_some("network.protocol.name", spoken);
+        self.add_some("network.protocol.version", version);
         let has_ports = matches!(tuple.protocol, Protocol::Tcp | Protocol::Udp);
         let mut end = |side: &str, address: IpAddr, port: u16| {
             self.add(&format!("{side}.address"), address.to_string());

@@ -5,7 +5,7 @@ use api::admin::{
     Confidence, EndpointStatus, ExplainedRule, Explanation, Flow, FlowService, Mode, Party, Process, Verdict,
 };
 
-use super::flow::end;
+use super::flow::{end, protocol};
 use super::services::{state, waiting};
 use super::{Style, plural, span, word};
 use crate::text::{visible, visible_sentence};
@@ -56,7 +56,7 @@ impl Story {
             return;
         };
         let ends = format!("{} -> {}", visible(&end(&flow.source)), visible(&end(&flow.destination)));
-        self.shown.push_str(&format!("{verdict}  {} {ends}\n", visible(&flow.protocol)));
+        self.shown.push_str(&format!("{verdict}  {} {ends}\n", visible(&protocol(flow))));
         let seen = if explanation.hypothetical {
             "not seen like this: the verdict is what such a flow would meet".to_owned()
         } else {

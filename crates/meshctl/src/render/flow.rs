@@ -31,7 +31,7 @@ pub(crate) fn flows(flows: &[Flow], style: Style) -> String {
         };
         grid.row(vec![
             (verdict.to_owned(), tone),
-            plain(&flow.protocol),
+            plain(protocol(flow)),
             plain(end(&flow.source)),
             plain(actor(&flow.source)),
             plain(end(&flow.destination)),
@@ -66,13 +66,21 @@ pub(crate) fn flow_line(flow: &Flow, style: Style) -> String {
     };
     format!(
         "{verdict} {} {} ({}) -> {}  by {} at generation {}{because}{services}{audited}{reason}\n",
-        visible(&flow.protocol),
+        visible(&protocol(flow)),
         visible(&end(&flow.source)),
         visible(&actor(&flow.source)),
         visible(&end(&flow.destination)),
         visible(&flow.decided_by),
         flow.generation,
     )
+}
+
+/// What it runs over, and what is spoken in it.
+pub(super) fn protocol(flow: &Flow) -> String {
+    match &flow.speaks {
+        Some(spoken) => format!("{}/{spoken}", flow.protocol),
+        None => flow.protocol.clone(),
+    }
 }
 
 /// Its services, but for what every flow has.
@@ -122,6 +130,7 @@ pub(super) mod tests {
         Flow {
             id: 1,
             protocol: "tcp".into(),
+            speaks: None,
             source: Party {
                 vm: Some("acme/web".into()),
                 address: address(11),
@@ -202,11 +211,12 @@ allow    tcp    acme/web 10.0.0.11:40112  /usr/bin/storefront  acme/api 10.0.0.1
         flow.source.address = "fd00::11".parse().unwrap();
         flow.decided_by = "acme/default".into();
         flow.because = Some("of this".into());
+        flow.speaks = Some("http".into());
         flow.audited = vec!["acme/no-root".into()];
         flow.reason = Some("policy".into());
         assert_eq!(
             flow_line(&flow, Style::default()),
-            "deny  tcp acme/web [fd00::11]:40112 (unknown: no-socket) -> acme/api 10.0.0.12:8080  by \
+            "deny  tcp/http acme/web [fd00::11]:40112 (unknown: no-socket) -> acme/api 10.0.0.12:8080  by \
              acme/default at generation 3, because of this  services: mirror  audit: acme/no-root  dropped: policy\n"
         );
     }

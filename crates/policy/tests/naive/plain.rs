@@ -190,6 +190,9 @@ pub fn inserted(inventory: &Inventory, set: &PolicySet, query: &FlowQuery<'_>) -
         if policy.encrypt {
             services |= ServiceFlags::ENCRYPT;
         }
+        if policy.layer7.is_some() {
+            services |= ServiceFlags::LAYER7;
+        }
         let vm = |name: &Name| VmRef { tenant: policy.tenant.clone(), name: name.clone() };
         Arc::new(Insertion {
             rule: id(&policy.tenant, &policy.name),
@@ -201,6 +204,7 @@ pub fn inserted(inventory: &Inventory, set: &PolicySet, query: &FlowQuery<'_>) -
             limit: policy.limit.map(|limit| (limit, Counted::EachWay)),
             trace: policy.trace,
             part: policy.part,
+            protocols: policy.layer7.and_then(|layer7| layer7.protocols),
         })
     };
     matching.iter().map(insertion).collect()

@@ -6,10 +6,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use model::{
-    AccessPolicy, Action, Application, Attribution, Audience, BitRate, Cidr, Confidence, DomainPattern,
-    FiveTuple, FlowPolicy, FlowQuery, Inventory, Limit, MacAddr, Mode, Name, Nic, Origin, Outcome, Party,
-    PolicySet, PortMatch, PortRange, Process, ProcessSelector, Protocol, Service, SocketMode, Target, Tenant,
-    UnknownReason, Vm, VmIndex, VmRef, VmSelector, Workload,
+    AccessPolicy, Action, AppProtocol, Application, Attribution, Audience, BitRate, Cidr, Confidence,
+    DomainPattern, FiveTuple, FlowPolicy, FlowQuery, Inventory, Layer7, Limit, MacAddr, Mode, Name, Nic,
+    Origin, Outcome, Party, PolicySet, PortMatch, PortRange, Process, ProcessSelector, Protocol, Service,
+    SocketMode, Target, Tenant, UnknownReason, Vm, VmIndex, VmRef, VmSelector, Workload,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -145,11 +145,13 @@ fn flow_policies() -> impl Strategy<Value = Vec<FlowPolicy>> {
     let mirror = option::of((0..VMS_PER_TENANT).prop_map(|index| name(&format!("vm{index}"))));
     let limit = option::of((1..9_u64).prop_map(|rate| Limit::new(BitRate::new(rate * 1000).unwrap())));
     let trace = option::of(select(vec!["1%", "50%"]).prop_map(|text| text.parse().unwrap()));
-    let demands = (any::<bool>(), any::<bool>());
+    let protocols = option::of(select(vec![AppProtocol::Http, AppProtocol::Tls]));
+    let layer7 = protocols.prop_map(|one| Layer7 { protocols: one.map(|one| [one].into_iter().collect()) });
+    let demands = (any::<bool>(), any::<bool>(), option::of(layer7));
     let effects = (any::<bool>(), mirror, any::<bool>(), limit, trace, demands);
-    let effects = effects.prop_map(|(denies, mirror, log, limit, trace, (authenticate, encrypt))| {
+    let effects = effects.prop_map(|(denies, mirror, log, limit, trace, (authenticate, encrypt, layer7))| {
         let nothing = FlowPolicy::new(name("t"), name("f"));
-        FlowPolicy { denies, mirror, log, limit, trace, authenticate, encrypt, ..nothing }
+        FlowPolicy { denies, mirror, log, limit, trace, authenticate, encrypt, layer7, ..nothing }
     });
     let policy = (select(TENANTS.to_vec()), audience, 0..3_u32, peers(), effects);
     let policy = policy.prop_filter("names are looked up in a tenant", |(_, audience, _, peers, _)| {

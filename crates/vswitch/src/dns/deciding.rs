@@ -146,7 +146,7 @@ fn may_ask_others(
     if client.attribution.is_none() && snapshot.judge.needs(&query).source {
         return Decision::Ask;
     }
-    match reviewed(&query, snapshot.judge.judge(&query)).action {
+    match reviewed(&query, None, snapshot.judge.judge(&query)).action {
         Action::Allow => Decision::Forward,
         Action::Deny => Decision::Refuse(request.answer(ResponseCode::Refused, Some(Why::Prohibited))),
     }

@@ -12,7 +12,7 @@
 //!
 //! What is outside the mesh cannot prove anything.
 
-use model::{Confidence, End, FlowQuery, Insertion, Party, Protocol, ServiceFlags, Unmet, Unproven};
+use model::{Confidence, End, FlowQuery, Insertion, Party, Protocol, ServiceFlags, Spoken, Unmet, Unproven};
 
 use super::Stage;
 use crate::FlowSlots;
@@ -22,7 +22,7 @@ pub(crate) struct Authenticate;
 impl<S: FlowSlots> Stage<S> for Authenticate {
     const FLAG: ServiceFlags = ServiceFlags::AUTHENTICATE;
 
-    fn unmet(query: &FlowQuery<'_>, _: &Insertion) -> Option<Unmet> {
+    fn unmet(query: &FlowQuery<'_>, _: Option<Spoken>, _: &Insertion) -> Option<Unmet> {
         let sends = match query.tuple.protocol {
             Protocol::Tcp => Confidence::Table,
             _ => Confidence::Descriptor,

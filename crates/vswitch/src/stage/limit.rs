@@ -41,10 +41,10 @@ impl<S: FlowSlots> Stage<S> for Limit {
     fn enters(
         switch: &mut Switch<S>,
         (position, from_initiator): (usize, bool),
-        frame: &mut Frame,
+        arrival: &mut Arrival<'_>,
     ) -> Option<Verdict> {
         let meters = switch.table.flow(position).meters.as_deref()?;
-        switch.hold(meters, (from_initiator, false), frame)
+        switch.hold(meters, (from_initiator, false), arrival.frame)
     }
 }
 

@@ -11,13 +11,13 @@
 
 use std::sync::Arc;
 
-use model::{Action, FlowQuery, Insertion, Judgement, ServiceFlags, Unmet};
+use model::{Action, FlowQuery, Insertion, Judgement, ServiceFlags, Spoken, Unmet};
 
 use crate::judging::Case;
 use crate::key::FlowKey;
 use crate::services::Served;
 use crate::switch::Arrival;
-use crate::{FlowEvent, FlowSlots, FlowState, Frame, Switch, Verdict};
+use crate::{FlowEvent, FlowSlots, FlowState, Switch, Verdict};
 
 /// A flow that is about to be opened.
 pub(crate) struct Opening {
@@ -32,17 +32,20 @@ pub(crate) struct Opening {
     pub judgement: Option<Arc<Judgement>>,
 }
 
+pub(crate) use layer7::Talk;
+
 /// One data-plane service. Everything it does not need to do is left out.
 pub(crate) trait Stage<S: FlowSlots> {
     /// It runs for what has this flag.
     const FLAG: ServiceFlags;
 
-    /// Whether it has to do with frames after a flow's first.
+    /// Whether it has to do with frames after a flow's first, until it says that it is done with them
+    /// ([`crate::table::FlowTable::release_frames`]).
     const PER_FRAME: bool = false;
 
     /// What a flow that rules allow does not meet of what an insertion with the flag demands. Asked whenever the flow is
-    /// judged.
-    fn unmet(_: &FlowQuery<'_>, _: &Insertion) -> Option<Unmet> {
+    /// judged, with what is known to be spoken in it.
+    fn unmet(_: &FlowQuery<'_>, _: Option<Spoken>, _: &Insertion) -> Option<Unmet> {
         None
     }
 
@@ -59,7 +62,7 @@ pub(crate) trait Stage<S: FlowSlots> {
 
     /// A frame of the flow in this position has come in, from the initiator or not, and nothing has changed yet; a verdict
     /// ends its way.
-    fn enters(_: &mut Switch<S>, _: (usize, bool), _: &mut Frame) -> Option<Verdict> {
+    fn enters(_: &mut Switch<S>, _: (usize, bool), _: &mut Arrival<'_>) -> Option<Verdict> {
         None
     }
 
@@ -73,16 +76,17 @@ pub(crate) trait Stage<S: FlowSlots> {
     fn happened(_switch: &mut Switch<S>, _event: &mut FlowEvent) {}
 }
 
-/// The judgement on a flow, once the stages of its services have held it against what they demand.
+/// The judgement on a flow, once the stages of its services have held it against what they demand. `spoken` is what it is
+/// known to speak.
 #[must_use]
-pub fn reviewed(query: &FlowQuery<'_>, judgement: Judgement) -> Judgement {
+pub fn reviewed(query: &FlowQuery<'_>, spoken: Option<Spoken>, judgement: Judgement) -> Judgement {
     if judgement.action == Action::Deny {
         return judgement;
     }
     let found = judgement
         .inserted
         .iter()
-        .find_map(|insertion| Some((insertion.rule.clone(), unmet(query, insertion)?)));
+        .find_map(|insertion| Some((insertion.rule.clone(), unmet(query, spoken, insertion)?)));
     match found {
         Some((rule, unmet)) => judgement.denied_for(rule, unmet),
         None => judgement,
@@ -105,9 +109,9 @@ macro_rules! stages {
         )+]);
 
         /// What a flow does not meet of what an insertion demands.
-        fn unmet(query: &FlowQuery<'_>, insertion: &Insertion) -> Option<Unmet> {
+        fn unmet(query: &FlowQuery<'_>, spoken: Option<Spoken>, insertion: &Insertion) -> Option<Unmet> {
             $(if insertion.services.has(<$stage as Stage<Vec<crate::FlowSlot>>>::FLAG)
-                && let Some(unmet) = <$stage as Stage<Vec<crate::FlowSlot>>>::unmet(query, insertion)
+                && let Some(unmet) = <$stage as Stage<Vec<crate::FlowSlot>>>::unmet(query, spoken, insertion)
             {
                 return Some(unmet);
             })+
@@ -132,7 +136,7 @@ macro_rules! stages {
             /// Sets the services of a flow that was judged.
             pub(crate) fn compile_stages(&mut self, position: usize, judgement: &Judgement) {
                 let (had, services) = (self.table.flow(position).services, judgement.services());
-                self.table.set_services(position, services, services.has(PER_FRAME));
+                self.table.set_services(position, services, services.common(PER_FRAME));
                 $(if services.has(<$stage as Stage<S>>::FLAG) {
                     <$stage as Stage<S>>::judged(self, position, judgement);
                 } else if had.has(<$stage as Stage<S>>::FLAG) {
@@ -157,14 +161,14 @@ macro_rules! stages {
             }
 
             /// Takes a frame that has come in through a slot through the stages of its flow; a verdict ends its way.
-            pub(crate) fn enter_stages(&mut self, index: usize, frame: &mut Frame) -> Option<Verdict> {
+            pub(crate) fn enter_stages(&mut self, index: usize, arrival: &mut Arrival<'_>) -> Option<Verdict> {
                 let position = self.table.flow_at(index);
                 let from_initiator = self.table.slot(index).is_initiator();
-                let services = self.table.flow(position).services;
+                let attends = self.table.flow(position).attends;
                 $(if <$stage as Stage<S>>::PER_FRAME
-                    && services.has(<$stage as Stage<S>>::FLAG)
+                    && attends.has(<$stage as Stage<S>>::FLAG)
                     && let Some(verdict) =
-                        <$stage as Stage<S>>::enters(self, (position, from_initiator), frame)
+                        <$stage as Stage<S>>::enters(self, (position, from_initiator), arrival)
                 {
                     return Some(verdict);
                 })+
@@ -175,9 +179,10 @@ macro_rules! stages {
             pub(crate) fn leave_stages(&mut self, index: usize, arrival: &mut Arrival<'_>) {
                 let position = self.table.flow_at(index);
                 let from_initiator = self.table.slot(index).is_initiator();
-                let services = self.table.flow(position).services;
-                arrival.frame.services = services;
-                $(if <$stage as Stage<S>>::PER_FRAME && services.has(<$stage as Stage<S>>::FLAG) {
+                let flow = self.table.flow(position);
+                let attends = flow.attends;
+                arrival.frame.services = flow.services;
+                $(if <$stage as Stage<S>>::PER_FRAME && attends.has(<$stage as Stage<S>>::FLAG) {
                     <$stage as Stage<S>>::leaves(self, (position, from_initiator), arrival);
                 })+
             }
@@ -203,5 +208,6 @@ stages! {
     limit::Limit,
     mirror::Mirror,
     log::Log,
+    layer7::Layer7,
     encrypt::Encrypt,
 }

@@ -11,7 +11,7 @@
 use model::{Judgement, Moment, ServiceFlags};
 use packet::Transport;
 
-use super::{PER_FRAME, Stage};
+use super::Stage;
 use crate::balance::mixed;
 use crate::key::FlowKey;
 use crate::switch::Arrival;
@@ -101,14 +101,14 @@ impl<S: FlowSlots> Switch<S> {
         })
     }
 
-    /// Sets the flags of a flow that may be traced by what is still to be noted of it.
+    /// Leaves frames alone of which nothing is still to be noted; a flow that is not traced has not the flag.
     fn settle(&mut self, position: usize) {
-        let flow = self.table.flow(position);
-        let (services, others) = (flow.services, PER_FRAME.without(ServiceFlags::TRACE));
-        let (services, watched) = match &flow.trace {
-            Some(trace) => (services, trace.answered.is_none() || services.has(others)),
-            None => (services.without(ServiceFlags::TRACE), services.has(others)),
-        };
-        self.table.set_services(position, services, watched);
+        let flow = self.table.flow_mut(position);
+        match &flow.trace {
+            Some(trace) if trace.answered.is_none() => return,
+            Some(_) => {}
+            None => flow.services = flow.services.without(ServiceFlags::TRACE),
+        }
+        self.table.release_frames(position, ServiceFlags::TRACE);
     }
 }

@@ -12,6 +12,7 @@ mod forwarding;
 mod fragments;
 mod hostile;
 mod judging;
+mod layer7;
 mod limits;
 mod local;
 mod model_based;

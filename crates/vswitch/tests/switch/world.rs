@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use model::{
-    Action, Attribution, Confidence, Counted, Detour, Directory, ExternalNetwork, FlowQuery, Generation,
-    Insertion, Inventory, Judge, Judgement, Level, Limit, MacAddr, Moment, Needs, Nic, NicRef, NoServices,
-    Part, Process, Protocol, Qos, RuleId, Sample, ServiceFlags, Snapshot, SocketMode, Tenant, Vm, VmIndex,
-    VmRef,
+    Action, AppProtocols, Attribution, Confidence, Counted, Detour, Directory, ExternalNetwork, FlowQuery,
+    Generation, Insertion, Inventory, Judge, Judgement, Level, Limit, MacAddr, Moment, Needs, Nic, NicRef,
+    NoServices, Part, Process, Protocol, Qos, RuleId, Sample, ServiceFlags, Snapshot, SocketMode, Tenant, Vm,
+    VmIndex, VmRef,
 };
 use packet::emit::Link;
 use packet::{Addresses, Head, Network, Packet, Tcp, TcpFlags, Transport, emit};
@@ -92,6 +92,8 @@ pub struct Rules {
     pub parts: Vec<(u16, Part)>,
     /// What flows to these ports must meet.
     pub demands: Vec<(u16, ServiceFlags)>,
+    /// In flows to this port it is told what is spoken, which must be one of these.
+    pub layer7: Option<(u16, Option<AppProtocols>)>,
 }
 
 impl Rules {
@@ -106,6 +108,7 @@ impl Rules {
             trace: None,
             parts: Vec::new(),
             demands: Vec::new(),
+            layer7: None,
         }
     }
 
@@ -180,7 +183,12 @@ impl Judge for Rules {
         });
         let demands = self.demands.iter().filter(|(port, _)| is(*port));
         let demands = demands.map(|(_, services)| Arc::new(insertion(*services, None)));
-        limit.into_iter().chain(mirror).chain(log).chain(trace).chain(parts).chain(demands).collect()
+        let layer7 = self
+            .layer7
+            .filter(|(port, _)| is(*port))
+            .map(|(_, protocols)| Arc::new(Insertion { protocols, ..insertion(ServiceFlags::LAYER7, None) }));
+        let added = limit.into_iter().chain(mirror).chain(log).chain(trace).chain(parts);
+        added.chain(demands).chain(layer7).collect()
     }
 }
 
@@ -433,13 +441,24 @@ pub fn tcp(
     numbers: (u32, u32),
     len: usize,
 ) -> Vec<u8> {
+    tcp_saying(link, addresses, ports, flags, numbers, &vec![b'x'; len])
+}
+
+pub fn tcp_saying(
+    link: Link,
+    addresses: Addresses,
+    ports: (u16, u16),
+    flags: TcpFlags,
+    numbers: (u32, u32),
+    payload: &[u8],
+) -> Vec<u8> {
     let mut segment = Vec::new();
     segment.extend_from_slice(&ports.0.to_be_bytes());
     segment.extend_from_slice(&ports.1.to_be_bytes());
     segment.extend_from_slice(&numbers.0.to_be_bytes());
     segment.extend_from_slice(&numbers.1.to_be_bytes());
     segment.extend_from_slice(&[0x50, flags.0, 0xff, 0xff, 0, 0, 0, 0]);
-    segment.resize(20 + len, b'x');
+    segment.extend_from_slice(payload);
     emit::ip(link, addresses, Protocol::Tcp, 64, &segment)
 }
 

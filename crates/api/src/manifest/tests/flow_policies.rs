@@ -22,6 +22,11 @@ fn flow_policies_load_and_their_mistakes_are_placed() {
         let manifests = load_text(&format!("{BASE}{}", policy(spec))).expect(spec);
         assert_eq!(manifests.policies().flow_policies[0].trace, Some(sample.parse().unwrap()));
     }
+    for (spec, words) in [("layer7: {}", None), ("layer7: {protocols: [tls, http]}", Some("http,tls"))] {
+        let manifests = load_text(&format!("{BASE}{}", policy(spec))).expect(spec);
+        let layer7 = manifests.policies().flow_policies[0].layer7.expect("it is given");
+        assert_eq!(layer7.protocols.map(|protocols| protocols.to_string()).as_deref(), words);
+    }
     for (spec, demands) in [
         ("authenticate: true", (true, false)),
         ("encrypt: true", (false, true)),
@@ -47,7 +52,11 @@ fn flow_policies_load_and_their_mistakes_are_placed() {
         ("trace: true", (3, 15, "spec.trace", "expected a map")),
         ("authenticate: yes", (3, 22, "spec.authenticate", "true or false")),
         ("log: true, authenticate: {both: true}", (3, 33, "spec.authenticate", "true or false")),
-        ("log: true, layer7: {}", (3, 27, "spec.layer7", "no proxy")),
+        ("layer7: true", (3, 16, "spec.layer7", "expected a map")),
+        ("layer7: {protocol: http}", (3, 17, "spec.layer7.protocol", "unknown field")),
+        ("layer7: {protocols: http}", (3, 28, "spec.layer7.protocols", "expected a list")),
+        ("layer7: {protocols: []}", (3, 28, "spec.layer7.protocols", "no protocol is named")),
+        ("layer7: {protocols: [http, quic]}", (3, 35, "spec.layer7.protocols[1]", "use http")),
         ("log: true, encrypt: {}", (3, 28, "spec.encrypt", "true or false")),
         ("encrypt: strict", (3, 17, "spec.encrypt", "true or false")),
         ("mirror: {}", (3, 16, "spec.mirror", "`vm` is missing")),
