@@ -235,7 +235,10 @@ impl<S: FlowSlots> Switch<S> {
         let balancer = self.balancers.0.get_mut(&offer.id)?;
         let (position, choice) = balancer.choose(self.now, flow, client)?;
         let name = balancer.name(position)?;
-        let choice = Choice { retries: state.failures.take(key).unwrap_or_default(), ..choice };
+        // The frame may have been here before and found nobody free to ask.
+        let asked = state.choices.take(key).map(|(_, choice)| choice.retries);
+        let retries = state.failures.take(key).or(asked).unwrap_or_default();
+        let choice = Choice { retries, ..choice };
         state.choices.keep(*key, (name, choice));
         Some((name, choice))
     }
@@ -270,12 +273,12 @@ impl<S: FlowSlots> Switch<S> {
     /// the caller, whose next SYN opens the flow anew.
     pub(crate) fn answered(&mut self, position: usize, after: FlowState) -> bool {
         let Some(served) = self.table.flow(position).served.clone() else { return false };
-        let now = self.now;
+        let (now, is_first) = (self.now, served.choice.retries == 0);
         let mut others = false;
         self.balancers.with(&served, |balancer, endpoint| {
             if after == FlowState::Closed {
                 balancer.refused(now, endpoint);
-                others = !balancer.is_in(now, endpoint) && balancer.is_any_left(now);
+                others = balancer.may_go_elsewhere(now, endpoint, is_first);
             } else {
                 balancer.succeeded(endpoint);
             }
@@ -286,7 +289,8 @@ impl<S: FlowSlots> Switch<S> {
         others
     }
 
-    /// Whether a SYN that was sent again shows that its endpoint does not answer; that is noted.
+    /// Whether a SYN that was sent again shows that its endpoint does not answer. That is noted once, however often the
+    /// SYN is looked at until it is known who listens where it goes next.
     pub(crate) fn is_unanswered(&mut self, index: usize, state: FlowState, now_ms: u32) -> bool {
         let slot = self.table.slot(index);
         let waited = slot.is_translated()
@@ -294,10 +298,15 @@ impl<S: FlowSlots> Switch<S> {
             && state == FlowState::SynSent
             && slot.idle_ms(now_ms) >= SYN_PATIENCE_MS;
         let position = self.table.flow_at(index);
-        let Some(served) = self.table.flow(position).served.clone().filter(|_| waited) else { return false };
-        let now = self.now;
-        self.balancers.with(&served, |balancer, endpoint| balancer.failed(now, endpoint));
-        self.note_failure(&self.table.keys(position).0, &served);
+        if !waited || self.table.flow(position).choice.is_none() {
+            return false;
+        }
+        if let Some(served) = self.table.flow(position).served.clone() {
+            let now = self.now;
+            self.balancers.with(&served, |balancer, endpoint| balancer.failed(now, endpoint));
+            self.note_failure(&self.table.keys(position).0, &served);
+            self.release(position);
+        }
         true
     }
 

@@ -225,13 +225,16 @@ impl Balancer {
         Some(self.members.get(endpoint)?.name)
     }
 
-    /// Whether any endpoint takes flows: it is in, or would be but for what waits there to be accepted.
+    /// Whether a call that this endpoint has refused may go to another: one that is in, or would be but for what waits
+    /// there to be accepted. If it is the call's first refusal, also to one that failed: that is not known for certain.
     #[must_use]
-    pub fn is_any_left(&self, now: Moment) -> bool {
+    pub fn may_go_elsewhere(&self, now: Moment, endpoint: usize, is_first: bool) -> bool {
         let takes = |member: &Member| member.group.is_some_and(|group| self.weight(group) > 0);
-        let is_left =
-            |member: &Member| member.is_present(now) && Member { is_full: false, ..*member }.is_sound(now);
-        self.members.iter().any(|member| takes(member) && is_left(member))
+        let is_left = |member: &Member| {
+            member.is_present(now) && (is_first || Member { is_full: false, ..*member }.is_sound(now))
+        };
+        let mut others = self.members.iter().enumerate().filter(|(other, _)| *other != endpoint);
+        !self.is_in(now, endpoint) && others.any(|(_, member)| takes(member) && is_left(member))
     }
 
     fn weight(&self, group: usize) -> u32 {

@@ -168,9 +168,10 @@ fn where_all_are_full_or_ejected_they_share_as_before() {
     balancer.listens(at(1), 0, queue(5, 4));
     balancer.refused(at(1), 1);
     assert!(spread(&mut balancer, at(1), 2).iter().all(|flows| *flows > 0));
-    assert!(balancer.is_any_left(at(1)), "the full one has only to accept what waits");
+    assert!(balancer.may_go_elsewhere(at(1), 1, false), "the full one has only to accept what waits");
     balancer.refused(at(1), 0);
-    assert!(!balancer.is_any_left(at(1)));
+    assert!(!balancer.may_go_elsewhere(at(1), 1, false));
+    assert!(balancer.may_go_elsewhere(at(1), 1, true), "the other may have been left out wrongly");
 }
 
 #[test]

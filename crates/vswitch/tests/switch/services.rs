@@ -383,6 +383,40 @@ fn unanswered_syn_goes_elsewhere_in_the_end() {
 }
 
 #[test]
+fn a_syn_sent_again_is_one_failure_however_often_it_is_looked_at() {
+    let mut memory = memory(64);
+    let service = OneService::at(&[API, DB]).by("/usr/bin/good");
+    let mut world = World::with_services(&mut memory, allow(), service);
+    let syn = Call { from: WEB, source_port: 40_000 }.out(SYN, (1000, 0));
+    let mut went = Vec::new();
+    for _ in 0..3 {
+        for _ in 0..3 {
+            assert!(matches!(world.offer(WEB, &syn), Verdict::Ask(_)));
+        }
+        went.push(world.offer_as(WEB, &syn, None, process("/usr/bin/good")));
+        world.pass_time(Duration::from_secs(1));
+    }
+    assert!(went.iter().all(|verdict| *verdict == went[0]), "two failures eject nobody");
+    assert_eq!(world.flow().choice.unwrap().retries, 2);
+}
+
+#[test]
+fn first_refusal_is_kept_from_the_caller_while_the_other_has_only_failed() {
+    let mut memory = memory(64);
+    let mut world = World::with_services(&mut memory, allow(), OneService::at(&[API, DB]));
+    let call = Call { from: WEB, source_port: 40_000 };
+    let silent = goes(&mut world, WEB, &call.out(SYN, (1000, 0))).0;
+    for _ in 0..3 {
+        world.pass_time(Duration::from_secs(1));
+        goes(&mut world, WEB, &call.out(SYN, (1000, 0)));
+    }
+    let call = Call { from: WEB, source_port: 40_001 };
+    let (other, seen) = goes(&mut world, WEB, &call.out(SYN, (1000, 0)));
+    assert_ne!(other, silent, "three failures in a row eject");
+    world.drops(other, &Call::answer(&seen, RST | ACK, (0, 1001), other), DropReason::Redirected);
+}
+
+#[test]
 fn endpoint_is_asked_who_listens_before_it_gets_a_packet() {
     let mut memory = memory(64);
     let service = OneService::at(&[API, DB]).by("/usr/bin/good");
