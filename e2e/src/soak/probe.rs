@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use model::MacAddr;
 use packet::emit::{self, Link};
 use packet::{Addresses, VnetHeader};
+use rustix::thread::{CpuSet, sched_setaffinity};
 use serde::Serialize;
 use vhost_port::testing::ConnectedGuest;
 
@@ -62,6 +63,7 @@ pub struct Probe {
     link: Link,
     addresses: Addresses,
     sent: u64,
+    cpu: Option<usize>,
 }
 
 impl Probe {
@@ -79,7 +81,14 @@ impl Probe {
             link: Link { source: from.mac, destination: to.mac },
             addresses: Addresses::V4 { source: from.address, destination: to.address },
             sent: 0,
+            cpu: None,
         })
+    }
+
+    /// Has it run on this processor only, so that it does not take the daemon's while it waits for a frame.
+    #[must_use]
+    pub fn on_cpu(self, cpu: usize) -> Self {
+        Self { cpu: Some(cpu), ..self }
     }
 
     /// Sends one frame after the other for that long.
@@ -98,6 +107,11 @@ impl Probe {
 
     /// Sends one frame after the other until `stop`.
     pub(super) fn run(&mut self, stop: &AtomicBool) -> Times {
+        if let Some(cpu) = self.cpu {
+            let mut only = CpuSet::new();
+            only.set(cpu);
+            sched_setaffinity(None, &only).expect("a bench names processors that there are");
+        }
         let (mut took, mut lost, mut next) = (Vec::new(), 0, Instant::now());
         while !stop.load(Ordering::Acquire) {
             match self.send() {

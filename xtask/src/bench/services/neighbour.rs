@@ -30,6 +30,8 @@ const ROUNDS: usize = 5;
 /// How long the guests are watched, quiet and loud, in each round: a thousand frames.
 const WATCH: Duration = Duration::from_secs(5);
 const FLOWS: usize = 10_000;
+/// Where all guests run; the daemon has the other processor.
+const GUESTS_CPU: usize = 0;
 
 pub fn run() -> Result<Figure> {
     let mut world = World::start(Program::Track)?;
@@ -97,7 +99,7 @@ impl World {
         let end = |guest: u8| -> Result<End> {
             Ok(End { mac: mac(guest.into()).parse()?, address: Ipv4Addr::new(10, 0, 0, guest + 1) })
         };
-        let probe = Probe::connect([&sockets[2], &sockets[3]], [end(2)?, end(3)?])?;
+        let probe = Probe::connect([&sockets[2], &sockets[3]], [end(2)?, end(3)?])?.on_cpu(GUESTS_CPU);
         Ok(Self { probe, loud, daemon, _dir: dir })
     }
 
