@@ -42,6 +42,10 @@ pub const VALGRIND: Package =
 pub const COLLECTOR: Package =
     Package { name: "nfdump", program: "nfcapd", why: "collects the flow records that the daemon exports" };
 
+/// Reads captures.
+pub const ANALYSER: Package =
+    Package { name: "tshark", program: "tshark", why: "looks at what machines have received" };
+
 /// Downloads the collector of traces.
 pub const PIP: Package =
     Package { name: "python3-pip", program: "pip3", why: "downloads a collector of traces" };

@@ -13,6 +13,7 @@ use testkit::guests::clients_initramfs;
 use testkit::vm::{Vm, VmSpec};
 
 use super::comings::BATCH;
+use super::stacks;
 use super::traffic::take_ipv6;
 use crate::shop::{NOTICE_LIMIT, START_LIMIT};
 use crate::{Report, Shop};
@@ -163,6 +164,7 @@ pub(super) fn run(shop: &mut Shop, report: &mut Report) -> Result<()> {
         }
         identities(shop, from, to, report)?;
     }
+    stacks::check(shop, report)?;
     spoken(shop, batch, other, report)?;
     for Machine { id, .. } in MACHINES {
         shop.cut_power(id)?;

@@ -14,6 +14,7 @@ mod names;
 mod outside;
 mod services;
 mod shares;
+mod stacks;
 mod tenants;
 mod threats;
 mod tracing;

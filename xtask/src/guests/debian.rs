@@ -24,14 +24,15 @@ const KBUILD: &str = "linux-kbuild-";
 /// Programs that go into the guests: the shell and tools, a real server with its client, and what has the guest
 /// translate addresses.
 const PROGRAMS: [&str; 3] = ["busybox-static", "redis-tools", "nftables"];
-/// Programs of the guests that ask for names, and what they need that is not called a library.
-const CLIENTS: [&str; 5] = ["bind9-dnsutils", "bind9-libs", "curl", "libc-bin", "zlib1g"];
+/// Programs of the guests that ask for names or try a network out, and what they need that is not called a library.
+const CLIENTS: [&str; 8] =
+    ["bind9-dnsutils", "bind9-libs", "curl", "iperf3", "iproute2", "libc-bin", "tcpdump", "zlib1g"];
 /// A database whose server is many processes, with its client.
 const DATABASE: [&str; 2] = ["postgresql-15", "postgresql-client-15"];
 /// What no guest needs of what its programs depend on: the database compiles its queries only where this is there.
 const LEFT_OUT: &str = "libllvm";
 /// What is unpacked of a kernel: its image, and the modules that any guest can load.
-const KERNEL_FILES: [&str; 14] = [
+const KERNEL_FILES: [&str; 15] = [
     "./boot/vmlinuz-*",
     "*/vmlinuz",
     "*/virtio*.ko*",
@@ -46,11 +47,12 @@ const KERNEL_FILES: [&str; 14] = [
     "*/nf_tables.ko*",
     "*/nft_chain_nat.ko*",
     "*/nft_masq.ko*",
+    "*/sch_netem.ko*",
 ];
 /// What is unpacked of headers and the programs that build modules with them.
 const HEADER_FILES: [&str; 2] = ["./usr/src/*", "./usr/lib/linux-kbuild-*"];
 /// What is unpacked of other packages.
-const PROGRAM_FILES: [&str; 4] = ["*/bin/*", "*/sbin/nft", "*.so*", "./usr/share/postgresql/*"];
+const PROGRAM_FILES: [&str; 5] = ["*/bin/*", "*/sbin/nft", "*/sbin/tc", "*.so*", "./usr/share/postgresql/*"];
 /// Libraries can need libraries; a chain longer than this is a mistake.
 const LIBRARY_DEPTH_MAX: usize = 8;
 

@@ -178,8 +178,9 @@ fn dependencies() -> Result<Tally> {
 /// Scenarios on real virtual machines, against the daemon as it ships.
 fn machines(options: Options) -> Result<Tally> {
     packages::require(&packages::GUESTS, !options.no_install)?;
-    // The scenario that needs it says so when it is not there.
+    // The scenarios that need them say so when they are not there.
     let _ = collector::require(!options.no_install);
+    let _ = packages::require(&[packages::ANALYSER], !options.no_install);
     guests::build(false)?;
     shell::show(&mut shipped())?;
     tally::of_tests(shell::cargo(&repository()).args([
