@@ -56,7 +56,7 @@ impl Ovs {
                 .args(words);
             shell::output(&mut command)
         };
-        let extra = format!("other_config:dpdk-extra={} -m 1024 --no-pci", memory().join(" "));
+        let extra = format!("other_config:dpdk-extra={} -m 1024 --no-pci", memory(1024).join(" "));
         set(&["--no-wait", "init"])?;
         set(&[
             "--no-wait",

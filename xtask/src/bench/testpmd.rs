@@ -91,7 +91,8 @@ impl Testpmd {
         // The files stay in memory whole, each frame in one piece; the rings need some more.
         let room = frame_bytes.max(2048) + 128;
         let buffers = ways * flows + if frame_bytes > 2048 { 4096 } else { 65_536 };
-        let memory_mib = 256 + buffers * (room + 256) / (1 << 20);
+        // Each has a header, and without huge pages none lies across two pages.
+        let memory_mib = 256 + buffers * (room + 256).next_multiple_of(4096) / (1 << 20);
         let mut words = devices;
         words.extend(
             ["--", "-i", "--nb-cores=1", "--no-lsc-interrupt", "--rxd=256", "--txd=256"].map(String::from),
@@ -139,7 +140,7 @@ impl Testpmd {
         let mut process = Process::start(Path::new("stdbuf"), log.clone(), |command| {
             // Line by line, or its answers come late.
             command.args(["-oL", "dpdk-testpmd", "--lcores"]).arg(format!("0@(0-1),1@{cpu}"));
-            command.args(memory()).arg("-m").arg(memory_mib.to_string());
+            command.args(memory(memory_mib)).arg("-m").arg(memory_mib.to_string());
             command.args(["--no-pci", "--no-telemetry"]);
             command.arg(format!("--file-prefix=meshvisor-{name}-{}", std::process::id()));
             command.args(words).stdin(Stdio::piped());
@@ -238,11 +239,11 @@ pub fn mac(guest: usize) -> String {
     format!("02:00:00:00:00:{:02x}", guest + 1)
 }
 
-/// Where DPDK's memory comes from: huge pages if there are enough, else a memfd.
-pub fn memory() -> &'static [&'static str] {
+/// Where so much memory comes from for DPDK: huge pages if there are enough, else a memfd.
+pub fn memory(mib: usize) -> &'static [&'static str] {
     let free = fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
     let free = free.ok().and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(0);
-    if free >= HUGE_PAGES_MIN {
+    if free >= HUGE_PAGES_MIN.max(mib as u64 / 2) {
         &["--in-memory", "--single-file-segments"]
     } else {
         // Said twice, or Open vSwitch adds `--in-memory`, which does not go with the former.
