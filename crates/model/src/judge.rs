@@ -242,21 +242,24 @@ impl Snapshot {
         Needs { source: needs.source || unsure, ..needs }
     }
 
+    fn tenant(&self, party: Party<'_>) -> Option<&Name> {
+        party.vm.map(|vm| &self.inventory.vm(vm).id.tenant)
+    }
+
     /// The service, if this is a call from one tenant to another's.
     #[must_use]
     pub fn crosses(&self, query: &FlowQuery<'_>, via: Option<OfferIndex>) -> Option<&RuleId> {
-        let tenant = |party: Party<'_>| party.vm.map(|vm| &self.inventory.vm(vm).id.tenant);
-        let own = tenant(query.source) == tenant(query.destination);
+        let own = self.tenant(query.source) == self.tenant(query.destination);
         via.filter(|_| !own).map(|offer| &self.services.offer(offer).id)
     }
 
     /// Decides: what does not exist for the source is refused, and policy decides about the rest.
     #[must_use]
     pub fn judge(&self, query: &FlowQuery<'_>, via: Option<OfferIndex>) -> Judgement {
-        let tenant = |party: Party<'_>| party.vm.map(|vm| &self.inventory.vm(vm).id.tenant);
         let mut judgement = match self.crosses(query, via) {
             _ if self.sight(query, via) != Sight::Seen => {
-                let tenant = tenant(query.source).or(tenant(query.destination)).map_or("", Name::as_str);
+                let tenant = self.tenant(query.source).or(self.tenant(query.destination));
+                let tenant = tenant.map_or("", Name::as_str);
                 Judgement::new(Action::Deny, RuleId(format!("{tenant}/(visibility)").into()))
             }
             Some(service) => self.judge.judge_call(service, query),

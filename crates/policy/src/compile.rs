@@ -270,9 +270,7 @@ impl<'a> Names<'a> {
             .iter()
             .filter_map(|origin| match origin {
                 Origin::Tenant(None) => Some(Ok(None)),
-                Origin::Tenant(Some(other)) => {
-                    Some(self.tenant(other, &policy.name).map(|position| Some((position, other.clone()))))
-                }
+                Origin::Tenant(Some(other)) => Some(self.tenant(other, &policy.name).map(Some)),
                 _ => None,
             })
             .collect::<Result<_, _>>()?;

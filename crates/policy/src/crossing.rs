@@ -18,8 +18,8 @@ use crate::clause::{Clause, End};
 /// Whom one side's policy selects.
 #[derive(Clone, Debug)]
 pub(crate) enum Callers {
-    /// The owner's: another tenant, by position and name; `None` is any other.
-    Tenants(Arc<[Option<(usize, Name)>]>),
+    /// The owner's: another tenant, by position; `None` is any other.
+    Tenants(Arc<[Option<usize>]>),
     /// The caller's own: any of these entries.
     Own(Arc<[Clause]>),
 }
@@ -35,30 +35,31 @@ pub(crate) struct CallRule {
 
 impl CallRule {
     /// The entries of a caller's own policy that select the machine.
-    pub(crate) fn own_clauses(&self, query: &FlowQuery<'_>) -> Vec<&Clause> {
+    pub(crate) fn own_clauses(&self, query: &FlowQuery<'_>) -> impl Iterator<Item = &Clause> {
         let end = End::source(query);
-        match &self.callers {
-            Callers::Tenants(_) => Vec::new(),
-            Callers::Own(clauses) => clauses.iter().filter(|clause| clause.peers.include(&end)).collect(),
-        }
+        let clauses = match &self.callers {
+            Callers::Tenants(_) => &[][..],
+            Callers::Own(clauses) => clauses,
+        };
+        clauses.iter().filter(move |clause| clause.peers.include(&end))
     }
 
     /// Whether a call by a machine of the tenant at this position matches.
     pub(crate) fn matches(&self, tenant: usize, query: &FlowQuery<'_>) -> bool {
         match &self.callers {
             Callers::Tenants(tenants) => {
-                tenants.iter().any(|one| one.as_ref().is_none_or(|(position, _)| *position == tenant))
+                tenants.iter().any(|one| one.is_none_or(|position| position == tenant))
             }
             Callers::Own(_) => {
-                self.own_clauses(query).iter().any(|clause| clause.process_fits(query.source.attribution))
+                self.own_clauses(query).any(|clause| clause.process_fits(query.source.attribution))
             }
         }
     }
 
     /// Whether the caller's process decides whether it matches.
     pub(crate) fn needs_process(&self, query: &FlowQuery<'_>) -> bool {
-        let clauses = self.own_clauses(query);
-        !clauses.is_empty() && clauses.iter().all(|clause| clause.process.is_some())
+        let mut clauses = self.own_clauses(query).peekable();
+        clauses.peek().is_some() && clauses.all(|clause| clause.process.is_some())
     }
 }
 
@@ -71,6 +72,13 @@ pub(crate) struct Side {
 }
 
 impl Side {
+    /// A policy that names a service twice says it once.
+    fn add(&mut self, rule: CallRule) {
+        if self.rules.last().is_none_or(|last| last.id != rule.id) {
+            self.rules.push(rule);
+        }
+    }
+
     /// Whether some are allowed, and so all others denied.
     pub(crate) fn is_closed(&self) -> bool {
         self.rules.iter().any(|rule| (rule.mode, rule.action) == (Mode::Enforce, Action::Allow))
@@ -110,14 +118,5 @@ impl Crossings {
     /// All that tenants say about their own calls.
     pub(crate) fn of_callers(&self) -> impl Iterator<Item = &CallRule> {
         self.callers.values().flat_map(BTreeMap::values).flat_map(|side| &side.rules)
-    }
-}
-
-impl Side {
-    /// A policy that names a service twice says it once.
-    fn add(&mut self, rule: CallRule) {
-        if self.rules.last().is_none_or(|last| last.id != rule.id) {
-            self.rules.push(rule);
-        }
     }
 }

@@ -32,6 +32,22 @@ pub struct RuleTrace {
     pub why: String,
 }
 
+impl RuleTrace {
+    /// Of an access policy, and why it matches or does not.
+    fn new(rule: &RuleId, (action, mode): (Action, Mode), story: Result<String, String>) -> Self {
+        Self {
+            rule: rule.clone(),
+            level: Level::Tenant,
+            action: Some(action),
+            mode,
+            order: None,
+            adds: Vec::new(),
+            matched: story.is_ok(),
+            why: story.unwrap_or_else(|miss| miss),
+        }
+    }
+}
+
 impl CompiledPolicy {
     /// Holds every rule that may speak for a flow against it: from the infrastructure inwards, the flow policies of
     /// a level in their order, the tenant's access policies behind those of its level, in the order of their files.
@@ -65,28 +81,19 @@ impl CompiledPolicy {
         let end = self.named("source", End::source(query));
         let story = match &rule.callers {
             Callers::Tenants(tenants) if rule.matches(tenant, query) => {
-                let named = tenants.iter().flatten().any(|(position, _)| *position == tenant);
+                let named = tenants.contains(&Some(tenant));
                 Ok(format!(
                     "{end} is of {}",
                     if named { "a tenant that is selected" } else { "another tenant" }
                 ))
             }
             Callers::Tenants(_) => Err(format!("{end} is of no tenant that is selected")),
-            Callers::Own(_) => match rule.own_clauses(query).as_slice() {
+            Callers::Own(_) => match rule.own_clauses(query).collect::<Vec<_>>().as_slice() {
                 [] => Err(format!("{end} is not selected")),
                 selecting => end.story(selecting),
             },
         };
-        RuleTrace {
-            rule: rule.id.clone(),
-            level: Level::Tenant,
-            action: Some(rule.action),
-            mode: rule.mode,
-            order: None,
-            adds: Vec::new(),
-            matched: story.is_ok(),
-            why: story.unwrap_or_else(|miss| miss),
-        }
+        RuleTrace::new(&rule.id, (rule.action, rule.mode), story)
     }
 
     fn flow_trace(&self, rule: &FlowRule, query: &FlowQuery<'_>) -> RuleTrace {
@@ -109,22 +116,12 @@ impl CompiledPolicy {
     fn trace(&self, rule: &Rule, query: &FlowQuery<'_>) -> RuleTrace {
         let source = self.source(rule, query);
         let destination = self.destination(rule, query);
-        let matched = source.is_ok() && destination.is_ok();
-        let why = match (source, destination) {
-            (Ok(source), Ok(destination)) => format!("{source}; {destination}"),
-            (Err(source), Err(destination)) => format!("{source}; {destination}"),
-            (Err(miss), Ok(_)) | (Ok(_), Err(miss)) => miss,
+        let story = match (source, destination) {
+            (Ok(source), Ok(destination)) => Ok(format!("{source}; {destination}")),
+            (Err(source), Err(destination)) => Err(format!("{source}; {destination}")),
+            (Err(miss), Ok(_)) | (Ok(_), Err(miss)) => Err(miss),
         };
-        RuleTrace {
-            rule: rule.id.clone(),
-            level: Level::Tenant,
-            action: Some(rule.action),
-            mode: rule.mode,
-            order: None,
-            adds: Vec::new(),
-            matched,
-            why,
-        }
+        RuleTrace::new(&rule.id, (rule.action, rule.mode), story)
     }
 
     /// Why the source matches, or why not.

@@ -101,13 +101,13 @@ fn disturbed(from: &Vm, to: &Vm, (family, address): (u8, &str), report: &mut Rep
     let before = out_of_order()?;
     for vm in [from, to] {
         vm.expect("lsmod | grep -q sch_netem || insmod /lib/modules/$(uname -r)/sch_netem.ko")?;
-        vm.expect(&format!("/usr/sbin/tc qdisc add dev eth0 root {DISTURBANCE}"))?;
+        vm.expect(&format!("/sbin/tc qdisc add dev eth0 root {DISTURBANCE}"))?;
     }
     let url =
         if family == 6 { format!("http://[{address}]/large") } else { format!("http://{address}/large") };
     let got = tool(from, &format!("curl --silent --show-error --max-time 80 {url} | sha256sum"));
     for vm in [from, to] {
-        vm.expect("/usr/sbin/tc qdisc del dev eth0 root")?;
+        vm.expect("/sbin/tc qdisc del dev eth0 root")?;
     }
     let sent = to.expect("sha256sum </tmp/pages/large")?;
     let reordered = out_of_order()? - before;

@@ -56,17 +56,17 @@ const PROGRAMS: [(&str, &str); 3] = [
 
 /// What asks for names or tries a network out, and a database, where Debian has it: a server of many processes, what makes
 /// its files, its client.
-const CLIENTS: [(&str, &str); 10] = [
-    ("usr/bin/dig", "usr/bin/dig"),
-    ("usr/bin/curl", "usr/bin/curl"),
-    ("usr/bin/getent", "usr/bin/getent"),
-    ("usr/bin/iperf3", "usr/bin/iperf3"),
-    ("usr/bin/redis-benchmark", "usr/bin/redis-benchmark"),
-    ("usr/bin/tcpdump", "usr/bin/tcpdump"),
-    ("sbin/tc", "usr/sbin/tc"),
-    ("usr/lib/postgresql/15/bin/postgres", "usr/lib/postgresql/15/bin/postgres"),
-    ("usr/lib/postgresql/15/bin/initdb", "usr/lib/postgresql/15/bin/initdb"),
-    ("usr/lib/postgresql/15/bin/psql", "usr/lib/postgresql/15/bin/psql"),
+const CLIENTS: [&str; 10] = [
+    "usr/bin/dig",
+    "usr/bin/curl",
+    "usr/bin/getent",
+    "usr/bin/iperf3",
+    "usr/bin/redis-benchmark",
+    "usr/bin/tcpdump",
+    "sbin/tc",
+    "usr/lib/postgresql/15/bin/postgres",
+    "usr/lib/postgresql/15/bin/initdb",
+    "usr/lib/postgresql/15/bin/psql",
 ];
 /// Loses, delays and reorders what a card sends.
 const DISTURBANCE: [&str; 1] = ["sch_netem"];
@@ -211,7 +211,7 @@ fn find_loader(unpacked: &Path) -> Result<PathBuf> {
 /// Programs that ask for names, and the database, as an archive that may follow the whole one.
 pub fn clients(unpacked: &Path) -> Result<Vec<u8>> {
     let mut root = Root::default();
-    add_programs(&mut root, unpacked, &CLIENTS)?;
+    add_programs(&mut root, unpacked, &CLIENTS.map(|path| (path, path)))?;
     for file in DATABASE {
         root.file(file, false, &read(&unpacked.join(file))?);
     }

@@ -11,6 +11,7 @@
 
 use std::sync::Arc;
 
+pub(crate) use layer7::Talk;
 use model::{Action, FlowQuery, Insertion, Judgement, ServiceFlags, Spoken, Unmet};
 
 use crate::judging::Case;
@@ -31,8 +32,6 @@ pub(crate) struct Opening {
     /// What was decided about it; nothing before [`Authorize`].
     pub judgement: Option<Arc<Judgement>>,
 }
-
-pub(crate) use layer7::Talk;
 
 /// One data-plane service. Everything it does not need to do is left out.
 pub(crate) trait Stage<S: FlowSlots> {
