@@ -65,35 +65,47 @@ pub enum OffloadError {
 impl VnetHeader {
     /// Reads the little-endian header.
     #[must_use]
+    pub fn from_bytes(bytes: [u8; VNET_LEN_BYTES]) -> Self {
+        let number = bytes.iter().rev().fold(0, |number, byte| number << 8 | u128::from(*byte));
+        Self::from_number(number)
+    }
+
+    /// Reads the header from its bytes as a little-endian number.
+    #[must_use]
     #[inline]
-    pub fn from_bytes(b: [u8; VNET_LEN_BYTES]) -> Self {
-        let le = |at: usize| u16::from_le_bytes([b[at], b[at + 1]]);
+    pub fn from_number(number: u128) -> Self {
+        let (first, second) = (number as u64, (number >> 64) as u32);
         Self {
-            flags: b[0],
-            gso_type: b[1],
-            hdr_len: le(2),
-            gso_size: le(4),
-            csum_start: le(6),
-            csum_offset: le(8),
-            num_buffers: le(10),
+            flags: first as u8,
+            gso_type: (first >> 8) as u8,
+            hdr_len: (first >> 16) as u16,
+            gso_size: (first >> 32) as u16,
+            csum_start: (first >> 48) as u16,
+            csum_offset: second as u16,
+            num_buffers: (second >> 16) as u16,
         }
     }
 
-    /// Writes the little-endian header; in two words, for whoever copies it on will read words, and a
-    /// processor makes that wait if it was written in bytes.
+    /// The little-endian header.
     #[must_use]
     #[inline]
     pub fn to_bytes(self) -> [u8; VNET_LEN_BYTES] {
+        let bytes = self.to_number().to_le_bytes();
+        *bytes.first_chunk().expect("a number of 128 bits has more bytes")
+    }
+
+    /// The header's bytes as a little-endian number, which stays in registers: a processor that reads in one piece what it
+    /// has just written in several waits for all writes before.
+    #[must_use]
+    #[inline]
+    pub fn to_number(self) -> u128 {
         let first = u64::from(self.flags)
             | u64::from(self.gso_type) << 8
             | u64::from(self.hdr_len) << 16
             | u64::from(self.gso_size) << 32
             | u64::from(self.csum_start) << 48;
         let second = u32::from(self.csum_offset) | u32::from(self.num_buffers) << 16;
-        let mut bytes = [0; VNET_LEN_BYTES];
-        bytes[..8].copy_from_slice(&first.to_le_bytes());
-        bytes[8..].copy_from_slice(&second.to_le_bytes());
-        bytes
+        u128::from(first) | u128::from(second) << 64
     }
 
     /// Whether the frame's transport checksum holds only the pseudo header's sum.

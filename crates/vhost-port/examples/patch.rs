@@ -12,10 +12,12 @@ use std::time::Duration;
 
 use model::SocketMode;
 use platform::{EventFd, Poller, Trigger, monotonic_ns};
-use vhost_port::{Batch, Port, PortConfig, PortControl, PortEvent};
+use vhost_port::{Batch, Outgoing, Port, PortConfig, PortControl, PortEvent, VNET_HEADER_BYTES};
 
 /// Bytes of a frame that a switch would copy out to decide on.
 const HEAD_BYTES: usize = 128;
+/// The virtio-net header within a number of 16 bytes.
+const HEADER_MASK: u128 = (1 << (8 * VNET_HEADER_BYTES)) - 1;
 /// Rounds without a frame before sleeping: about 50 microseconds.
 const IDLE_ROUNDS_MAX: u32 = 1000;
 /// Tokens of the poller; ports' kicks are 0 and 1.
@@ -129,11 +131,18 @@ impl Cable {
         for (chain, head) in batch.iter().zip(heads.iter_mut()) {
             chain.copy_out(0, head);
         }
-        for (chain, head) in batch.iter().zip(heads.iter()) {
+        let frame = |number: usize| {
+            let (chain, head) = (batch.chain(number), &heads[number]);
+            let header = head.first_chunk().map_or(0, |header| u128::from_le_bytes(*header)) & HEADER_MASK;
             let len = chain.len_bytes().min(HEAD_BYTES);
-            let rest = (len < chain.len_bytes()).then_some((chain, len));
-            *refused += u64::from(to.send(0, &head[..len], rest).is_err());
+            Outgoing { spread: 0, header, head: &head[VNET_HEADER_BYTES..len], rest: Some((chain, len)) }
+        };
+        let mut first = 0;
+        while let Err((number, _)) = to.send_all(count - first, |number| frame(first + number)) {
+            *refused += 1;
+            first += number + 1;
         }
+        to.expect_to_send(0, count);
         from.complete(0, count);
         to.flush();
         from.flush();

@@ -14,7 +14,7 @@ pub(crate) const CHAIN_DESCRIPTORS_MAX: usize = 1024;
 /// Longest frame with its virtio-net header, in bytes: an IP packet of 64 KiB behind Ethernet and tags, rounded up.
 pub(crate) const FRAME_BYTES_MAX: usize = 68 * 1024;
 /// How far apart prefetches are, in bytes.
-const CACHE_LINE_BYTES: usize = 64;
+pub(crate) const CACHE_LINE_BYTES: usize = 64;
 /// Shortest frame with its virtio-net header, in bytes: an Ethernet header and nothing in it.
 pub(crate) const FRAME_BYTES_MIN: usize = VNET_HEADER_BYTES + 14;
 
@@ -48,14 +48,23 @@ impl Descriptor {
         self.flags & INDIRECT != 0
     }
 
-    /// Hints at the start of its buffer, if it is where it should be.
+    /// Its buffer, if it is all of a chain of this direction, and one that a frame fits.
     #[inline(always)]
-    pub(crate) fn prefetch_buffer(&self, memory: &GuestMemory) {
-        if !self.is_indirect()
-            && let Some(window) = memory.window(self.address, self.len as usize)
-        {
-            window.prefetch_to_write(0);
-            window.prefetch_to_write(CACHE_LINE_BYTES);
+    pub(crate) fn lone_buffer<'m>(
+        &self,
+        memory: &'m GuestMemory,
+        direction: Direction,
+    ) -> Option<Window<'m>> {
+        let (flags, len_max) = match direction {
+            Direction::FromGuest => (0, FRAME_BYTES_MAX),
+            Direction::ToGuest => (WRITE, usize::MAX),
+        };
+        let len = self.len as usize;
+        let is_lone = self.flags & (INDIRECT | NEXT | WRITE) == flags;
+        if is_lone && (FRAME_BYTES_MIN..=len_max).contains(&len) {
+            memory.window(self.address, len)
+        } else {
+            None
         }
     }
 }
@@ -75,16 +84,14 @@ impl<'m> Table<'m> {
     /// Reads a descriptor once.
     #[inline(always)]
     pub(crate) fn read(&self, index: usize) -> Descriptor {
-        let address = self.0.read_u64(index * Self::ENTRY_BYTES);
-        let rest = self.0.read_u64(index * Self::ENTRY_BYTES + 8);
+        let [address, rest] = self.0.read_u64_pair(index * Self::ENTRY_BYTES);
         Descriptor { address, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 }
     }
 
     /// Reads a descriptor of a packed ring, or of its indirect tables, once.
     #[inline(always)]
     pub(crate) fn read_packed(&self, index: usize) -> Descriptor {
-        let address = self.0.read_u64(index * Self::ENTRY_BYTES);
-        let rest = self.0.read_u64(index * Self::ENTRY_BYTES + 8);
+        let [address, rest] = self.0.read_u64_pair(index * Self::ENTRY_BYTES);
         Descriptor { address, len: rest as u32, flags: (rest >> 48) as u16, next: 0 }
     }
 
@@ -255,6 +262,16 @@ impl Batch {
         }
     }
 
+    /// Length of the frame at a position with its virtio-net header, in bytes.
+    ///
+    /// # Panics
+    /// When there is no such frame.
+    #[must_use]
+    #[inline(always)]
+    pub fn len_bytes_of(&self, position: usize) -> usize {
+        self.spans[position].len as usize
+    }
+
     /// All frames, oldest first.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Chain<'_>> {
         (0..self.len()).map(|position| self.chain(position))
@@ -287,12 +304,21 @@ impl Batch {
         self.segments.clear();
     }
 
-    /// Adds a chain of a ring; nothing on a fault. The ring is of the memory that `begin` got.
+    /// Adds a chain of a ring, of which the start is fetched; nothing on a fault. The ring is of the memory that `begin` got.
     #[inline(always)]
     pub(crate) fn add(&mut self, ring: &impl Vring, head: Head, rules: &Rules) -> Result<(), ChainFault> {
         let Self { spans, segments, memory } = self;
         let memory = memory.as_deref().expect("a batch begins before it is added to");
         let first = segments.len();
+        if let Some(window) = ring.lone_buffer(head, rules.direction) {
+            window.prefetch(0);
+            window.prefetch(CACHE_LINE_BYTES);
+            // At most `FRAME_BYTES_MAX`, of which there are few.
+            spans.push(Span { first: first as u32, count: 1, head: head.id, len: window.len() as u32 });
+            // SAFETY: the batch keeps `memory` until its segments are forgotten.
+            segments.push(unsafe { window.detach() });
+            return Ok(());
+        }
         let walked = ring.walk(memory, head, rules, |window| {
             // SAFETY: the batch keeps `memory` until its segments are forgotten.
             segments.push(unsafe { window.detach() });
@@ -302,25 +328,17 @@ impl Batch {
                 // Counts and lengths are bounded by `CHAIN_DESCRIPTORS_MAX` and `FRAME_BYTES_MAX`.
                 let count = (segments.len() - first) as u16;
                 spans.push(Span { first: first as u32, count, head: head.id, len: len as u32 });
+                // The virtio-net header and what comes next, be it in the same segment or in a second one.
+                segments[first].prefetch(0);
+                segments[first].prefetch(CACHE_LINE_BYTES);
+                if let Some(second) = segments.get(first + 1) {
+                    second.prefetch(0);
+                }
                 Ok(())
             }
             Err(fault) => {
                 segments.truncate(first);
                 Err(fault)
-            }
-        }
-    }
-
-    /// Hints at the first bytes of every frame: the virtio-net header and what comes next, be it in the same segment or
-    /// in a second one.
-    #[inline(always)]
-    pub(crate) fn prefetch(&self) {
-        for span in &self.spans {
-            let first = span.first as usize;
-            self.segments[first].prefetch(0);
-            self.segments[first].prefetch(CACHE_LINE_BYTES);
-            if span.count > 1 {
-                self.segments[first + 1].prefetch(0);
             }
         }
     }
@@ -350,15 +368,20 @@ impl Chain<'_> {
         self.head
     }
 
-    /// Copies the virtio-net header out.
+    /// The virtio-net header's bytes as a little-endian number.
     #[must_use]
     #[inline(always)]
-    pub fn header(&self) -> [u8; VNET_HEADER_BYTES] {
-        self.segments[0].take().unwrap_or_else(|| {
-            let mut header = [0; VNET_HEADER_BYTES];
-            self.copy_out(0, &mut header);
-            header
-        })
+    pub fn header(&self) -> u128 {
+        let start = &self.segments[0];
+        let words = start.take().map(u64::from_le_bytes).zip(start.skip(8).take().map(u32::from_le_bytes));
+        match words {
+            Some((first, last)) => u128::from(first) | u128::from(last) << 64,
+            None => {
+                let mut header = [0; size_of::<u128>()];
+                self.copy_out(0, &mut header[..VNET_HEADER_BYTES]);
+                u128::from_le_bytes(header)
+            }
+        }
     }
 
     /// Copies bytes from `offset` on, the virtio-net header included; as many as there are and fit, and says how many.

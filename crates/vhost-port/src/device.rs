@@ -2,17 +2,18 @@
 //! A running device: frames out of and into the rings of one kind.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use platform::write_then_read;
 
-use crate::chain::{Batch, Chain, Direction, FRAME_BYTES_MAX, Rules};
+use crate::chain::{Batch, Direction, Rules};
 use crate::fault::{RingFault, SendError};
-use crate::features::{Features, NUM_BUFFERS, VNET_HEADER_BYTES};
+use crate::features::Features;
 use crate::link::{Bases, RECEIVE, RINGS, TRANSMIT};
 use crate::log::Marks;
+use crate::outgoing::{Outgoing, Placements, Receiver, Sent};
 use crate::port::PortCounters;
-use crate::ring::{Call, Head, Packed, Split, Vring};
-use crate::window::Window;
+use crate::ring::{Call, Head, Packed, Split, Vring, peek_all};
 
 /// The rings of a device, not yet running.
 #[derive(Debug)]
@@ -56,9 +57,8 @@ impl Device {
 /// A queue pair.
 #[derive(Debug)]
 pub(crate) struct Pair<R> {
-    /// Buffers gathered for one frame, and their segments; scratch, empty between frames.
-    gathered: Vec<Gathered>,
-    segments: Vec<Window<'static>>,
+    /// Where frames go that are being sent. Its windows are of the rings' memory, and it is dropped before them.
+    placements: Placements,
     /// Chains of the transmit ring that are held, oldest first: at most as many as it has entries.
     held: VecDeque<Held>,
     receive: R,
@@ -77,12 +77,6 @@ struct Held {
     refused: bool,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Gathered {
-    head: Head,
-    room: usize,
-}
-
 impl<R: Vring> Pair<R> {
     fn new(rings: [R; RINGS], features: Features, marks: Option<Marks>) -> Self {
         let [mut receive, mut transmit] = rings;
@@ -92,8 +86,7 @@ impl<R: Vring> Pair<R> {
         }
         marks.iter().for_each(Marks::rings);
         Self {
-            gathered: Vec::new(),
-            segments: Vec::new(),
+            placements: Placements::default(),
             held: VecDeque::with_capacity(transmit.size().into()),
             receive,
             transmit,
@@ -137,7 +130,7 @@ impl<R: Vring> Pair<R> {
         let ring = &mut self.transmit;
         batch.begin(ring.memory());
         let mut heads = [Head::default(); Batch::FRAMES_MAX];
-        let count = peek_all(ring, &mut heads)?;
+        let count = peek_all(ring, ring.next(), &mut heads)?;
         if count == 0 {
             return Ok(0);
         }
@@ -153,7 +146,6 @@ impl<R: Vring> Pair<R> {
             ring.take(head);
             self.held.push_back(Held { head, refused });
         }
-        batch.prefetch();
         counters.received_frames += batch.len() as u64;
         counters.received_bytes += batch.len_bytes() as u64;
         if batch.is_empty() {
@@ -164,106 +156,40 @@ impl<R: Vring> Pair<R> {
 
     #[inline(always)]
     pub(crate) fn complete(&mut self, count: usize) {
-        let mut left = count;
-        while let Some(Held { head, refused }) = self.held.front().copied() {
+        let (mut left, mut done) = (count, 0);
+        for Held { head, refused } in &self.held {
             if !refused {
                 if left == 0 {
                     break;
                 }
                 left -= 1;
             }
-            self.held.pop_front();
-            self.transmit.put(head, 0);
+            self.transmit.put(*head, 0);
+            done += 1;
         }
+        self.held.drain(..done);
     }
 
+    /// Puts frames into the receive ring, in order, until one cannot be: says how many were sent, and why the next was not.
+    /// `frame` gives the one of a number; it may be asked twice for each.
     #[inline(always)]
-    pub(crate) fn send(
+    pub(crate) fn send_all<'a>(
         &mut self,
-        header: [u8; VNET_HEADER_BYTES],
-        head: &[u8],
-        rest: Option<(Chain<'_>, usize)>,
-    ) -> Result<usize, SendError> {
-        let rest_len = rest.map_or(0, |(chain, offset)| chain.len_bytes().saturating_sub(offset));
-        let len = header.len() + head.len() + rest_len;
-        if len > FRAME_BYTES_MAX {
-            return Err(SendError::Malformed);
-        }
-        if !self.features.take(&header) {
-            return Err(SendError::Offload);
-        }
-        self.gather(len)?;
-        // At most one per ring entry, of which there are at most 2^15.
-        let buffers = self.gathered.len() as u16;
-        let mut cursor = Cursor::new(&self.segments);
-        cursor.write_header(header);
-        cursor.write(head);
-        if let Some((chain, offset)) = rest {
-            cursor.write_chain(chain, offset);
-        }
-        // Into the guest's copy, for the sake of speed: see the method's documentation.
-        write_at(&self.segments, NUM_BUFFERS, buffers.to_le_bytes());
-        if let Some(marks) = &self.marks {
-            self.segments.iter().for_each(|segment| marks.buffer(segment));
-        }
-        self.receive.make_room(self.gathered.len());
-        let mut left = len;
-        for buffer in &self.gathered {
-            self.receive.take(buffer.head);
-            let written = left.min(buffer.room);
-            left -= written;
-            // At most `FRAME_BYTES_MAX`.
-            self.receive.put(buffer.head, written as u32);
-        }
-        Ok(len)
+        numbers: Range<usize>,
+        frame: &impl Fn(usize) -> Outgoing<'a>,
+    ) -> (Sent, Result<(), SendError>) {
+        let receiver = Receiver {
+            features: self.features,
+            indirect: self.indirect,
+            mergeable: self.mergeable,
+            marks: self.marks.as_ref(),
+        };
+        self.placements.send_all(&mut self.receive, receiver, numbers, frame)
     }
 
     #[inline(always)]
     pub(crate) fn prefetch_buffers(&mut self, frames: usize) {
-        let ring = &mut self.receive;
-        let mut heads = [Head::default(); Batch::FRAMES_MAX];
-        // What is wrong with the ring will be found out by those who depend on it.
-        let waiting = peek_all(ring, &mut heads[..frames.min(Batch::FRAMES_MAX)]).unwrap_or(0);
-        for head in heads.into_iter().take(waiting) {
-            ring.descriptor(head).prefetch_buffer(ring.memory());
-        }
-    }
-
-    /// Finds waiting buffers for `len` bytes, without taking them. A malformed one is given back empty, and so are those
-    /// before it, because order is kept.
-    #[inline(always)]
-    fn gather(&mut self, len: usize) -> Result<(), SendError> {
-        let Self { gathered, segments, receive, .. } = self;
-        gathered.clear();
-        segments.clear();
-        let rules = Rules { direction: Direction::ToGuest, indirect: self.indirect };
-        let buffers_max = if self.mergeable { R::BUFFERS_MAX } else { 1 };
-        let mut room_total = 0;
-        let mut at = receive.next();
-        while room_total < len {
-            if gathered.len() == buffers_max {
-                return Err(SendError::TooSmall);
-            }
-            let head = receive.peek(at).map_err(SendError::Ring)?.ok_or(SendError::NoBuffers)?;
-            let walked = receive.walk(receive.memory(), head, &rules, |window| {
-                // SAFETY: the segments are cleared before the ring, and with it the memory, is let go of: the rings are
-                // in this same structure, declared and so dropped later.
-                segments.push(unsafe { window.detach() });
-            });
-            gathered.push(Gathered { head, room: *walked.as_ref().unwrap_or(&0) });
-            match walked {
-                Ok(room) => room_total = room_total.saturating_add(room),
-                Err(fault) => {
-                    for buffer in gathered {
-                        receive.take(buffer.head);
-                        receive.put(buffer.head, 0);
-                    }
-                    return Err(SendError::Chain(fault));
-                }
-            }
-            at = receive.after(at, head);
-        }
-        Ok(())
+        self.placements.look_ahead(&mut self.receive, frames);
     }
 
     /// Shows the guest the frames it was sent.
@@ -293,97 +219,5 @@ impl<R: Vring> Pair<R> {
         self.show_sent();
         self.show_completed();
         write_then_read(|| (), || self.tell());
-    }
-}
-
-/// Looks at as many waiting chains as there are heads to fill, and says how many there were. Their descriptors are being
-/// fetched.
-#[inline(always)]
-fn peek_all(ring: &mut impl Vring, heads: &mut [Head]) -> Result<usize, RingFault> {
-    let mut at = ring.next();
-    for (count, slot) in heads.iter_mut().enumerate() {
-        let Some(head) = ring.peek(at)? else { return Ok(count) };
-        ring.prefetch_descriptor(head);
-        at = ring.after(at, head);
-        *slot = head;
-    }
-    Ok(heads.len())
-}
-
-/// Writes two bytes, which may be in different segments.
-#[inline(always)]
-fn write_at(segments: &[Window<'static>], offset: usize, bytes: [u8; 2]) {
-    if segments[0].skip(offset).put(bytes) {
-        return;
-    }
-    let mut skip = offset;
-    let mut left = &bytes[..];
-    for segment in segments {
-        let written = segment.skip(skip).copy_in(left);
-        left = &left[written..];
-        skip = skip.saturating_sub(segment.len());
-    }
-}
-
-/// Fills segments one after the other. What does not fit is left out.
-struct Cursor<'s> {
-    segments: std::slice::Iter<'s, Window<'static>>,
-    current: Window<'s>,
-}
-
-impl<'s> Cursor<'s> {
-    #[inline(always)]
-    fn new(segments: &'s [Window<'static>]) -> Self {
-        let mut segments = segments.iter();
-        let current = *segments.next().expect("a frame has bytes, so buffers were gathered for it");
-        Self { segments, current }
-    }
-
-    /// Writes the virtio-net header, which nearly always fits the first segment.
-    #[inline(always)]
-    fn write_header(&mut self, header: [u8; VNET_HEADER_BYTES]) {
-        if self.current.put(header) {
-            self.current = self.current.skip(header.len());
-        } else {
-            self.write(&header);
-        }
-    }
-
-    #[inline(always)]
-    fn write(&mut self, mut bytes: &[u8]) {
-        while !bytes.is_empty() && self.has_room() {
-            let written = self.current.copy_in(bytes);
-            self.current = self.current.skip(written);
-            bytes = &bytes[written..];
-        }
-    }
-
-    #[inline(always)]
-    fn write_chain(&mut self, chain: Chain<'_>, offset: usize) {
-        let mut skip = offset;
-        for segment in chain.segments() {
-            if skip >= segment.len() {
-                skip -= segment.len();
-                continue;
-            }
-            let mut from = segment.skip(skip);
-            skip = 0;
-            while from.len() > 0 && self.has_room() {
-                let written = self.current.copy_from(&from);
-                self.current = self.current.skip(written);
-                from = from.skip(written);
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn has_room(&mut self) -> bool {
-        while self.current.len() == 0 {
-            match self.segments.next() {
-                Some(segment) => self.current = *segment,
-                None => return false,
-            }
-        }
-        true
     }
 }

@@ -4,8 +4,8 @@
 /// Length of the header before every frame, in bytes: `virtio_net_hdr` with `num_buffers`.
 pub const VNET_HEADER_BYTES: usize = 12;
 
-/// Where `num_buffers` is in the header.
-pub(crate) const NUM_BUFFERS: usize = 10;
+/// Where `num_buffers` is in the header, as a little-endian number: its last two bytes.
+pub(crate) const NUM_BUFFERS_BIT: u32 = 80;
 
 /// `flags`: the checksum is partial and the receiver is to complete it.
 const HEADER_NEEDS_CSUM: u8 = 1;
@@ -100,11 +100,12 @@ impl Features {
             .with(Self::GUEST_USO6)
     }
 
-    /// Whether a guest with these features takes a frame with this virtio-net header.
+    /// Whether a guest with these features takes a frame with this virtio-net header, given as a little-endian number.
     #[must_use]
-    pub fn take(self, header: &[u8; VNET_HEADER_BYTES]) -> bool {
-        let checksum = header[0] & HEADER_NEEDS_CSUM == 0 || self.has(Self::GUEST_CSUM);
-        let segment = match header[1] {
+    pub fn take(self, header: u128) -> bool {
+        let [flags, kind, ..] = header.to_le_bytes();
+        let checksum = flags & HEADER_NEEDS_CSUM == 0 || self.has(Self::GUEST_CSUM);
+        let segment = match kind {
             0 => true,
             GSO_TCPV4 => self.has(Self::GUEST_TSO4),
             GSO_TCPV6 => self.has(Self::GUEST_TSO6),

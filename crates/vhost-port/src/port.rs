@@ -14,6 +14,7 @@ use crate::fault::{ChainFault, RingFault, SendError};
 use crate::features::{Features, VNET_HEADER_BYTES};
 use crate::link::{Bases, Command, Envelope, PAIRS_MAX, RINGS, Start};
 use crate::memory::GuestMemory;
+use crate::outgoing::Outgoing;
 use crate::ring::RingAddresses;
 use crate::session::SessionError;
 
@@ -261,56 +262,76 @@ impl Port {
         }
     }
 
-    /// Puts a frame into one of the guest's receive rings, visibly after [`Port::flush`]. Frames with the same `spread` go
-    /// into the same one, in order.
+    /// Puts frames into the guest's receive rings, in order, visibly after [`Port::flush`], until one cannot be: those
+    /// before it are sent then, those behind it are not. `frame` gives the frame of a number up to `count`; it is asked
+    /// several times for each.
     ///
-    /// The frame is `head`, which begins with the virtio-net header, then the bytes of `rest`'s chain from `rest`'s
-    /// offset on, copied from the one guest's memory to the other's. The header's `num_buffers` is ours to write. `head`
-    /// is best written a while before, or in the pieces that it is read in here: reading what was just written in parts
-    /// waits for all stores before it.
+    /// A frame's head is best written a while before: reading what was just written in parts waits for all stores before it.
+    ///
+    /// # Errors
+    /// The number of the first frame that cannot be delivered, and why; see [`SendError`].
+    #[inline]
+    pub fn send_all<'a>(
+        &mut self,
+        count: usize,
+        frame: impl Fn(usize) -> Outgoing<'a>,
+    ) -> Result<(), (usize, SendError)> {
+        let mut first = 0;
+        while first < count {
+            let pair = self.pair_for(frame(first).spread).ok_or((first, SendError::Stopped))?;
+            let end = self.end_of_run(pair, first, count, &frame);
+            let Some(device) = &mut self.lines[pair].device else { return Err((first, SendError::Stopped)) };
+            let (sent, outcome) = with!(device, pair => pair.send_all(first..end, &frame));
+            self.counters.sent_frames += sent.frames as u64;
+            self.counters.sent_bytes += sent.bytes as u64;
+            first += sent.frames;
+            if let Err(error) = outcome {
+                self.note_send_error(pair, error);
+                return Err((first, error));
+            }
+        }
+        Ok(())
+    }
+
+    /// Up to where frames from `first` on go to the same pair, and no more than a batch.
+    #[inline]
+    fn end_of_run<'a>(
+        &self,
+        pair: usize,
+        first: usize,
+        count: usize,
+        frame: &impl Fn(usize) -> Outgoing<'a>,
+    ) -> usize {
+        let end = count.min(first + Batch::FRAMES_MAX);
+        if self.running.len() == 1 {
+            return end;
+        }
+        (first + 1..end).find(|number| self.pair_for(frame(*number).spread) != Some(pair)).unwrap_or(end)
+    }
+
+    #[cold]
+    fn note_send_error(&mut self, pair: usize, error: SendError) {
+        match error {
+            SendError::Chain(fault) => self.counters.chain_faults[fault as usize] += 1,
+            SendError::Ring(fault) => self.ring_fault(pair, fault),
+            _ => {}
+        }
+    }
+
+    /// As [`Port::send_all`], for one frame, of which `head` begins with the virtio-net header.
     ///
     /// # Errors
     /// When the frame cannot be delivered; see [`SendError`].
-    #[inline]
     pub fn send(
         &mut self,
         spread: u32,
         head: &[u8],
         rest: Option<(Chain<'_>, usize)>,
     ) -> Result<(), SendError> {
-        let (header, head) = head.split_first_chunk().ok_or(SendError::Malformed)?;
-        self.send_parts(spread, *header, head, rest)
-    }
-
-    /// As [`Port::send`], with the virtio-net header apart from what of the frame is in private memory.
-    ///
-    /// # Errors
-    /// When the frame cannot be delivered; see [`SendError`].
-    #[inline]
-    pub fn send_parts(
-        &mut self,
-        spread: u32,
-        header: [u8; VNET_HEADER_BYTES],
-        head: &[u8],
-        rest: Option<(Chain<'_>, usize)>,
-    ) -> Result<(), SendError> {
-        let pair = self.pair_for(spread).ok_or(SendError::Stopped)?;
-        let Some(device) = &mut self.lines[pair].device else { return Err(SendError::Stopped) };
-        match with!(device, pair => pair.send(header, head, rest)) {
-            Ok(len) => {
-                self.counters.sent_frames += 1;
-                self.counters.sent_bytes += len as u64;
-                Ok(())
-            }
-            Err(error) => {
-                match error {
-                    SendError::Chain(fault) => self.counters.chain_faults[fault as usize] += 1,
-                    SendError::Ring(fault) => self.ring_fault(pair, fault),
-                    _ => {}
-                }
-                Err(error)
-            }
-        }
+        let (header, head) = head.split_at_checked(VNET_HEADER_BYTES).ok_or(SendError::Malformed)?;
+        let header = header.iter().rev().fold(0, |number, byte| number << 8 | u128::from(*byte));
+        let frame = Outgoing { spread, header, head, rest };
+        self.send_all(1, |_| frame).map_err(|(_, error)| error)
     }
 
     /// Says that about so many frames like the one with this `spread` will be sent next: their buffers are fetched from the

@@ -18,7 +18,7 @@ pub(crate) use journal::Journal;
 pub(crate) use packed::Packed;
 pub(crate) use split::Split;
 
-use crate::chain::{Descriptor, Rules};
+use crate::chain::{Direction, Rules};
 use crate::fault::{ChainFault, RingFault};
 use crate::memory::GuestMemory;
 use crate::window::Window;
@@ -129,8 +129,8 @@ pub(crate) trait Vring: fmt::Debug {
     /// Hints at what [`Vring::walk`] will read first.
     fn prefetch_descriptor(&self, head: Head);
 
-    /// The first descriptor of a chain.
-    fn descriptor(&self, head: Head) -> Descriptor;
+    /// The buffer of a chain that is nothing but one buffer of this direction.
+    fn lone_buffer(&self, head: Head, direction: Direction) -> Option<Window<'_>>;
 
     /// Walks a chain and hands over its buffers; returns their length in bytes. On a fault, some may have been handed
     /// over. `memory` is the ring's.
@@ -168,6 +168,23 @@ pub(crate) trait Vring: fmt::Debug {
 
     /// Asks the guest not to notify; it may do so all the same.
     fn suppress(&mut self);
+}
+
+/// Looks at as many waiting chains from `at` on as there are heads to fill, and says how many there were. Their
+/// descriptors are being fetched.
+#[inline(always)]
+pub(crate) fn peek_all(
+    ring: &mut impl Vring,
+    mut at: Position,
+    heads: &mut [Head],
+) -> Result<usize, RingFault> {
+    for (count, slot) in heads.iter_mut().enumerate() {
+        let Some(head) = ring.peek(at)? else { return Ok(count) };
+        ring.prefetch_descriptor(head);
+        at = ring.after(at, head);
+        *slot = head;
+    }
+    Ok(heads.len())
 }
 
 /// The descriptor that tells the guest of used chains, if it has one.

@@ -131,6 +131,30 @@ impl<'m> Window<'m> {
         u64::from_le(unsafe { ptr::read_volatile(field) })
     }
 
+    /// Two words, one after the other.
+    #[inline(always)]
+    pub(crate) fn read_u64_pair(&self, offset: usize) -> [u64; 2] {
+        let field = self.at::<[u64; 2]>(offset).cast::<u64>();
+        // SAFETY: `at` checked bounds and alignment; volatile, because the guest may write at the same time.
+        let first = unsafe { ptr::read_volatile(field) };
+        // SAFETY: the second word lies within the bounds that were checked.
+        let second = unsafe { field.add(1) };
+        // SAFETY: as for the first.
+        [u64::from_le(first), u64::from_le(unsafe { ptr::read_volatile(second) })]
+    }
+
+    /// Two words, one after the other.
+    #[inline(always)]
+    pub(crate) fn write_u32_pair(&self, offset: usize, values: [u32; 2]) {
+        let field = self.at::<[u32; 2]>(offset).cast::<u32>();
+        // SAFETY: `at` checked bounds and alignment; volatile, because the guest may read at the same time.
+        unsafe { ptr::write_volatile(field, values[0].to_le()) };
+        // SAFETY: the second word lies within the bounds that were checked.
+        let second = unsafe { field.add(1) };
+        // SAFETY: as for the first.
+        unsafe { ptr::write_volatile(second, values[1].to_le()) };
+    }
+
     #[inline(always)]
     pub(crate) fn write_u32(&self, offset: usize, value: u32) {
         let field = self.at::<u32>(offset);

@@ -5,25 +5,37 @@ use std::ops::Range;
 
 use model::Moment;
 use packet::VnetHeader;
-use vhost_port::{Batch, Chain, Port, SendError, VNET_HEADER_BYTES};
+use vhost_port::{Batch, Chain, Outgoing, Port, SendError, VNET_HEADER_BYTES};
 use vswitch::{Emission, PortId};
 
+use super::finish::Workbench;
+use super::lane::Desk;
 use super::round::Core;
 
 impl Core {
-    /// Delivers frames that were decided on: rewritten head from private memory, the rest from guest to guest.
+    /// Delivers frames that were decided on: rewritten head from private memory, the rest from guest to guest. Those for
+    /// one port go there together.
     pub(super) fn deliver(
         &mut self,
         (own, own_port): (PortId, &mut Port),
         positions: Range<usize>,
         batch: &Batch,
     ) {
+        let Desk { frames, outputs, .. } = &self.desk;
+        let (mut left, mut mirrored) = (Positions::default(), Positions::default());
         for position in positions {
-            let Some((to, spread)) = self.desk.outputs[position] else { continue };
-            self.deliver_to(to, (own, &mut *own_port), spread, position, batch);
-            if let Some(collector) = self.desk.frames[position].mirror {
-                self.deliver_to(collector, (own, &mut *own_port), spread, position, batch);
-            }
+            left.set(position, outputs[position].is_some());
+            mirrored.set(position, outputs[position].is_some() && frames[position].mirror.is_some());
+        }
+        while let Some((to, _)) = left.first().and_then(|first| self.desk.outputs[first]) {
+            let outputs = &self.desk.outputs;
+            let together = left.take(|position| outputs[position].is_some_and(|(other, _)| other == to));
+            self.deliver_to(to, (own, &mut *own_port), &together, batch);
+        }
+        while let Some(collector) = mirrored.first().and_then(|first| self.desk.frames[first].mirror) {
+            let frames = &self.desk.frames;
+            let together = mirrored.take(|position| frames[position].mirror == Some(collector));
+            self.deliver_to(collector, (own, &mut *own_port), &together, batch);
         }
     }
 
@@ -31,29 +43,31 @@ impl Core {
         &mut self,
         to: PortId,
         (own, own_port): (PortId, &mut Port),
-        spread: u32,
-        position: usize,
+        positions: &List,
         batch: &Batch,
     ) {
-        let frame = &self.desk.frames[position];
-        let rest = (batch.chain(position), VNET_HEADER_BYTES + frame.head_len_bytes);
         // A machine may call a service that it offers itself; its own lane is taken out.
         let receiver = match self.lanes.get_mut(usize::from(to.0)) {
             _ if to == own => Some(own_port),
             Some(Some(lane)) => Some(&mut lane.port),
             _ => None,
         };
-        let sent = match receiver {
-            Some(port) => match port.send_parts(spread, frame.vnet.to_bytes(), frame.bytes(), Some(rest)) {
-                Err(SendError::Offload) => self.workbench.deliver(port, spread, frame, rest),
-                sent => sent,
-            },
-            None => match self.uplinks.iter_mut().find(|uplink| uplink.id() == to) {
-                Some(uplink) => uplink.send_frame(frame, rest),
-                None => return self.hand_frame_over((to, spread), position, rest),
-            },
-        };
-        self.numbers.undelivered += u64::from(sent.is_err());
+        if let Some(port) = receiver {
+            let undelivered = deliver_to_guest(port, &self.desk, &mut self.workbench, positions, batch);
+            self.numbers.undelivered += undelivered;
+            return;
+        }
+        let uplink = self.uplinks.iter().position(|uplink| uplink.id() == to);
+        for position in positions.iter() {
+            let rest = rest_of(&self.desk, batch, position);
+            match uplink {
+                Some(index) => {
+                    let sent = self.uplinks[index].send_frame(&self.desk.frames[position], rest);
+                    self.numbers.undelivered += u64::from(sent.is_err());
+                }
+                None => self.hand_frame_over((to, spread_of(&self.desk, position)), position, rest),
+            }
+        }
     }
 
     /// Sends a frame to the core that has its port.
@@ -131,5 +145,100 @@ impl Core {
             self.deliver_whole(port, 0, &whole);
         }
         (self.turn.made, self.scratch) = (made, whole);
+    }
+}
+
+/// Puts frames of the batch into a guest's rings; says how many could not be.
+fn deliver_to_guest(
+    port: &mut Port,
+    desk: &Desk,
+    workbench: &mut Workbench,
+    positions: &List,
+    batch: &Batch,
+) -> u64 {
+    let (mut left, mut undelivered) = (positions.as_slice(), 0);
+    loop {
+        let sent = port.send_all(left.len(), |number| {
+            let position = usize::from(left[number]);
+            let frame = &desk.frames[position];
+            Outgoing {
+                spread: spread_of(desk, position),
+                header: frame.vnet.to_number(),
+                head: frame.bytes(),
+                rest: Some(rest_of(desk, batch, position)),
+            }
+        });
+        let Err((number, error)) = sent else { return undelivered };
+        let position = usize::from(left[number]);
+        let finished = error == SendError::Offload && {
+            let (spread, frame) = (spread_of(desk, position), &desk.frames[position]);
+            workbench.deliver(port, spread, frame, rest_of(desk, batch, position)).is_ok()
+        };
+        undelivered += u64::from(!finished);
+        left = &left[number + 1..];
+    }
+}
+
+/// What of a frame is not in private memory.
+#[inline]
+fn rest_of<'b>(desk: &Desk, batch: &'b Batch, position: usize) -> (Chain<'b>, usize) {
+    (batch.chain(position), VNET_HEADER_BYTES + desk.frames[position].head_len_bytes)
+}
+
+#[inline]
+fn spread_of(desk: &Desk, position: usize) -> u32 {
+    desk.outputs[position].map_or(0, |(_, spread)| spread)
+}
+
+/// Positions in a batch, a bit each.
+#[derive(Clone, Copy, Default)]
+struct Positions(u32);
+
+const _: () = assert!(Batch::FRAMES_MAX <= u32::BITS as usize, "a position is a bit");
+
+impl Positions {
+    #[inline]
+    fn set(&mut self, position: usize, member: bool) {
+        self.0 |= u32::from(member) << position;
+    }
+
+    #[inline]
+    fn first(self) -> Option<usize> {
+        (self.0 != 0).then(|| self.0.trailing_zeros() as usize)
+    }
+
+    /// Takes those out that belong together.
+    #[inline]
+    fn take(&mut self, belongs: impl Fn(usize) -> bool) -> List {
+        let mut taken = List { positions: [0; Batch::FRAMES_MAX], count: 0 };
+        let mut left = *self;
+        while let Some(position) = left.first() {
+            let bit = 1 << position;
+            left.0 &= !bit;
+            if belongs(position) {
+                self.0 &= !bit;
+                // Below `Batch::FRAMES_MAX`.
+                taken.positions[taken.count] = position as u8;
+                taken.count += 1;
+            }
+        }
+        taken
+    }
+}
+
+/// Positions in a batch, in ascending order.
+struct List {
+    positions: [u8; Batch::FRAMES_MAX],
+    count: usize,
+}
+
+impl List {
+    #[inline]
+    fn as_slice(&self) -> &[u8] {
+        &self.positions[..self.count]
+    }
+
+    fn iter(&self) -> impl Iterator<Item = usize> {
+        self.as_slice().iter().map(|position| usize::from(*position))
     }
 }

@@ -5,7 +5,7 @@
 
 use packet::finish::{Cut, complete_checksum};
 use packet::{GsoKind, OffloadError, VnetHeader};
-use vhost_port::{Chain, Port, SendError, VNET_HEADER_BYTES};
+use vhost_port::{Chain, Outgoing, Port, SendError, VNET_HEADER_BYTES};
 use vswitch::{FRAME_LEN_BYTES_MAX, Frame};
 
 /// Where frames are finished.
@@ -46,16 +46,16 @@ impl Workbench {
 
     fn finish(&mut self, port: &mut Port, spread: u32, vnet: &VnetHeader) -> Result<(), SendError> {
         let refused = |_: OffloadError| SendError::Offload;
-        let header = VnetHeader::default().to_bytes();
+        let header = VnetHeader::default().to_number();
         if vnet.gso().map_err(refused)? == GsoKind::None {
             complete_checksum(vnet, &mut self.frame).map_err(refused)?;
-            return port.send_parts(spread, header, &self.frame, None);
+            return send(port, Outgoing { spread, header, head: &self.frame, rest: None });
         }
         let cut = Cut::plan(vnet, &self.frame).map_err(refused)?;
         port.expect_to_send(spread, cut.pieces());
         for number in 0..cut.pieces() {
             cut.piece(&self.frame, number, &mut self.piece);
-            port.send_parts(spread, header, &self.piece, None)?;
+            send(port, Outgoing { spread, header, head: &self.piece, rest: None })?;
         }
         Ok(())
     }
@@ -77,4 +77,8 @@ impl Workbench {
         );
         Ok(())
     }
+}
+
+fn send(port: &mut Port, frame: Outgoing<'_>) -> Result<(), SendError> {
+    port.send_all(1, |_| frame).map_err(|(_, error)| error)
 }

@@ -38,6 +38,9 @@ use crate::introspect::{Inquiry, Outcome, Reply};
 /// Bytes of a frame copied at first: the headers of nearly every packet.
 pub(super) const HEAD_FIRST_BYTES: usize = 192;
 
+/// How many frames after it was copied a frame is parsed.
+const PARSED_BEHIND: usize = 4;
+
 /// One port in the loop.
 #[derive(Debug)]
 pub struct Lane {
@@ -70,8 +73,6 @@ struct Queue {
     parking: Parking,
     /// What the port may do, as the switch said last.
     turn: vswitch::Turn,
-    /// Where the last frame went, and so perhaps the next ones.
-    last_output: Option<Output>,
     tickets: u64,
     /// Whether this round may still look for a process by itself.
     may_glance: bool,
@@ -244,7 +245,7 @@ impl Queue {
     fn end(&self, batch: &Batch, credit: &mut Credit) -> usize {
         let mut end = self.next;
         while end < batch.len() && credit.is_left() {
-            credit.spend(batch.chain(end).len_bytes());
+            credit.spend(batch.len_bytes_of(end));
             end += 1;
         }
         end
@@ -305,7 +306,11 @@ impl Core {
             self.suspects.extend(outputs.map(|(to, _)| *to));
         }
         self.handle.cores.loads.port_worked(id, own + delivery);
-        queue.last_output = self.desk.outputs[first..queue.next].last().copied().flatten();
+        if let Some((to, spread)) = self.desk.outputs[first..queue.next].last().copied().flatten()
+            && let Some(likely) = self.lane(to)
+        {
+            likely.port.expect_to_send(spread, Batch::FRAMES_MAX);
+        }
         queue.batch = batch;
         let (done, more) = (queue.next - first, end < queue.batch.len());
         port.complete(queue.pair, queue.parking.settle(done));
@@ -334,22 +339,24 @@ impl Core {
         }
     }
 
-    /// Copies the heads of the queue's frames, and fetches what the switch will look at.
+    /// Copies the heads of the queue's frames, and fetches what the switch will look at. A frame is parsed some frames after
+    /// it was copied: what was just written need not be read back, and what is still on its way from the guest is not
+    /// waited for meanwhile.
     fn read(&mut self, id: PortId, queue: &Queue, batch: &Batch, end: usize) {
-        for position in queue.next..end {
-            let frame = &mut self.desk.frames[position];
-            copy_head(frame, &batch.chain(position), HEAD_FIRST_BYTES);
-            frame.departs = None;
-        }
-        if let Some((to, spread)) = queue.last_output
-            && let Some(likely) = self.lane(to)
-        {
-            likely.port.expect_to_send(spread, end - queue.next);
-        }
-        let Desk { frames, previews, .. } = &mut self.desk;
-        for (frame, preview) in frames.iter().zip(previews).take(end).skip(queue.next) {
-            self.previewer.preview(id, frame, preview);
-            if let Some([slot, tally]) = self.previewer.likely_lines(preview) {
+        let Self { desk: Desk { frames, previews, .. }, previewer, .. } = self;
+        for position in queue.next..end + PARSED_BEHIND {
+            if position < end {
+                let frame = &mut frames[position];
+                copy_head(frame, &batch.chain(position), HEAD_FIRST_BYTES);
+                frame.departs = None;
+            }
+            let Some(parsed) = position.checked_sub(PARSED_BEHIND).filter(|parsed| *parsed >= queue.next)
+            else {
+                continue;
+            };
+            let preview = &mut previews[parsed];
+            previewer.preview(id, &frames[parsed], preview);
+            if let Some([slot, tally]) = previewer.likely_lines(preview) {
                 prefetch(slot);
                 prefetch(tally);
             }
@@ -552,9 +559,10 @@ impl Core {
 }
 
 /// Copies the virtio-net header and the start of the frame into private memory.
+#[inline]
 fn copy_head(frame: &mut Frame, chain: &Chain<'_>, head_bytes: usize) {
     let Frame { vnet, head, head_len_bytes, total_len_bytes, services: _, mirror: _, departs: _ } = frame;
-    *vnet = VnetHeader::from_bytes(chain.header());
+    *vnet = VnetHeader::from_number(chain.header());
     *total_len_bytes = chain.len_bytes() - VNET_HEADER_BYTES;
     *head_len_bytes = (*total_len_bytes).min(head_bytes);
     chain.copy_out(VNET_HEADER_BYTES, &mut head[..*head_len_bytes]);

@@ -15,7 +15,7 @@ use platform::write_then_read;
 
 use super::journal::{Entry, Step};
 use super::{Call, Head, Journal, LayoutError, Position, RING_SIZE_MAX, RingAddresses, Vring, part};
-use crate::chain::{self, CHAIN_DESCRIPTORS_MAX, Descriptor, Rules, Table, Tally};
+use crate::chain::{self, CHAIN_DESCRIPTORS_MAX, Direction, Rules, Table, Tally};
 use crate::fault::{ChainFault, RingFault};
 use crate::memory::GuestMemory;
 use crate::window::Window;
@@ -240,8 +240,8 @@ impl Vring for Packed {
     }
 
     #[inline(always)]
-    fn descriptor(&self, head: Head) -> Descriptor {
-        Table::new(self.descriptors).read_packed(head.first.into())
+    fn lone_buffer(&self, head: Head, direction: Direction) -> Option<Window<'_>> {
+        Table::new(self.descriptors).read_packed(head.first.into()).lone_buffer(&self.memory, direction)
     }
 
     #[inline(always)]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use platform::write_then_read;
 
 use super::{Call, Head, LayoutError, Position, RING_SIZE_MAX, RingAddresses, Vring, part};
-use crate::chain::{Descriptor, Rules, Table};
+use crate::chain::{Direction, Rules, Table};
 use crate::fault::{ChainFault, RingFault};
 use crate::memory::GuestMemory;
 use crate::window::Window;
@@ -139,8 +139,8 @@ impl Vring for Split {
     }
 
     #[inline(always)]
-    fn descriptor(&self, head: Head) -> Descriptor {
-        Table::new(self.descriptors).read(head.first.into())
+    fn lone_buffer(&self, head: Head, direction: Direction) -> Option<Window<'_>> {
+        Table::new(self.descriptors).read(head.first.into()).lone_buffer(&self.memory, direction)
     }
 
     #[inline(always)]
@@ -162,8 +162,7 @@ impl Vring for Split {
     #[inline(always)]
     fn put(&mut self, head: Head, written: u32) {
         let entry = ENTRIES + usize::from(self.next_used.value() & self.mask) * USED_ENTRY_BYTES;
-        self.used.write_u32(entry, u32::from(head.id));
-        self.used.write_u32(entry + 4, written);
+        self.used.write_u32_pair(entry, [head.id.into(), written]);
         self.next_used = self.next_used.plus(1);
     }
 

@@ -198,16 +198,23 @@ impl Guest {
         done
     }
 
-    /// Receives what was posted and filled: the frames, merged from as many buffers as their headers say.
+    /// Receives what was posted and filled: the frames.
     pub(crate) fn received(&mut self) -> Vec<Vec<u8>> {
+        let done = self.collect(false);
+        self.frames_in(&done)
+    }
+
+    /// The frames in buffers that were given back, merged from as many buffers as their headers say. Those that were not
+    /// filled are left out.
+    pub(crate) fn frames_in(&self, done: &[(u32, u32)]) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
-        let mut done = self.collect(false).into_iter();
+        let mut done = done.iter().filter(|(_, len)| *len > 0);
         while let Some((head, len)) = done.next() {
-            let mut frame = self.buffer(head, len);
+            let mut frame = self.buffer(*head, *len);
             let buffers = u16::from_le_bytes([frame[10], frame[11]]);
             for _ in 1..buffers {
                 let (head, len) = done.next().expect("all buffers of a frame appear at once");
-                frame.extend(self.buffer(head, len));
+                frame.extend(self.buffer(*head, *len));
             }
             frames.push(frame);
         }

@@ -20,3 +20,5 @@ mod packed;
 pub(crate) mod packed_driver;
 #[cfg(test)]
 mod random;
+#[cfg(test)]
+mod together;

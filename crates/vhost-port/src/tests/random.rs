@@ -77,7 +77,12 @@ proptest! {
                 let bytes = frame(12, 0);
                 let _ = other.port.send(0, &bytes, Some((chain, 12)));
             }
-            for _ in 0..8 {
+            for _ in 0..4 {
+                let _ = bench.port.send(0, &head, None);
+            }
+            // Kept until after the ring has changed.
+            bench.port.expect_to_send(0, completed);
+            for _ in 0..4 {
                 let _ = bench.port.send(0, &head, None);
             }
             bench.port.complete(0, completed);
