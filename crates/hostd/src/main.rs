@@ -121,8 +121,6 @@ fn serve(config: &Config, mesh: &Arc<Mesh>) -> anyhow::Result<()> {
     };
     let mut switch = Switch::new(switch_config, flow_memory);
     switch.recall(clock::now(), dns::keeping::left(&config.runtime_dir));
-    let all = platform::in_huge_pages(switch.tallies());
-    tracing::debug!(all, "counters of flows in huge pages");
     let (inquiries, inquired) = bounded(handover::PORTS_MAX);
     let answer = poll.clone();
     introspection.start_answering(inquired, move |reply| answer.send(Command::Answered(reply)))?;

@@ -126,19 +126,32 @@ impl Default for Timeouts {
     }
 }
 
-impl Timeouts {
-    /// How long a flow in `state` may be idle, in milliseconds.
-    pub(crate) fn idle_ms_max(&self, state: FlowState) -> u32 {
-        let limit = match state {
-            FlowState::SynSent | FlowState::SynReceived => self.handshake,
-            FlowState::Established => self.established,
-            FlowState::InitiatorClosed | FlowState::ResponderClosed => self.half_closed,
-            FlowState::Closed => self.closed,
-            FlowState::Reset => self.reset,
-            FlowState::Refused => self.refused,
-            FlowState::OneWay => self.one_way,
-            FlowState::TwoWay => self.two_way,
-        };
-        u32::try_from(limit.as_millis()).unwrap_or(u32::MAX).min(u32::MAX / 2)
+/// How long flows may be idle, in milliseconds, by their state.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct IdleLimits([u32; FlowState::ALL.len() + 1]);
+
+impl IdleLimits {
+    pub(crate) fn new(timeouts: &Timeouts) -> Self {
+        let mut limits = [0; FlowState::ALL.len() + 1];
+        for state in FlowState::ALL {
+            let limit = match state {
+                FlowState::SynSent | FlowState::SynReceived => timeouts.handshake,
+                FlowState::Established => timeouts.established,
+                FlowState::InitiatorClosed | FlowState::ResponderClosed => timeouts.half_closed,
+                FlowState::Closed => timeouts.closed,
+                FlowState::Reset => timeouts.reset,
+                FlowState::Refused => timeouts.refused,
+                FlowState::OneWay => timeouts.one_way,
+                FlowState::TwoWay => timeouts.two_way,
+            };
+            let limit_ms = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
+            limits[state as usize] = limit_ms.min(u32::MAX / 2);
+        }
+        Self(limits)
+    }
+
+    #[inline]
+    pub(crate) fn of(&self, state: FlowState) -> u32 {
+        self.0[state as usize]
     }
 }

@@ -77,13 +77,17 @@ impl Counters {
         DropReason::ALL.iter().map(|reason| (*reason, self.drops(*reason)))
     }
 
+    /// Notes a frame that goes on.
+    #[inline]
+    pub(crate) fn forward(&mut self, len_bytes: usize) {
+        self.forwarded_frames += 1;
+        self.forwarded_bytes += len_bytes as u64;
+    }
+
     #[inline]
     pub(crate) fn note(&mut self, verdict: &Verdict, len_bytes: usize) {
         match verdict {
-            Verdict::Forward(_) => {
-                self.forwarded_frames += 1;
-                self.forwarded_bytes += len_bytes as u64;
-            }
+            Verdict::Forward(_) => self.forward(len_bytes),
             Verdict::Answered => self.answered_frames += 1,
             Verdict::Drop(reason) => self.drops.0[*reason as usize] += 1,
             Verdict::NeedMore => self.need_more += 1,

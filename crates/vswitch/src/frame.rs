@@ -31,6 +31,7 @@ pub const FRAME_LEN_BYTES_MAX: usize = packet::ETHERNET_LEN_BYTES + 65_535;
 /// rest stays where the guest put it. The switch rewrites `head` and `vnet` in place, and only when it
 /// answers [`crate::Verdict::Forward`].
 #[derive(Clone, Debug)]
+#[repr(align(64))]
 pub struct Frame {
     /// The offloads that come with the frame.
     pub vnet: VnetHeader,

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use model::{FiveTuple, Protocol};
 use packet::icmp::{Meaning, Quoted};
-use packet::{Addresses, Ip, Transport};
+use packet::{Addresses, Ip, Plain, Transport};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::PortId;
@@ -45,6 +45,15 @@ impl FlowKey {
             Transport::Other => (0, 0),
         };
         Some(Self::new(ingress, ip.addresses, ip.protocol, ports))
+    }
+
+    /// As [`FlowKey::of`], of a plain packet.
+    #[inline]
+    pub(crate) fn of_plain(ingress: PortId, plain: &Plain) -> Self {
+        let protocol = if plain.tcp.is_some() { Protocol::Tcp } else { Protocol::Udp };
+        let family = if plain.is_v4 { FAMILY_V4 } else { FAMILY_V6 };
+        let rest = rest(plain.ports, ingress, protocol.number(), family);
+        Self { source: plain.source, destination: plain.destination, rest }
     }
 
     /// The key under which the packet that an ICMP error quotes came in at `ingress`.
@@ -123,6 +132,11 @@ impl FlowKey {
 
     fn rest_with(&self, ports: (u16, u16)) -> u64 {
         rest(ports, self.ingress(), self.protocol().number(), self.family())
+    }
+
+    #[inline]
+    pub(crate) fn is_tcp(&self) -> bool {
+        self.protocol() == Protocol::Tcp
     }
 
     fn is_icmp(&self) -> bool {

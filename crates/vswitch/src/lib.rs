@@ -31,6 +31,7 @@ mod counters;
 mod course;
 mod dhcp;
 mod dns;
+mod express;
 mod flow;
 mod fragment;
 mod frame;

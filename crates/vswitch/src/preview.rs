@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What can be worked out about a frame before its turn.
 
-use packet::{Network, OffloadError, Packet, ParseError, VnetHeader};
+use model::MacAddr;
+use packet::{Network, OffloadError, Packet, ParseError, Plain, Tcp, VnetHeader};
 
 use crate::key::FlowKey;
-use crate::table::{Home, Places, Tally};
+use crate::slot::CACHE_LINE_BYTES;
+use crate::table::{Home, Places};
 use crate::{FlowSlot, FlowSlots, Frame, PortId, Switch};
 
 /// What a frame says, and where its flow would be: nothing that another frame could change.
@@ -13,17 +15,53 @@ use crate::{FlowSlot, FlowSlots, Frame, PortId, Switch};
 /// and only then has the first one decided upon: slots are far from the cache.
 #[derive(Clone, Debug)]
 pub struct Preview {
+    /// What its flow is looked up by, if it is an IP packet; nothing if it can have none.
+    pub(crate) flow: Option<(FlowKey, Home)>,
+    pub(crate) reading: Reading,
+}
+
+/// How much of a frame was read.
+#[derive(Clone, Debug)]
+pub(crate) enum Reading {
+    /// As much as a steady flow needs; if that is not enough, the frame is read once more.
+    Plain(Glance),
+    Whole(Whole),
+}
+
+/// What a steady flow needs to know of a plain packet that is not to be cut.
+#[derive(Clone, Debug)]
+pub(crate) struct Glance {
+    pub(crate) source: MacAddr,
+    pub(crate) destination: MacAddr,
+    /// The segment if it is TCP, else it is UDP.
+    pub(crate) tcp: Option<Tcp>,
+}
+
+/// All that a frame says.
+#[derive(Clone, Debug)]
+pub(crate) struct Whole {
     pub(crate) packet: Result<Packet, ParseError>,
     /// The offloads to hand on, if it is an IP packet.
     pub(crate) vnet: Result<VnetHeader, OffloadError>,
-    /// What its flow is looked up by, if it is an IP packet; nothing if it can have none.
-    pub(crate) flow: Option<(FlowKey, Home)>,
 }
 
 impl Default for Preview {
     fn default() -> Self {
         let packet = Err(ParseError::NeedMore { need_bytes: 0 });
-        Self { packet, vnet: Ok(VnetHeader::default()), flow: None }
+        Self { flow: None, reading: Reading::Whole(Whole { packet, vnet: Ok(VnetHeader::default()) }) }
+    }
+}
+
+impl Whole {
+    pub(crate) fn read(frame: &Frame) -> Self {
+        let packet = Packet::parse(frame.parsable());
+        let vnet = match &packet {
+            Ok(Packet { network: Network::Ip(ip), .. }) => {
+                frame.vnet.forwarded(frame.total_len_bytes, Some(ip))
+            }
+            _ => Ok(frame.vnet),
+        };
+        Self { packet, vnet }
     }
 }
 
@@ -39,15 +77,32 @@ impl Preview {
     /// what it has just written in two must wait for all stores before them.
     #[inline]
     pub(crate) fn read(&mut self, places: &Places, ingress: PortId, frame: &Frame) {
-        let packet = Packet::parse(frame.parsable());
-        (self.flow, self.vnet) = match &packet {
+        if frame.vnet.gso_type == 0
+            && let Some(plain) = Plain::read(frame.parsable())
+        {
+            let key = FlowKey::of_plain(ingress, &plain);
+            self.flow = Some((key, places.home(&key)));
+            self.reading = Reading::Plain(Glance {
+                source: plain.ethernet_source,
+                destination: plain.ethernet_destination,
+                tcp: plain.tcp,
+            });
+            return;
+        }
+        self.read_whole(places, ingress, frame);
+    }
+
+    /// As [`Preview::read`], whatever is in the frame.
+    #[inline(never)]
+    pub(crate) fn read_whole(&mut self, places: &Places, ingress: PortId, frame: &Frame) {
+        let whole = Whole::read(frame);
+        self.flow = match &whole.packet {
             Ok(Packet { network: Network::Ip(ip), .. }) => {
-                let flow = FlowKey::of(ingress, ip).map(|key| (key, places.home(&key)));
-                (flow, frame.vnet.forwarded(frame.total_len_bytes, Some(ip)))
+                FlowKey::of(ingress, ip).map(|key| (key, places.home(&key)))
             }
-            _ => (None, Ok(frame.vnet)),
+            _ => None,
         };
-        self.packet = packet;
+        self.reading = Reading::Whole(whole);
     }
 }
 
@@ -57,30 +112,29 @@ impl Preview {
 pub struct Previewer {
     places: Places,
     slots_at: usize,
-    tallies_at: usize,
 }
 
 impl<S: FlowSlots> Switch<S> {
     /// What previews frames for this switch, for as long as it lives.
     #[must_use]
     pub fn previewer(&self) -> Previewer {
-        let (slots_at, tallies_at) = self.table.addresses();
-        Previewer { places: self.table.places.clone(), slots_at, tallies_at }
+        Previewer { places: self.table.places.clone(), slots_at: self.table.address() }
     }
-}
 
-impl<S: FlowSlots> Switch<S> {
     /// The address of one more cache line than those of [`Previewer::likely_lines`] that the decision will most likely
-    /// need: of a translated flow, the slot of its other direction, which says what packets leave with. Looks into the
-    /// flow's own slot, which should have been fetched; only a hint, too.
+    /// need: of a translated flow, the slot of its other direction, which says what packets leave with; of a connection,
+    /// what is counted there. Looks into the flow's own slot, which should have been fetched; only a hint, too.
     #[inline]
     #[must_use]
     pub fn likely_partner_line(&self, preview: &Preview) -> Option<usize> {
-        let (_, home) = preview.flow.as_ref()?;
+        let (key, home) = preview.flow.as_ref()?;
         let slot = self.table.slot(home.position());
-        let (slots_at, _) = self.table.addresses();
-        slot.is_translated()
-            .then(|| slots_at.wrapping_add(slot.partner().wrapping_mul(size_of::<FlowSlot>())))
+        let line = match (slot.is_translated(), key.is_tcp()) {
+            (true, _) => 0,
+            (false, true) => CACHE_LINE_BYTES,
+            (false, false) => return None,
+        };
+        Some(slot_at(self.table.address(), slot.partner()).wrapping_add(line))
     }
 }
 
@@ -96,8 +150,13 @@ impl Previewer {
     #[inline]
     #[must_use]
     pub fn likely_lines(&self, preview: &Preview) -> Option<[usize; 2]> {
-        let position = preview.flow.as_ref().map(|(_, home)| home.position())?;
-        let line = |start: usize, len: usize| start.wrapping_add(position.wrapping_mul(len));
-        Some([line(self.slots_at, size_of::<FlowSlot>()), line(self.tallies_at, size_of::<Tally>())])
+        let (_, home) = preview.flow.as_ref()?;
+        let slot = slot_at(self.slots_at, home.position());
+        Some([slot, slot.wrapping_add(CACHE_LINE_BYTES)])
     }
+}
+
+#[inline]
+fn slot_at(first: usize, position: usize) -> usize {
+    first.wrapping_add(position.wrapping_mul(size_of::<FlowSlot>()))
 }

@@ -4,17 +4,18 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::key::FlowKey;
-use crate::table::SLOTS_MAX;
+use crate::table::{SLOTS_MAX, Tally};
 use crate::tcp::Progress;
 use crate::{FlowState, PortId};
 
-/// One direction of a flow: a cache line, plain bytes, all zero when free.
+/// One direction of a flow: a cache line that decides, and one beside it in which is counted; plain bytes, all zero when
+/// free.
 ///
 /// What names the flow is covered by a keyed check; what changes with every frame is not, and each such
 /// field is written whole. So a process killed at any instruction leaves slots that are either right or
 /// recognised as wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C, align(64))]
+#[repr(C, align(128))]
 pub struct FlowSlot {
     pub(crate) key: FlowKey,
     /// Position of the other direction's slot in the low bits, [`Progress::marks`] in the highest byte.
@@ -31,9 +32,16 @@ pub struct FlowSlot {
     state: u8,
     /// Which of this process's snapshots has judged the flow; zero: none.
     pub(crate) epoch: u8,
+    /// Means something to this process only.
+    pub(crate) tally: Tally,
+    spare: [u64; 4],
 }
 
-const _: () = assert!(size_of::<FlowSlot>() == 64, "a slot is one cache line");
+pub(crate) const CACHE_LINE_BYTES: usize = 64;
+const _: () =
+    assert!(std::mem::offset_of!(FlowSlot, tally) == CACHE_LINE_BYTES, "what decides is one cache line");
+const _: () =
+    assert!(size_of::<FlowSlot>() == 2 * CACHE_LINE_BYTES, "a slot is two cache lines, in one page");
 
 /// Set in the state of the slot that the initiator's frames hit.
 const INITIATOR: u8 = 0x80;
@@ -61,6 +69,8 @@ impl FlowSlot {
         output: 0,
         state: 0,
         epoch: 0,
+        tally: Tally::of_flow(0),
+        spare: [0; 4],
     };
 
     pub(crate) fn new(
@@ -87,6 +97,11 @@ impl FlowSlot {
     #[inline]
     pub(crate) fn is_free(&self) -> bool {
         self.state == 0
+    }
+
+    /// Whether nothing was ever written to what decides.
+    pub(crate) fn is_blank(&self) -> bool {
+        Self { tally: Self::FREE.tally, ..*self } == Self::FREE
     }
 
     /// Whether this is the initiator's direction.

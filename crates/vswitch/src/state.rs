@@ -37,7 +37,7 @@ pub enum FlowState {
 }
 
 impl FlowState {
-    const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::SynSent,
         Self::SynReceived,
         Self::Established,

@@ -10,14 +10,16 @@ use packet::{Addresses, Ethernet, Fragment, Ip, Network, ParseError, Tcp, TcpFla
 use packet::{edit, emit};
 
 use crate::checks::Checks;
+use crate::config::IdleLimits;
 use crate::dns::Dns;
 use crate::fragment;
 use crate::key::FlowKey;
 use crate::outbox::Outbox;
 use crate::ports::{Port, PortState, Ports};
+use crate::preview::{Reading, Whole};
 use crate::qos::Meters;
 use crate::services::Balancers;
-use crate::table::{FlowTable, millisecond};
+use crate::table::{FlowTable, Home, millisecond};
 use crate::{
     Answers, Counters, DropReason, Emission, FRAME_LEN_BYTES_MAX, FlowChange, FlowEnd, FlowEvent, FlowRecord,
     FlowSlot, FlowSlots, FlowState, Frame, MeterRecord, PortId, Preview, SwitchConfig, Turn, Uplink, Verdict,
@@ -29,6 +31,7 @@ use crate::{
 /// a second, and drain [`Switch::emissions`] and [`Switch::events`] after either.
 pub struct Switch<S = Vec<FlowSlot>> {
     pub(crate) config: SwitchConfig,
+    pub(crate) idle_limits: IdleLimits,
     pub(crate) table: FlowTable<S>,
     pub(crate) ports: Ports,
     pub(crate) states: Vec<PortState>,
@@ -88,6 +91,7 @@ impl<S: FlowSlots> Switch<S> {
         counters.flows_adopted = table.len() as u64;
         counters.slots_discarded = discarded;
         Self {
+            idle_limits: IdleLimits::new(&config.timeouts),
             config,
             table,
             ports: Ports::default(),
@@ -165,9 +169,33 @@ impl<S: FlowSlots> Switch<S> {
     ) -> Verdict {
         self.now = now;
         (frame.services, frame.mirror) = (ServiceFlags::NONE, None);
-        let verdict = self.decide(ingress, frame, preview, answers);
+        if answers.is_none()
+            && let Some(output) = self.express(ingress, frame, preview)
+        {
+            return Verdict::Forward(output);
+        }
+        let verdict = self.decide_whole(ingress, frame, preview, answers);
         self.counters.note(&verdict, frame.total_len_bytes);
         verdict
+    }
+
+    /// Decides about any frame.
+    pub(crate) fn decide_whole(
+        &mut self,
+        ingress: PortId,
+        frame: &mut Frame,
+        preview: &Preview,
+        answers: Option<&Answers>,
+    ) -> Verdict {
+        let read;
+        let whole = match &preview.reading {
+            Reading::Whole(whole) => whole,
+            Reading::Plain(_) => {
+                read = Whole::read(frame);
+                &read
+            }
+        };
+        self.decide(ingress, frame, whole, preview.flow, answers)
     }
 
     /// Frames of the switch's own, oldest first.
@@ -200,12 +228,6 @@ impl<S: FlowSlots> Switch<S> {
         self.ports.port(port).map_or_else(Turn::default, |port| port.turn)
     }
 
-    /// What is counted for each slot of the table: memory that is looked up at random, which whoever made the switch may
-    /// have kept in larger pages.
-    pub fn tallies(&self) -> &[impl Sized] {
-        self.table.tallies()
-    }
-
     /// Number of flows in the table.
     pub fn flow_count(&self) -> usize {
         self.table.len()
@@ -215,14 +237,15 @@ impl<S: FlowSlots> Switch<S> {
         &mut self,
         ingress: PortId,
         frame: &mut Frame,
-        preview: &Preview,
+        whole: &Whole,
+        flow: Option<(FlowKey, Home)>,
         answers: Option<&Answers>,
     ) -> Verdict {
         let Some(port) = self.ports.port(ingress) else { return Verdict::Drop(DropReason::NoPort) };
         if frame.total_len_bytes > FRAME_LEN_BYTES_MAX {
             return Verdict::Drop(DropReason::TooLong);
         }
-        let packet = match &preview.packet {
+        let packet = match &whole.packet {
             Ok(packet) => packet,
             Err(error) => return unreadable(*error, frame),
         };
@@ -233,24 +256,24 @@ impl<S: FlowSlots> Switch<S> {
             Network::Arp(arp) => self.answer_arp(ingress, arp),
             Network::Other => Verdict::Drop(DropReason::EtherType),
             Network::Ip(ip) => {
-                let Ok(vnet) = preview.vnet else { return Verdict::Drop(DropReason::BadOffload) };
+                let Ok(vnet) = whole.vnet else { return Verdict::Drop(DropReason::BadOffload) };
                 let ethernet = &packet.ethernet;
-                self.decide_ip(&mut Arrival { ingress, frame, ethernet, ip, vnet, answers }, preview)
+                self.decide_ip(&mut Arrival { ingress, frame, ethernet, ip, vnet, answers }, flow)
             }
         }
     }
 
-    fn decide_ip(&mut self, arrival: &mut Arrival<'_>, preview: &Preview) -> Verdict {
+    fn decide_ip(&mut self, arrival: &mut Arrival<'_>, flow: Option<(FlowKey, Home)>) -> Verdict {
         match arrival.ip.fragment {
-            None => self.decide_packet(arrival, preview),
-            Some(piece) if piece.offset_bytes == 0 => self.decide_first(arrival, preview, piece),
+            None => self.decide_packet(arrival, flow),
+            Some(piece) if piece.offset_bytes == 0 => self.decide_first(arrival, flow, piece),
             Some(piece) => self.decide_later(arrival, piece),
         }
     }
 
     #[inline]
-    fn decide_packet(&mut self, arrival: &mut Arrival<'_>, preview: &Preview) -> Verdict {
-        let Some((key, home)) = preview.flow else {
+    fn decide_packet(&mut self, arrival: &mut Arrival<'_>, flow: Option<(FlowKey, Home)>) -> Verdict {
+        let Some((key, home)) = flow else {
             return self.decide_message(arrival);
         };
         match self.table.find_from(home, &key) {
@@ -266,12 +289,17 @@ impl<S: FlowSlots> Switch<S> {
     }
 
     /// The first piece of a packet, which carries its ports.
-    fn decide_first(&mut self, arrival: &mut Arrival<'_>, preview: &Preview, piece: Fragment) -> Verdict {
-        let Some((key, _)) = preview.flow else { return Verdict::Drop(DropReason::Fragment) };
+    fn decide_first(
+        &mut self,
+        arrival: &mut Arrival<'_>,
+        flow: Option<(FlowKey, Home)>,
+        piece: Fragment,
+    ) -> Verdict {
+        let Some((key, _)) = flow else { return Verdict::Drop(DropReason::Fragment) };
         if fragment::is_malformed(arrival.ip, piece) {
             return Verdict::Drop(DropReason::Malformed);
         }
-        let verdict = self.decide_packet(arrival, preview);
+        let verdict = self.decide_packet(arrival, flow);
         // A packet with a fragment header may well be whole (RFC 6946).
         // Its other pieces wait behind it if it does.
         if piece.more && matches!(verdict, Verdict::Forward(_) | Verdict::Hold(_)) {
@@ -324,7 +352,7 @@ impl<S: FlowSlots> Switch<S> {
         let now_ms = millisecond(self.now);
         let slot = *self.table.slot(index);
         let Some(state) = slot.state() else { return self.open_flow(arrival, key, None) };
-        if slot.idle_ms(now_ms) > self.config.timeouts.idle_ms_max(state) && self.is_expired(index, now_ms) {
+        if slot.idle_ms(now_ms) > self.idle_limits.of(state) && self.is_expired(index, now_ms) {
             self.end_flow(self.table.flow_at(index), FlowChange::Closed);
             return self.open_flow(arrival, key, None);
         }
@@ -447,7 +475,7 @@ impl<S: FlowSlots> Switch<S> {
     /// Whether neither direction has been heard for as long as its state allows.
     pub(crate) fn is_expired(&self, index: usize, now_ms: u32) -> bool {
         let position = self.table.flow_at(index);
-        let limit_ms = self.config.timeouts.idle_ms_max(self.table.state(position));
+        let limit_ms = self.idle_limits.of(self.table.state(position));
         self.table.idle_ms(position, now_ms) > limit_ms
     }
 

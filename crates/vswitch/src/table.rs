@@ -7,8 +7,8 @@
 //! are over first, then unanswered ones, then those idle for [`EVICTABLE_IDLE_MS`], the longest idle of each
 //! kind first. Guests choose their tuples, therefore the hash is keyed with a secret seed.
 //!
-//! Slots are in the caller's memory. Beside them, in private memory, lie counters per slot and a dense list
-//! of flows, which is what a sweep walks.
+//! Slots are in the caller's memory. Beside them, in private memory, lies a dense list of flows, which is what a sweep
+//! walks.
 
 use std::hash::Hasher as _;
 
@@ -16,6 +16,7 @@ use foldhash::SharedSeed;
 use foldhash::quality::FoldHasher;
 use model::{Moment, Protocol, ServiceFlags};
 use packet::{Tcp, TcpFlags};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::flow::Flow;
 use crate::key::FlowKey;
@@ -24,7 +25,7 @@ use crate::{DropReason, FlowSlot, FlowSlots, FlowState};
 
 /// Fewest slots a table can work with.
 pub const SLOTS_MIN: usize = WINDOW_SLOTS;
-/// Most slots a table uses: 1 GiB.
+/// Most slots a table uses: 2 GiB.
 pub const SLOTS_MAX: usize = 1 << 24;
 
 /// How far from its hash a key may live.
@@ -32,7 +33,7 @@ const WINDOW_SLOTS: usize = 32;
 /// How long an answered flow must have been idle before it may be evicted.
 const EVICTABLE_IDLE_MS: u32 = 10_000;
 /// Changes whenever the meaning of a slot's bytes changes, so that a successor does not adopt old ones.
-const LAYOUT: u64 = 3;
+const LAYOUT: u64 = 4;
 /// Where TCP flags begin in the first word of a tally; below is a flow's position.
 const FLAGS_BIT: u32 = 24;
 /// The bits of a position: fewer flows than that fit the largest table, but for one.
@@ -45,9 +46,9 @@ pub(crate) fn millisecond(now: Moment) -> u32 {
     (now.0 / 1_000_000) as u32
 }
 
-/// What is kept of a slot's direction in this process only. Aligned so that one fetch brings all of it.
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(32))]
+/// What is counted of a slot's direction in this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
 pub(crate) struct Tally {
     /// Position in the list of flows; in the high byte all TCP flags seen.
     flow_and_flags: u32,
@@ -57,11 +58,9 @@ pub(crate) struct Tally {
     bytes: u64,
 }
 
-const _: () = assert!(size_of::<Tally>() == 32, "a tally is half a cache line");
-
 impl Tally {
-    fn of_flow(position: u32) -> Self {
-        Self { flow_and_flags: position, limits: Limits::default(), frames: 0, bytes: 0 }
+    pub(crate) const fn of_flow(position: u32) -> Self {
+        Self { flow_and_flags: position, limits: Limits::NONE, frames: 0, bytes: 0 }
     }
 
     #[inline]
@@ -137,7 +136,6 @@ impl Places {
 
 pub(crate) struct FlowTable<S> {
     slots: S,
-    tallies: Vec<Tally>,
     flows: Vec<Flow>,
     /// How many slots from its hash the farthest key has ever lived.
     reach: usize,
@@ -153,11 +151,16 @@ impl<S: FlowSlots> FlowTable<S> {
         let len = 1 << len.ilog2();
         let mut table = Self {
             slots,
-            tallies: vec![Tally::of_flow(NO_FLOW); len],
             flows: Vec::new(),
             reach: WINDOW_SLOTS - 1,
             places: Places { mask: len - 1, seed, shared: SharedSeed::from_u64(seed ^ LAYOUT) },
         };
+        for index in 0..len {
+            // Free ones stay memory that was never written.
+            if *table.slot(index) != FlowSlot::FREE {
+                table.slot_mut(index).tally = Tally::of_flow(NO_FLOW);
+            }
+        }
         for index in 0..len {
             if let Some((partner, state)) = table.intact(index) {
                 let flow = Flow {
@@ -183,11 +186,14 @@ impl<S: FlowSlots> FlowTable<S> {
                     rtt: None,
                 };
                 for (member, peer) in [(index, partner), (partner, index)] {
-                    table.tallies[member].move_to(table.flows.len() as u32);
-                    table.tallies[member].limits = Limits::adopted(table.slot(peer).progress());
-                    table.slot_mut(member).set_state(state);
-                    table.slot_mut(member).set_served(false);
-                    table.slot_mut(member).epoch = 0;
+                    let position = table.flows.len() as u32;
+                    let limits = Limits::adopted(table.slot(peer).progress());
+                    let slot = table.slot_mut(member);
+                    slot.tally.move_to(position);
+                    slot.tally.limits = limits;
+                    slot.set_state(state);
+                    slot.set_served(false);
+                    slot.epoch = 0;
                 }
                 table.flows.push(flow);
             }
@@ -232,8 +238,8 @@ impl<S: FlowSlots> FlowTable<S> {
     fn discard_strays(&mut self) -> u64 {
         let mut discarded = 0;
         for index in 0..=self.places.mask {
-            if self.tallies[index].flow() == NO_FLOW && self.slots.as_ref()[index] != FlowSlot::FREE {
-                discarded += 1;
+            if *self.slot(index) != FlowSlot::FREE && self.slot(index).tally.flow() == NO_FLOW {
+                discarded += u64::from(!self.slot(index).is_blank());
                 *self.slot_mut(index) = FlowSlot::FREE;
             }
         }
@@ -256,9 +262,9 @@ impl<S: FlowSlots> FlowTable<S> {
         index.wrapping_sub(self.places.home(&self.slot(index).key).0) & self.places.mask
     }
 
-    /// Addresses of the first slot and of what is counted there.
-    pub(crate) fn addresses(&self) -> (usize, usize) {
-        (self.slots.as_ref().as_ptr().addr(), self.tallies.as_ptr().addr())
+    /// Address of the first slot.
+    pub(crate) fn address(&self) -> usize {
+        self.slots.as_ref().as_ptr().addr()
     }
 
     /// The first slots in which a key may live.
@@ -278,8 +284,13 @@ impl<S: FlowSlots> FlowTable<S> {
     #[inline]
     pub(crate) fn find_from(&self, home: Home, key: &FlowKey) -> Option<u32> {
         let slots = self.slots.as_ref();
-        let mut window = self.window(home, self.reach + 1);
-        Some(window.find(|index| slots[*index].key.is(key) && !slots[*index].is_free())? as u32)
+        let is_here = |index: usize| slots[index].key.is(key) && !slots[index].is_free();
+        // Nearly always the first.
+        if is_here(home.0) {
+            return Some(home.0 as u32);
+        }
+        let mut others = self.window(home, self.reach + 1).skip(1);
+        Some(others.find(|index| is_here(*index))? as u32)
     }
 
     #[inline]
@@ -337,7 +348,7 @@ impl<S: FlowSlots> FlowTable<S> {
             let mut slot = FlowSlot::new(key, output, partner, (index == initiator, translated));
             slot.set_state(state);
             slot.check = self.check(&slot);
-            self.tallies[index as usize] = Tally::of_flow(position as u32);
+            slot.tally = Tally::of_flow(position as u32);
             *self.slot_mut(index as usize) = slot;
             self.reach = self.reach.max(self.distance(index as usize));
         }
@@ -350,17 +361,12 @@ impl<S: FlowSlots> FlowTable<S> {
         let flow = self.flows.swap_remove(position);
         for index in members(&flow) {
             *self.slot_mut(index) = FlowSlot::FREE;
-            self.tallies[index] = Tally::of_flow(NO_FLOW);
         }
         if let Some(moved) = self.flows.get(position) {
             for index in members(moved) {
-                self.tallies[index].move_to(position as u32);
+                self.slots.as_mut()[index].tally.move_to(position as u32);
             }
         }
-    }
-
-    pub(crate) fn tallies(&self) -> &[Tally] {
-        &self.tallies
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -378,7 +384,7 @@ impl<S: FlowSlots> FlowTable<S> {
     /// Position of the flow that owns an occupied slot.
     #[inline]
     pub(crate) fn flow_at(&self, index: usize) -> usize {
-        self.tallies[index].flow() as usize
+        self.slot(index).tally.flow() as usize
     }
 
     /// The keys of both directions, the initiator's first. A refused flow answers as if it were not translated.
@@ -455,40 +461,40 @@ impl<S: FlowSlots> FlowTable<S> {
         tcp: &Tcp,
         scale: Option<u8>,
     ) -> Result<FlowState, DropReason> {
-        let slot = &mut self.slots.as_mut()[index];
-        let (own, from_initiator) = (slot.progress(), slot.is_initiator());
-        let partner = slot.partner();
-        let limits = self.tallies.get_disjoint_mut([index, partner]);
-        let [own_tally, peer_tally] = limits.expect("a connection has two slots");
-        let limits = BothLimits(&mut own_tally.limits, &mut peer_tally.limits);
+        let partner = self.slot(index).partner();
+        let both = self.slots.as_mut().get_disjoint_mut([index, partner]);
+        let [slot, partner] = both.expect("a connection has two slots");
+        let (own, peer, from_initiator) = (slot.progress(), partner.progress(), slot.is_initiator());
+        let limits = BothLimits(&mut slot.tally.limits, &mut partner.tally.limits);
         if is_steady(state, tcp) {
-            slot.set_progress(own.advance(tcp, limits)?);
+            let own = own.advance(tcp, limits)?;
+            slot.set_progress(own);
             return Ok(state);
         }
-        let ends = Ends { own, peer: self.slots.as_ref()[partner].progress(), from_initiator };
+        let ends = Ends { own, peer, from_initiator };
         let (after, own, peer) = ends.follow(state, tcp, scale, limits)?;
-        self.slot_mut(index).set_progress(own);
-        self.slot_mut(partner).set_progress(peer);
+        slot.set_progress(own);
+        partner.set_progress(peer);
         Ok(after)
     }
 
     /// Notes that a later piece of a segment, which came through the slot at `index`, reaches up to `end`.
     pub(crate) fn extend(&mut self, index: usize, end: u32) {
-        let slot = &mut self.slots.as_mut()[index];
-        let progress = slot.progress().extended(end, &mut self.tallies[slot.partner()].limits);
-        slot.set_progress(progress);
+        let (own, partner) = (self.slot(index).progress(), self.slot(index).partner());
+        let progress = own.extended(end, &mut self.slot_mut(partner).tally.limits);
+        self.slot_mut(index).set_progress(progress);
     }
 
     /// Whether the packet of which an ICMP error quotes this sequence number may have come through the slot at
     /// `index` lately (RFC 5927 section 4.1).
     pub(crate) fn may_have_sent(&self, index: usize, sequence: u32) -> bool {
-        self.tallies[index].limits.covers(self.slot(index).progress(), sequence)
+        self.slot(index).tally.limits.covers(self.slot(index).progress(), sequence)
     }
 
     /// Counts a frame that came through a slot.
     #[inline]
     pub(crate) fn count(&mut self, index: usize, len_bytes: usize, flags: TcpFlags) {
-        let tally = &mut self.tallies[index];
+        let tally = &mut self.slot_mut(index).tally;
         tally.flow_and_flags |= u32::from(flags.0) << FLAGS_BIT;
         tally.frames += 1;
         tally.bytes += len_bytes as u64;
@@ -496,7 +502,7 @@ impl<S: FlowSlots> FlowTable<S> {
 
     /// Frames and bytes that came through a slot, with all their TCP flags.
     pub(crate) fn counted(&self, index: u32) -> (u64, u64, TcpFlags) {
-        let tally = &self.tallies[index as usize];
+        let tally = &self.slot(index as usize).tally;
         (tally.frames, tally.bytes, TcpFlags((tally.flow_and_flags >> FLAGS_BIT) as u8))
     }
 }

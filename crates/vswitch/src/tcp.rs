@@ -19,6 +19,7 @@
 //! Selective acknowledgments need no care: they never move the edge of a window.
 
 use packet::{Tcp, TcpFlags};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{DropReason, FlowState};
 
@@ -88,7 +89,7 @@ impl Progress {
 }
 
 /// What the other end allows this one to send.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub(crate) struct Limits {
     /// The edge of the peer's window: where data may begin at the latest. Counted from the end of a SYN that
@@ -103,9 +104,13 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
+    /// Nothing is known.
+    pub(crate) const NONE: Self =
+        Self { sequence_max: 0, acknowledgment_max: 0, peer_reach: 0, own_reach: 0 };
+
     /// What is known of a connection that was taken over.
     pub(crate) fn adopted(peer: Progress) -> Self {
-        Self { acknowledgment_max: peer.sequence_end, ..Self::default() }
+        Self { acknowledgment_max: peer.sequence_end, ..Self::NONE }
     }
 
     /// Whether an end that has come this far may send the segment, which acknowledges something.

@@ -6,4 +6,5 @@ mod finishing;
 mod malformed;
 mod options;
 mod oracle;
+mod plain;
 mod readdressing;

@@ -7,6 +7,7 @@ mod dns;
 mod dns_learned;
 mod dns_tcp;
 mod dns_upstream;
+mod express;
 mod external;
 mod forwarding;
 mod fragments;

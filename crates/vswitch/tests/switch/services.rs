@@ -199,8 +199,8 @@ fn datagrams_and_ipv6_are_translated_alike() {
 }
 
 #[test]
-fn what_a_translated_flow_needs_beside_its_slot_is_known_ahead() {
-    let mut memory = memory(64);
+fn what_is_needed_of_a_flows_other_direction_is_known_ahead() {
+    let mut memory = memory(1024);
     let mut world = World::with_services(&mut memory, allow(), OneService::at(&[API]));
     let call = Call { from: WEB, source_port: 40_000 };
     let (_, seen) = goes(&mut world, WEB, &call.out(SYN, (1000, 0)));
@@ -213,11 +213,15 @@ fn what_a_translated_flow_needs_beside_its_slot_is_known_ahead() {
     };
     let out = preview(WEB, &call.out(ACK, (1001, 5001)));
     let back = preview(API, &Call::answer(&seen, SYN | ACK, (5000, 1001), API));
-    let slot = |preview: &Preview| previewer.likely_lines(preview).map(|[slot, _]| slot);
-    assert_eq!(world.switch.likely_partner_line(&out), slot(&back));
-    assert_eq!(world.switch.likely_partner_line(&back), slot(&out));
-    let known = preview(WEB, &plain.out(ACK, 1001, 5001, 0));
-    assert_eq!(world.switch.likely_partner_line(&known), None);
+    let lines = |preview: &Preview| previewer.likely_lines(preview).unwrap();
+    assert_eq!(world.switch.likely_partner_line(&out), Some(lines(&back)[0]));
+    assert_eq!(world.switch.likely_partner_line(&back), Some(lines(&out)[0]));
+    let [out, back] = [(WEB, plain.out(ACK, 1001, 5001, 0)), (DB, plain.back(ACK, 5001, 1001, 0))]
+        .map(|(port, bytes)| preview(port, &bytes));
+    assert_eq!(world.switch.likely_partner_line(&out), Some(lines(&back)[1]), "limits of the other end");
+    world.forwards(WEB, &udp(WEB, DB, (4000, 4000)), DB);
+    let datagram = preview(WEB, &udp(WEB, DB, (4000, 4000)));
+    assert_eq!(world.switch.likely_partner_line(&datagram), None);
 }
 
 #[test]
