@@ -3,7 +3,7 @@
 //!
 //! `switch` runs the daemon as it ships, policy and connection tracking on, between guests of DPDK's `testpmd`
 //! (virtio-user, frames looped from memory). Generator on CPU 0, poll thread on CPU 1. With `--peers`, Open vSwitch
-//! does the same work in turns with it.
+//! does the same work in turns with it, and so do bare back ends that decide nothing: nobody can be faster.
 //!
 //! `introspect` boots machines and times what the daemon reads of them; `services` measures what services cost: see the
 //! modules.
@@ -25,7 +25,7 @@ use std::num::NonZeroUsize;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use self::cases::{CASES, Case, Peer};
+use self::cases::{CASES, Case, Load, Peer};
 pub use self::introspect::run as introspect;
 use self::rounds::{Contender, Sample, measure, median, probe};
 use crate::{demo, packages, shell, test};
@@ -59,6 +59,8 @@ struct Figure {
     peer: Option<f64>,
     /// Median of the rounds' own ratios of ours to the peer's.
     ratio: Option<f64>,
+    /// What bare back ends come to under the same load: as much as the generator and the rings allow.
+    bare: Option<f64>,
     unit: &'static str,
     rounds: usize,
     /// Whether enough rounds were: otherwise all were taken, and other work on the machine is in the figures.
@@ -78,7 +80,10 @@ pub fn switch(options: &Options) -> Result<()> {
     shell::show(&mut test::shipped())?;
     go_ahead();
     if !options.json {
-        println!("{:<32} {:>12} {:>12} {:>7}  unit     rounds", "case", "ours", "peer", "ratio");
+        println!(
+            "{:<32} {:>12} {:>12} {:>7} {:>12}  unit     rounds",
+            "case", "ours", "peer", "ratio", "bare"
+        );
     }
     let wanted = |case: &&Case| options.case.as_ref().is_none_or(|part| case.name.contains(part.as_str()));
     for case in CASES.iter().filter(wanted) {
@@ -88,12 +93,13 @@ pub fn switch(options: &Options) -> Result<()> {
             println!("{}", serde_json::to_string(&figure)?);
         } else {
             let Figure { case, ours, unit, rounds, steady, .. } = figure;
-            let shown = |value: Option<f64>, digits: usize| {
-                value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
-            };
-            let (peer, ratio) = (shown(figure.peer, 2), shown(figure.ratio, 2));
+            let shown =
+                |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.2}"));
+            let [peer, ratio, bare] = [figure.peer, figure.ratio, figure.bare].map(shown);
             let unsteady = if steady { "" } else { " unsteady" };
-            println!("{case:<32} {ours:>12.2} {peer:>12} {ratio:>7}  {unit:<8} {rounds}{unsteady}");
+            println!(
+                "{case:<32} {ours:>12.2} {peer:>12} {ratio:>7} {bare:>12}  {unit:<8} {rounds}{unsteady}"
+            );
         }
     }
     Ok(())
@@ -104,10 +110,11 @@ fn go_ahead() {
     let _ = fs::write("/proc/self/autogroup", "-20");
 }
 
-/// One round: ours, and the peer's where there is one.
+/// One round: ours, and the others' where there are some.
 struct Round {
     ours: f64,
     peer: Option<f64>,
+    bare: Option<f64>,
     steady: bool,
 }
 
@@ -129,6 +136,7 @@ fn figure(case: &Case, peers: bool, rounds_max: usize) -> Result<Figure> {
     }
     let mut ours: Vec<f64> = rounds.iter().map(|round| round.ours).collect();
     let mut others: Vec<f64> = rounds.iter().filter_map(|round| round.peer).collect();
+    let mut bare: Vec<f64> = rounds.iter().filter_map(|round| round.bare).collect();
     let mut ratios: Vec<f64> = rounds.iter().filter_map(|round| Some(round.ours / round.peer?)).collect();
     let middle = |values: &mut [f64]| (!values.is_empty()).then(|| median(values));
     Ok(Figure {
@@ -136,6 +144,7 @@ fn figure(case: &Case, peers: bool, rounds_max: usize) -> Result<Figure> {
         ours: median(&mut ours),
         peer: middle(&mut others),
         ratio: middle(&mut ratios),
+        bare: middle(&mut bare),
         unit: case.unit,
         rounds: rounds.len(),
         steady: enough,
@@ -146,8 +155,11 @@ fn round(case: &Case, peer: Option<Contender>, probed: bool) -> Result<Round> {
     let before = if probed { probe()? } else { 1.0 };
     let Sample { value: ours, steady } = measure(Contender::Ours(case.ours), case.load)?;
     let peer = peer.map(|peer| measure(peer, case.load)).transpose()?;
+    let compares = matches!(case.load, Load::Stream { in_bits: false, .. });
+    let bare = (probed && compares).then(|| measure(Contender::Bare, case.load)).transpose()?;
     let after = if probed { probe()? } else { 1.0 };
     let even = before.max(after) / before.min(after) <= PROBE_RATIO_MAX;
     let steady = steady && even && peer.is_none_or(|sample| sample.steady);
-    Ok(Round { ours, peer: peer.map(|sample| sample.value), steady })
+    let [peer, bare] = [peer, bare].map(|sample| sample.map(|sample| sample.value));
+    Ok(Round { ours, peer, bare, steady })
 }

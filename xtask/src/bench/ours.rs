@@ -75,7 +75,7 @@ fn resources(sockets: &[PathBuf], program: Program) -> Vec<String> {
     }
     resources.push(policy("all", "{action: Allow}"));
     let rules = match program {
-        Program::Forward | Program::Track | Program::Interactive => return resources,
+        Program::Forward | Program::Hop | Program::Track | Program::Interactive => return resources,
         Program::Acl { rules } => rules,
         Program::Service => {
             resources.push(service("s", &format!("{{port: {SERVER_PORT}, protocol: UDP}}"), Some(SERVICE)));

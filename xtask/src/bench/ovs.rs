@@ -101,10 +101,11 @@ impl Ovs {
     /// # Errors
     /// When it does not answer.
     pub fn connections(&self) -> Result<u64> {
-        let control = self.dir.join(format!("ovs-vswitchd.{}.ctl", self.pid()));
+        let name = Path::new(DAEMON).file_name().unwrap_or_default();
+        let control = self.dir.join(format!("{}.{}.ctl", name.display(), self.pid()));
         let mut command = Command::new("ovs-appctl");
         command.arg("-t").arg(control).arg("dpctl/ct-get-nconns");
-        let words = shell::lines(&mut command)?;
+        let words = shell::lines(&mut command).with_context(|| self.switch.log_tail())?;
         let number = words.first().and_then(|line| line.trim().parse().ok());
         number.with_context(|| format!("no number of connections: {words:?}"))
     }
@@ -124,6 +125,9 @@ table=1,priority=100,ip,ct_state=+trk+est,in_port=2,actions=output:1
     }
     let mut rules =
         String::from("priority=1,in_port=1,actions=output:2\npriority=1,in_port=2,actions=output:1\n");
+    if program == Program::Hop {
+        rules.push_str("priority=2,ip,in_port=2,nw_src=10.0.0.1,actions=drop\n");
+    }
     let Program::Acl { rules: count } = program else { return rules };
     for (number, rule) in acl(count).enumerate() {
         let AclRule { source_bits, destination_bits, destination, port, ports } = rule;

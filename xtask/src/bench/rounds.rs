@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -39,6 +39,8 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 pub enum Contender {
     Ours(Program),
     Ovs(Program),
+    /// Two bare back ends that pass everything on and decide nothing: what rings and generator can do.
+    Bare,
 }
 
 /// One measurement.
@@ -53,6 +55,7 @@ pub struct Sample {
 enum Switch {
     Ours(Daemon),
     Ovs(Ovs),
+    Bare(Testpmd),
 }
 
 impl Switch {
@@ -60,6 +63,7 @@ impl Switch {
         match self {
             Self::Ours(daemon) => daemon.pid(),
             Self::Ovs(ovs) => ovs.pid(),
+            Self::Bare(ends) => ends.pid(),
         }
     }
 
@@ -67,6 +71,7 @@ impl Switch {
         match self {
             Self::Ours(daemon) => Ok(ours::status(daemon)?.flows),
             Self::Ovs(ovs) => ovs.connections(),
+            Self::Bare(_) => bail!("a bare back end knows no flows"),
         }
     }
 }
@@ -95,6 +100,10 @@ pub fn measure(contender: Contender, load: Load) -> Result<Sample> {
         Contender::Ovs(program) => {
             let switch = Ovs::start(dir.path(), &sockets, program)?;
             (Switch::Ovs(switch), Testpmd::guests(dir.path(), &sockets, Listener::Guests, load, false)?)
+        }
+        Contender::Bare => {
+            let ends = bare(dir.path(), &sockets)?;
+            (Switch::Bare(ends), Testpmd::guests(dir.path(), &sockets, Listener::Switch, load, false)?)
         }
     };
     if calls_service {
@@ -139,14 +148,20 @@ pub fn measure(contender: Contender, load: Load) -> Result<Sample> {
 pub fn probe() -> Result<f64> {
     let dir = Scratch::new("probe")?;
     let sockets = [dir.join("0.sock"), dir.join("1.sock")];
-    let mut ends = Testpmd::back_ends(dir.path(), &sockets)?;
-    ends.go(None)?;
+    let _ends = bare(dir.path(), &sockets)?;
     let mut generator = Testpmd::guests(dir.path(), &sockets, Listener::Switch, Load::Hop, false)?;
     generator.go(Some(1))?;
     await_frames(&mut generator, 1000)?;
     let (start, before) = (Instant::now(), generator.received()?);
     std::thread::park_timeout(WINDOW);
     Ok(start.elapsed().as_secs_f64() / (generator.received()? - before).max(1) as f64)
+}
+
+/// Bare back ends, at work.
+fn bare(dir: &Path, sockets: &[PathBuf]) -> Result<Testpmd> {
+    let mut ends = Testpmd::back_ends(dir, sockets)?;
+    ends.go(None)?;
+    Ok(ends)
 }
 
 /// Has the first guest open all flows before the second answers: an answer that came first would open a flow of its own.

@@ -115,7 +115,7 @@ impl Testpmd {
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn back_ends(dir: &Path, sockets: &[PathBuf; 2]) -> Result<Self> {
+    pub fn back_ends(dir: &Path, sockets: &[PathBuf]) -> Result<Self> {
         let mut words: Vec<String> = Vec::new();
         for (number, socket) in sockets.iter().enumerate() {
             words.push(format!("--vdev=net_vhost{number},iface={},queues=1", socket.display()));
@@ -124,7 +124,8 @@ impl Testpmd {
             ["--", "-i", "--nb-cores=1", "--no-lsc-interrupt", "--forward-mode=io"].map(String::from),
         );
         words.push("--total-num-mbufs=16384".to_owned());
-        Self::start(dir, "backends", (1, 256), vec![0, 1], 2, &words)
+        let ports: Vec<usize> = (0..sockets.len()).collect();
+        Self::start(dir, "backends", (1, 256), ports, sockets.len(), &words)
     }
 
     fn start(
