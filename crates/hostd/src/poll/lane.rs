@@ -4,13 +4,13 @@
 //! A batch goes through three stages, each for all of its frames before the next begins, because what a frame
 //! needs is mostly far away, in another processor's cache or in the flow table, and is fetched meanwhile:
 //!
-//! 1. *Read*: the head of every frame is copied into private memory. Then it is parsed, and the slot of its
-//!    flow prefetched; and so are as many buffers of the guest that the queue's last frame went to.
+//! 1. *Read*: the head of every frame is copied into private memory. Then it is parsed, and its flow's slot fetched.
 //! 2. *Decide*: of translated flows the other slot is fetched, which the first one names. Then the switch is asked frame
 //!    by frame, in order, for a frame's verdict may depend on the frame before. The first frame that must wait for an
 //!    answer ends the stage; it and those after it stay in the queue, and those after it will be read anew. So does the
 //!    end of the port's turn.
-//! 3. *Deliver*: what was decided goes out, in order; finished first, if its receiver does not take it as it is.
+//! 3. *Deliver*: what was decided goes out, all frames for one receiver together and in order; finished first, if it does
+//!    not take them as they are. Then buffers of the guest that the last frame went to are fetched for the next batch.
 //!
 //! Delivery writes to memory that a guest has in its cache. Nothing that was just written is read back in
 //! between, because such a read may wait for all of these writes to be done.
