@@ -1,12 +1,62 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One direction of a flow, as it lies in memory that may outlive the process.
 
+use packet::TcpFlags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::key::FlowKey;
-use crate::table::{SLOTS_MAX, Tally};
-use crate::tcp::Progress;
+use crate::tcp::{Limits, Progress};
 use crate::{FlowState, PortId};
+
+/// Most slots a table uses: 2 GiB.
+pub const SLOTS_MAX: usize = 1 << 24;
+
+/// Where TCP flags begin in the first word of a tally; below is a flow's position.
+const FLAGS_BIT: u32 = 24;
+/// The bits of a position: fewer flows than that fit the largest table, but for one.
+pub(crate) const NO_FLOW: u32 = (1 << FLAGS_BIT) - 1;
+
+const _: () = assert!(SLOTS_MAX <= 1 << FLAGS_BIT, "positions of flows fit below the flags");
+
+/// What is counted of a slot's direction in this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(crate) struct Tally {
+    /// Position in the list of flows; in the high byte all TCP flags seen.
+    flow_and_flags: u32,
+    /// What the peer allows a TCP sender.
+    pub(crate) limits: Limits,
+    frames: u64,
+    bytes: u64,
+}
+
+impl Tally {
+    pub(crate) const fn of_flow(position: u32) -> Self {
+        Self { flow_and_flags: position, limits: Limits::NONE, frames: 0, bytes: 0 }
+    }
+
+    #[inline]
+    pub(crate) fn flow(&self) -> u32 {
+        self.flow_and_flags & NO_FLOW
+    }
+
+    pub(crate) fn move_to(&mut self, position: u32) {
+        self.flow_and_flags = self.flow_and_flags & !NO_FLOW | position;
+    }
+
+    /// Counts a frame.
+    #[inline]
+    pub(crate) fn count(&mut self, len_bytes: usize, flags: TcpFlags) {
+        self.flow_and_flags |= u32::from(flags.0) << FLAGS_BIT;
+        self.frames += 1;
+        self.bytes += len_bytes as u64;
+    }
+
+    /// Frames and bytes, with all their TCP flags.
+    pub(crate) fn counted(&self) -> (u64, u64, TcpFlags) {
+        (self.frames, self.bytes, TcpFlags((self.flow_and_flags >> FLAGS_BIT) as u8))
+    }
+}
 
 /// One direction of a flow: a cache line that decides, and one beside it in which is counted; plain bytes, all zero when
 /// free.

@@ -16,17 +16,15 @@ use foldhash::SharedSeed;
 use foldhash::quality::FoldHasher;
 use model::{Moment, Protocol, ServiceFlags};
 use packet::{Tcp, TcpFlags};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::flow::Flow;
 use crate::key::FlowKey;
+use crate::slot::{NO_FLOW, SLOTS_MAX, Tally};
 use crate::tcp::{BothLimits, Ends, Limits, Progress, is_steady};
 use crate::{DropReason, FlowSlot, FlowSlots, FlowState};
 
 /// Fewest slots a table can work with.
 pub const SLOTS_MIN: usize = WINDOW_SLOTS;
-/// Most slots a table uses: 2 GiB.
-pub const SLOTS_MAX: usize = 1 << 24;
 
 /// How far from its hash a key may live.
 const WINDOW_SLOTS: usize = 32;
@@ -34,43 +32,9 @@ const WINDOW_SLOTS: usize = 32;
 const EVICTABLE_IDLE_MS: u32 = 10_000;
 /// Changes whenever the meaning of a slot's bytes changes, so that a successor does not adopt old ones.
 const LAYOUT: u64 = 4;
-/// Where TCP flags begin in the first word of a tally; below is a flow's position.
-const FLAGS_BIT: u32 = 24;
-/// The bits of a position: fewer flows than that fit the largest table, but for one.
-const NO_FLOW: u32 = (1 << FLAGS_BIT) - 1;
-
-const _: () = assert!(SLOTS_MAX <= 1 << FLAGS_BIT, "positions of flows fit below the flags");
-
 /// The millisecond of a moment, low bits.
 pub(crate) fn millisecond(now: Moment) -> u32 {
     (now.0 / 1_000_000) as u32
-}
-
-/// What is counted of a slot's direction in this process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub(crate) struct Tally {
-    /// Position in the list of flows; in the high byte all TCP flags seen.
-    flow_and_flags: u32,
-    /// What the peer allows a TCP sender.
-    limits: Limits,
-    frames: u64,
-    bytes: u64,
-}
-
-impl Tally {
-    pub(crate) const fn of_flow(position: u32) -> Self {
-        Self { flow_and_flags: position, limits: Limits::NONE, frames: 0, bytes: 0 }
-    }
-
-    #[inline]
-    fn flow(&self) -> u32 {
-        self.flow_and_flags & NO_FLOW
-    }
-
-    fn move_to(&mut self, position: u32) {
-        self.flow_and_flags = self.flow_and_flags & !NO_FLOW | position;
-    }
 }
 
 /// Position of the first slot in which a key may live.
@@ -494,16 +458,12 @@ impl<S: FlowSlots> FlowTable<S> {
     /// Counts a frame that came through a slot.
     #[inline]
     pub(crate) fn count(&mut self, index: usize, len_bytes: usize, flags: TcpFlags) {
-        let tally = &mut self.slot_mut(index).tally;
-        tally.flow_and_flags |= u32::from(flags.0) << FLAGS_BIT;
-        tally.frames += 1;
-        tally.bytes += len_bytes as u64;
+        self.slot_mut(index).tally.count(len_bytes, flags);
     }
 
     /// Frames and bytes that came through a slot, with all their TCP flags.
     pub(crate) fn counted(&self, index: u32) -> (u64, u64, TcpFlags) {
-        let tally = &self.slot(index as usize).tally;
-        (tally.frames, tally.bytes, TcpFlags((tally.flow_and_flags >> FLAGS_BIT) as u8))
+        self.slot(index as usize).tally.counted()
     }
 }
 
