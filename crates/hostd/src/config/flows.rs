@@ -55,7 +55,7 @@ macro_rules! section {
 }
 
 section!("flows", RawFlows => Limits {
-    /// Entries of the flow table, two per flow: a power of two
+    /// Entries of the flow table, two per flow, of 128 bytes each: a power of two
     capacity = 262144 in 1024..=16777216,
     /// Live flows that one port may have opened
     per_port_max = 32768 in 16..=8388608,
