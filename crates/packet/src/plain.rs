@@ -9,7 +9,7 @@ use model::{MacAddr, Protocol};
 use crate::head::{be16, be32};
 use crate::ip::{IPV4_LEN_BYTES, IPV6_LEN_BYTES, NETWORK_OFFSET};
 use crate::transport::{TCP_LEN_BYTES, UDP_LEN_BYTES};
-use crate::{EtherType, Head, Tcp, TcpFlags};
+use crate::{EtherType, Head, Tcp};
 
 /// IPv4, and a header of five words.
 const VERSION_4_PLAIN: u8 = 0x45;
@@ -74,19 +74,11 @@ impl Plain {
         let rest = head.bytes().get(transport_at..)?;
         let tcp = if protocol == Protocol::Tcp.number() {
             let b: &[u8; TCP_LEN_BYTES] = rest.first_chunk()?;
-            let header_len = usize::from(b[12] >> 4) * 4;
+            let header_len = Tcp::header_len_bytes(b);
             if header_len < TCP_LEN_BYTES {
                 return None;
             }
-            Some(Tcp {
-                source_port: be16(b, 0),
-                destination_port: be16(b, 2),
-                sequence: be32(b, 4),
-                acknowledgment: be32(b, 8),
-                flags: TcpFlags(b[13]),
-                window: be16(b, 14),
-                payload_len_bytes: payload_len_bytes.checked_sub(header_len)?,
-            })
+            Some(Tcp::with(b, payload_len_bytes.checked_sub(header_len)?))
         } else if protocol == Protocol::Udp.number() {
             let b: &[u8; UDP_LEN_BYTES] = rest.first_chunk()?;
             if !(UDP_LEN_BYTES..=payload_len_bytes).contains(&usize::from(be16(b, 4))) {

@@ -111,13 +111,25 @@ impl Tcp {
     #[inline]
     fn parse(head: Head<'_>, ip: &Ip) -> Result<Self, ParseError> {
         let b: &[u8; TCP_LEN_BYTES] = head.read(ip.transport_offset, Layer::Tcp)?;
-        let header_len = usize::from(b[12] >> 4) * 4;
+        let header_len = Self::header_len_bytes(b);
         if header_len < TCP_LEN_BYTES {
             return Err(ParseError::HeaderLength(Layer::Tcp));
         }
         let payload_len_bytes =
             ip.payload_len_bytes().checked_sub(header_len).ok_or(ParseError::Truncated(Layer::Tcp))?;
-        Ok(Self {
+        Ok(Self::with(b, payload_len_bytes))
+    }
+
+    /// What the header says of its length, options included.
+    #[inline]
+    pub(crate) fn header_len_bytes(b: &[u8; TCP_LEN_BYTES]) -> usize {
+        usize::from(b[12] >> 4) * 4
+    }
+
+    /// The segment with this header and so much data.
+    #[inline]
+    pub(crate) fn with(b: &[u8; TCP_LEN_BYTES], payload_len_bytes: usize) -> Self {
+        Self {
             source_port: be16(b, 0),
             destination_port: be16(b, 2),
             sequence: be32(b, 4),
@@ -125,7 +137,7 @@ impl Tcp {
             flags: TcpFlags(b[13]),
             window: be16(b, 14),
             payload_len_bytes,
-        })
+        }
     }
 
     /// The sequence number after this segment: data, SYN and FIN count.

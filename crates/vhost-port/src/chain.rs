@@ -310,19 +310,15 @@ impl Batch {
         let Self { spans, segments, memory } = self;
         let memory = memory.as_deref().expect("a batch begins before it is added to");
         let first = segments.len();
-        if let Some(window) = ring.lone_buffer(head, rules.direction) {
-            window.prefetch(0);
-            window.prefetch(CACHE_LINE_BYTES);
-            // At most `FRAME_BYTES_MAX`, of which there are few.
-            spans.push(Span { first: first as u32, count: 1, head: head.id, len: window.len() as u32 });
-            // SAFETY: the batch keeps `memory` until its segments are forgotten.
-            segments.push(unsafe { window.detach() });
-            return Ok(());
-        }
-        let walked = ring.walk(memory, head, rules, |window| {
-            // SAFETY: the batch keeps `memory` until its segments are forgotten.
-            segments.push(unsafe { window.detach() });
-        });
+        // SAFETY: the batch keeps `memory` until its segments are forgotten.
+        let mut push = |window: Window<'_>| segments.push(unsafe { window.detach() });
+        let walked = match ring.lone_buffer(head, rules.direction) {
+            Some(window) => {
+                push(window);
+                Ok(window.len())
+            }
+            None => ring.walk(memory, head, rules, push),
+        };
         match walked {
             Ok(len) => {
                 // Counts and lengths are bounded by `CHAIN_DESCRIPTORS_MAX` and `FRAME_BYTES_MAX`.

@@ -91,6 +91,26 @@ struct Placed<'a> {
     has_rest: bool,
 }
 
+impl<'a> Placed<'a> {
+    /// A frame of `len` bytes that begins in a segment, and lies in so many buffers.
+    #[inline(always)]
+    fn new(
+        frame: &Outgoing<'a>,
+        len: usize,
+        (start, buffers): (Window<'static>, u16),
+        segments_end: usize,
+    ) -> Self {
+        let begun = VNET_HEADER_BYTES + frame.head.len();
+        Self {
+            start: (start.len() >= begun).then_some(start),
+            header: frame.header_in(buffers),
+            head: frame.head,
+            segments_end,
+            has_rest: len > begun,
+        }
+    }
+}
+
 /// A buffer that is taken.
 #[derive(Clone, Copy, Debug)]
 struct Given {
@@ -201,15 +221,7 @@ impl Placements {
         given[0].together = buffers;
         given.iter().for_each(|buffer| ring.take(buffer.head));
         let start = self.segments[segments_before];
-        let begun = VNET_HEADER_BYTES + frame.head.len();
-        let placed = Placed {
-            start: (start.len() >= begun).then_some(start),
-            header: frame.header_in(buffers),
-            head: frame.head,
-            segments_end: self.segments.len(),
-            has_rest: len > begun,
-        };
-        Ok((placed, len))
+        Ok((Placed::new(frame, len, (start, buffers), self.segments.len()), len))
     }
 
     /// Takes a buffer that was looked at for a frame that fits it.
@@ -225,13 +237,7 @@ impl Placements {
         ring.take(head);
         // At most `FRAME_BYTES_MAX`.
         self.given.push(Given { head, written: len as u32, together: 1 });
-        Placed {
-            start: Some(window),
-            header: frame.header_in(1),
-            head: frame.head,
-            segments_end: self.segments.len(),
-            has_rest: len > VNET_HEADER_BYTES + frame.head.len(),
-        }
+        Placed::new(frame, len, (window, 1), self.segments.len())
     }
 
     /// Takes back what was found before an error.

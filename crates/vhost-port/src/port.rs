@@ -318,7 +318,7 @@ impl Port {
         }
     }
 
-    /// As [`Port::send_all`], for one frame, of which `head` begins with the virtio-net header.
+    /// As [`Port::send_one`], for a frame of which `head` begins with the virtio-net header.
     ///
     /// # Errors
     /// When the frame cannot be delivered; see [`SendError`].
@@ -331,6 +331,14 @@ impl Port {
         let (header, head) = head.split_at_checked(VNET_HEADER_BYTES).ok_or(SendError::Malformed)?;
         let header = header.iter().rev().fold(0, |number, byte| number << 8 | u128::from(*byte));
         let frame = Outgoing { spread, header, head, rest };
+        self.send_one(frame)
+    }
+
+    /// As [`Port::send_all`], for one frame.
+    ///
+    /// # Errors
+    /// When the frame cannot be delivered; see [`SendError`].
+    pub fn send_one(&mut self, frame: Outgoing<'_>) -> Result<(), SendError> {
         self.send_all(1, |_| frame).map_err(|(_, error)| error)
     }
 

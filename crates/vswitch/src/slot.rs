@@ -13,8 +13,8 @@ pub const SLOTS_MAX: usize = 1 << 24;
 
 /// Where TCP flags begin in the first word of a tally; below is a flow's position.
 const FLAGS_BIT: u32 = 24;
-/// The bits of a position: fewer flows than that fit the largest table, but for one.
-pub(crate) const NO_FLOW: u32 = (1 << FLAGS_BIT) - 1;
+/// The bits of a position.
+const FLOW: u32 = (1 << FLAGS_BIT) - 1;
 
 const _: () = assert!(SLOTS_MAX <= 1 << FLAGS_BIT, "positions of flows fit below the flags");
 
@@ -37,11 +37,11 @@ impl Tally {
 
     #[inline]
     pub(crate) fn flow(&self) -> u32 {
-        self.flow_and_flags & NO_FLOW
+        self.flow_and_flags & FLOW
     }
 
     pub(crate) fn move_to(&mut self, position: u32) {
-        self.flow_and_flags = self.flow_and_flags & !NO_FLOW | position;
+        self.flow_and_flags = self.flow_and_flags & !FLOW | position;
     }
 
     /// Counts a frame.

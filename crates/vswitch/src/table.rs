@@ -19,7 +19,7 @@ use packet::{Tcp, TcpFlags};
 
 use crate::flow::Flow;
 use crate::key::FlowKey;
-use crate::slot::{NO_FLOW, SLOTS_MAX, Tally};
+use crate::slot::{SLOTS_MAX, Tally};
 use crate::tcp::{BothLimits, Ends, Limits, Progress, is_steady};
 use crate::{DropReason, FlowSlot, FlowSlots, FlowState};
 
@@ -32,6 +32,7 @@ const WINDOW_SLOTS: usize = 32;
 const EVICTABLE_IDLE_MS: u32 = 10_000;
 /// Changes whenever the meaning of a slot's bytes changes, so that a successor does not adopt old ones.
 const LAYOUT: u64 = 4;
+
 /// The millisecond of a moment, low bits.
 pub(crate) fn millisecond(now: Moment) -> u32 {
     (now.0 / 1_000_000) as u32
@@ -120,12 +121,6 @@ impl<S: FlowSlots> FlowTable<S> {
             places: Places { mask: len - 1, seed, shared: SharedSeed::from_u64(seed ^ LAYOUT) },
         };
         for index in 0..len {
-            // Free ones stay memory that was never written.
-            if *table.slot(index) != FlowSlot::FREE {
-                table.slot_mut(index).tally = Tally::of_flow(NO_FLOW);
-            }
-        }
-        for index in 0..len {
             if let Some((partner, state)) = table.intact(index) {
                 let flow = Flow {
                     initiator: index as u32,
@@ -153,7 +148,7 @@ impl<S: FlowSlots> FlowTable<S> {
                     let position = table.flows.len() as u32;
                     let limits = Limits::adopted(table.slot(peer).progress());
                     let slot = table.slot_mut(member);
-                    slot.tally.move_to(position);
+                    slot.tally = Tally::of_flow(position);
                     slot.tally.limits = limits;
                     slot.set_state(state);
                     slot.set_served(false);
@@ -202,12 +197,17 @@ impl<S: FlowSlots> FlowTable<S> {
     fn discard_strays(&mut self) -> u64 {
         let mut discarded = 0;
         for index in 0..=self.places.mask {
-            if *self.slot(index) != FlowSlot::FREE && self.slot(index).tally.flow() == NO_FLOW {
+            if *self.slot(index) != FlowSlot::FREE && !self.is_owned(index) {
                 discarded += u64::from(!self.slot(index).is_blank());
                 *self.slot_mut(index) = FlowSlot::FREE;
             }
         }
         discarded
+    }
+
+    /// Whether a slot belongs to the flow that it names; what a predecessor left there may name any.
+    fn is_owned(&self, index: usize) -> bool {
+        self.flows.get(self.flow_at(index)).is_some_and(|flow| members(flow).any(|member| member == index))
     }
 
     /// A number that guests cannot foresee, always the same for a key.

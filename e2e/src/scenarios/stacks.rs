@@ -11,7 +11,6 @@ use anyhow::{Context, Result, ensure};
 use testkit::claim::skip;
 use testkit::vm::Vm;
 
-use super::clients::said;
 use crate::shop::START_LIMIT;
 use crate::{Report, Shop};
 
@@ -171,7 +170,7 @@ fn last_line(text: &str) -> &str {
 
 /// One of the numbers that a guest's kernel keeps about its connections.
 fn count(vm: &Vm, name: &str) -> Result<u64> {
-    let lines = said(vm, "grep ^TcpExt: /proc/net/netstat")?;
+    let lines = vm.run("grep ^TcpExt: /proc/net/netstat")?.stdout;
     let mut words = lines.lines().map(str::split_whitespace);
     let (names, numbers) = words.next().zip(words.next()).context("the guest's kernel counts nothing")?;
     let found = names.zip(numbers).find(|(known, _)| *known == name);

@@ -21,21 +21,27 @@ impl Core {
         positions: Range<usize>,
         batch: &Batch,
     ) {
-        let Desk { frames, outputs, .. } = &self.desk;
-        let (mut left, mut mirrored) = (Positions::default(), Positions::default());
-        for position in positions {
-            left.set(position, outputs[position].is_some());
-            mirrored.set(position, outputs[position].is_some() && frames[position].mirror.is_some());
-        }
-        while let Some((to, _)) = left.first().and_then(|first| self.desk.outputs[first]) {
-            let outputs = &self.desk.outputs;
-            let together = left.take(|position| outputs[position].is_some_and(|(other, _)| other == to));
-            self.deliver_to(to, (own, &mut *own_port), &together, batch);
-        }
-        while let Some(collector) = mirrored.first().and_then(|first| self.desk.frames[first].mirror) {
-            let frames = &self.desk.frames;
-            let together = mirrored.take(|position| frames[position].mirror == Some(collector));
-            self.deliver_to(collector, (own, &mut *own_port), &together, batch);
+        self.deliver_by((own, &mut *own_port), positions.clone(), batch, |desk, position| {
+            desk.outputs[position].map(|(to, _)| to)
+        });
+        self.deliver_by((own, own_port), positions, batch, |desk, position| {
+            desk.outputs[position].and(desk.frames[position].mirror)
+        });
+    }
+
+    /// Delivers each frame to the port that `to` says, if it says one.
+    fn deliver_by(
+        &mut self,
+        (own, own_port): (PortId, &mut Port),
+        positions: Range<usize>,
+        batch: &Batch,
+        to: impl Fn(&Desk, usize) -> Option<PortId>,
+    ) {
+        let mut left = Positions::default();
+        positions.for_each(|position| left.set(position, to(&self.desk, position).is_some()));
+        while let Some(receiver) = left.first().and_then(|first| to(&self.desk, first)) {
+            let together = left.take(|position| to(&self.desk, position) == Some(receiver));
+            self.deliver_to(receiver, (own, &mut *own_port), &together, batch);
         }
     }
 

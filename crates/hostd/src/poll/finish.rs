@@ -49,13 +49,13 @@ impl Workbench {
         let header = VnetHeader::default().to_number();
         if vnet.gso().map_err(refused)? == GsoKind::None {
             complete_checksum(vnet, &mut self.frame).map_err(refused)?;
-            return send(port, Outgoing { spread, header, head: &self.frame, rest: None });
+            return port.send_one(Outgoing { spread, header, head: &self.frame, rest: None });
         }
         let cut = Cut::plan(vnet, &self.frame).map_err(refused)?;
         port.expect_to_send(spread, cut.pieces());
         for number in 0..cut.pieces() {
             cut.piece(&self.frame, number, &mut self.piece);
-            send(port, Outgoing { spread, header, head: &self.piece, rest: None })?;
+            port.send_one(Outgoing { spread, header, head: &self.piece, rest: None })?;
         }
         Ok(())
     }
@@ -77,8 +77,4 @@ impl Workbench {
         );
         Ok(())
     }
-}
-
-fn send(port: &mut Port, frame: Outgoing<'_>) -> Result<(), SendError> {
-    port.send_all(1, |_| frame).map_err(|(_, error)| error)
 }

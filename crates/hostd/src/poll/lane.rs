@@ -5,7 +5,7 @@
 //! needs is mostly far away, in another processor's cache or in the flow table, and is fetched meanwhile:
 //!
 //! 1. *Read*: the head of every frame is copied into private memory. Then it is parsed, and its flow's slot fetched.
-//! 2. *Decide*: of translated flows the other slot is fetched, which the first one names. Then the switch is asked frame
+//! 2. *Decide*: of translated flows and of connections the other slot is fetched, which the first one names. Then the switch is asked frame
 //!    by frame, in order, for a frame's verdict may depend on the frame before. The first frame that must wait for an
 //!    answer ends the stage; it and those after it stay in the queue, and those after it will be read anew. So does the
 //!    end of the port's turn.

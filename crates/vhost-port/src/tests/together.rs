@@ -79,9 +79,7 @@ fn together(
 }
 
 fn one_by_one(port: &mut Port, letters: &[Letter], frames: &[Vec<u8>], batch: &Batch) -> Outcomes {
-    let send =
-        |number| port.send_all(1, |_| outgoing(letters, frames, batch, number)).map_err(|(_, error)| error);
-    (0..letters.len()).map(send).collect()
+    (0..letters.len()).map(|number| port.send_one(outgoing(letters, frames, batch, number))).collect()
 }
 
 proptest! {
