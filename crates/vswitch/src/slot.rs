@@ -58,6 +58,39 @@ impl Tally {
     }
 }
 
+/// The keys that would best live in a slot, and do not, because others were there before them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(crate) struct Displaced {
+    keys: u16,
+    /// How many slots away they are at most.
+    farthest: u16,
+}
+
+impl Displaced {
+    pub(crate) const NONE: Self = Self { keys: 0, farthest: 0 };
+
+    /// How many slots away one may be.
+    #[inline]
+    pub(crate) fn farthest(self) -> usize {
+        self.farthest.into()
+    }
+
+    /// Takes in a key that lives so many slots away.
+    pub(crate) fn add(&mut self, distance: usize) {
+        self.keys += 1;
+        self.farthest = self.farthest.max(distance as u16);
+    }
+
+    /// One of them is gone.
+    pub(crate) fn remove(&mut self) {
+        self.keys = self.keys.saturating_sub(1);
+        if self.keys == 0 {
+            *self = Self::NONE;
+        }
+    }
+}
+
 /// One direction of a flow: a cache line that decides, and one beside it in which is counted; plain bytes, all zero when
 /// free.
 ///
@@ -84,7 +117,9 @@ pub struct FlowSlot {
     pub(crate) epoch: u8,
     /// Means something to this process only.
     pub(crate) tally: Tally,
-    spare: [u64; 4],
+    /// Of the keys whose place is here, whoever lives here. Means something to this process only.
+    pub(crate) displaced: Displaced,
+    spare: [u32; 7],
 }
 
 pub(crate) const CACHE_LINE_BYTES: usize = 64;
@@ -120,7 +155,8 @@ impl FlowSlot {
         state: 0,
         epoch: 0,
         tally: Tally::of_flow(0),
-        spare: [0; 4],
+        displaced: Displaced::NONE,
+        spare: [0; 7],
     };
 
     pub(crate) fn new(
@@ -151,7 +187,12 @@ impl FlowSlot {
 
     /// Whether nothing was ever written to what decides.
     pub(crate) fn is_blank(&self) -> bool {
-        Self { tally: Self::FREE.tally, ..*self } == Self::FREE
+        Self { tally: Self::FREE.tally, displaced: Displaced::NONE, ..*self } == Self::FREE
+    }
+
+    /// Puts another direction here, or none.
+    pub(crate) fn replace(&mut self, slot: Self) {
+        *self = Self { displaced: self.displaced, ..slot };
     }
 
     /// Whether this is the initiator's direction.

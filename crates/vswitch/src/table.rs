@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The flow table.
 //!
-//! Open addressing without tombstones: a key lives within [`WINDOW_SLOTS`] slots of its hash, and a lookup
-//! looks as far as any key ever had to go before it gives up. So a removal never moves anything, and both
-//! directions can name each other by position. When a window is full, the flow in it that matters least is evicted: flows that
+//! Open addressing without tombstones: a key lives within [`WINDOW_SLOTS`] slots of its hash. The first of them counts the keys
+//! that had to go farther, so a lookup of a key that is not there nearly always ends at once, a removal never moves anything,
+//! and both directions can name each other by position. When a window is full, the flow in it that matters least is evicted: flows that
 //! are over first, then unanswered ones, then those idle for [`EVICTABLE_IDLE_MS`], the longest idle of each
 //! kind first. Guests choose their tuples, therefore the hash is keyed with a secret seed.
 //!
@@ -19,7 +19,7 @@ use packet::{Tcp, TcpFlags};
 
 use crate::flow::Flow;
 use crate::key::FlowKey;
-use crate::slot::{SLOTS_MAX, Tally};
+use crate::slot::{Displaced, SLOTS_MAX, Tally};
 use crate::tcp::{BothLimits, Ends, Limits, Progress, is_steady};
 use crate::{DropReason, FlowSlot, FlowSlots, FlowState};
 
@@ -31,7 +31,7 @@ const WINDOW_SLOTS: usize = 32;
 /// How long an answered flow must have been idle before it may be evicted.
 const EVICTABLE_IDLE_MS: u32 = 10_000;
 /// Changes whenever the meaning of a slot's bytes changes, so that a successor does not adopt old ones.
-const LAYOUT: u64 = 4;
+const LAYOUT: u64 = 5;
 
 /// The millisecond of a moment, low bits.
 pub(crate) fn millisecond(now: Moment) -> u32 {
@@ -102,8 +102,6 @@ impl Places {
 pub(crate) struct FlowTable<S> {
     slots: S,
     flows: Vec<Flow>,
-    /// How many slots from its hash the farthest key has ever lived.
-    reach: usize,
     pub(crate) places: Places,
 }
 
@@ -114,10 +112,13 @@ impl<S: FlowSlots> FlowTable<S> {
         let len = slots.as_ref().len().min(SLOTS_MAX);
         assert!(len >= SLOTS_MIN, "a flow table has at least {SLOTS_MIN} slots");
         let len = 1 << len.ilog2();
+        let mut flows = Vec::new();
+        // For as many as two slots each leave room for, so that no frame waits while all are moved. Memory that is not
+        // used is not touched; where the host promises none in advance, the list grows as it must.
+        let _ = flows.try_reserve_exact(len / 2);
         let mut table = Self {
             slots,
-            flows: Vec::new(),
-            reach: WINDOW_SLOTS - 1,
+            flows,
             places: Places { mask: len - 1, seed, shared: SharedSeed::from_u64(seed ^ LAYOUT) },
         };
         for index in 0..len {
@@ -151,6 +152,7 @@ impl<S: FlowSlots> FlowTable<S> {
                     slot.tally = Tally::of_flow(position);
                     slot.tally.limits = limits;
                     slot.set_state(state);
+                    slot.displaced = Displaced::NONE;
                     slot.set_served(false);
                     slot.epoch = 0;
                 }
@@ -158,8 +160,9 @@ impl<S: FlowSlots> FlowTable<S> {
             }
         }
         let discarded = table.discard_strays();
-        table.reach =
-            table.flows.iter().flat_map(members).map(|index| table.distance(index)).max().unwrap_or(0);
+        for position in 0..table.flows.len() {
+            members(&table.flows[position]).for_each(|index| table.settle(index));
+        }
         (table, discarded)
     }
 
@@ -190,7 +193,9 @@ impl<S: FlowSlots> FlowTable<S> {
 
     fn is_sound(&self, index: usize) -> bool {
         let slot = self.slot(index);
-        slot.check == self.check(slot) && slot.key.is_legal() && self.find(&slot.key) == Some(index as u32)
+        let is_found =
+            || self.seek(self.places.home(&slot.key), &slot.key, WINDOW_SLOTS) == Some(index as u32);
+        slot.check == self.check(slot) && slot.key.is_legal() && is_found()
     }
 
     /// Wipes occupied slots that belong to no flow.
@@ -226,12 +231,26 @@ impl<S: FlowSlots> FlowTable<S> {
         index.wrapping_sub(self.places.home(&self.slot(index).key).0) & self.places.mask
     }
 
+    /// Counts the key in an occupied slot that may live elsewhere than in its first slot.
+    fn settle(&mut self, index: usize) {
+        let distance = self.distance(index);
+        if distance > 0 {
+            self.home_of(index).displaced.add(distance);
+        }
+    }
+
+    /// The first slot of the window of the key in an occupied slot.
+    fn home_of(&mut self, index: usize) -> &mut FlowSlot {
+        let home = self.places.home(&self.slot(index).key);
+        self.slot_mut(home.0)
+    }
+
     /// Address of the first slot.
     pub(crate) fn address(&self) -> usize {
         self.slots.as_ref().as_ptr().addr()
     }
 
-    /// The first slots in which a key may live.
+    /// The first slots of a window.
     #[inline]
     fn window(&self, home: Home, len: usize) -> impl Iterator<Item = usize> + use<S> {
         let mask = self.places.mask;
@@ -247,14 +266,25 @@ impl<S: FlowSlots> FlowTable<S> {
     /// The slot that holds `key`, of which the window begins at `home`.
     #[inline]
     pub(crate) fn find_from(&self, home: Home, key: &FlowKey) -> Option<u32> {
-        let slots = self.slots.as_ref();
-        let is_here = |index: usize| slots[index].key.is(key) && !slots[index].is_free();
-        // Nearly always the first.
-        if is_here(home.0) {
+        // Nearly always the first, if any.
+        if self.holds(home.0, key) {
             return Some(home.0 as u32);
         }
-        let mut others = self.window(home, self.reach + 1).skip(1);
-        Some(others.find(|index| is_here(*index))? as u32)
+        match self.slot(home.0).displaced.farthest() {
+            0 => None,
+            farthest => self.seek(home, key, farthest + 1),
+        }
+    }
+
+    /// The one of the first `len` slots of a window that holds `key`.
+    fn seek(&self, home: Home, key: &FlowKey, len: usize) -> Option<u32> {
+        Some(self.window(home, len).find(|index| self.holds(*index, key))? as u32)
+    }
+
+    #[inline]
+    fn holds(&self, index: usize, key: &FlowKey) -> bool {
+        let slot = self.slot(index);
+        slot.key.is(key) && !slot.is_free()
     }
 
     #[inline]
@@ -313,8 +343,8 @@ impl<S: FlowSlots> FlowTable<S> {
             slot.set_state(state);
             slot.check = self.check(&slot);
             slot.tally = Tally::of_flow(position as u32);
-            *self.slot_mut(index as usize) = slot;
-            self.reach = self.reach.max(self.distance(index as usize));
+            self.slot_mut(index as usize).replace(slot);
+            self.settle(index as usize);
         }
         self.flows.push(flow(initiator, responder));
         position
@@ -324,7 +354,10 @@ impl<S: FlowSlots> FlowTable<S> {
     pub(crate) fn remove(&mut self, position: usize) {
         let flow = self.flows.swap_remove(position);
         for index in members(&flow) {
-            *self.slot_mut(index) = FlowSlot::FREE;
+            if self.distance(index) > 0 {
+                self.home_of(index).displaced.remove();
+            }
+            self.slot_mut(index).replace(FlowSlot::FREE);
         }
         if let Some(moved) = self.flows.get(position) {
             for index in members(moved) {

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use proptest::collection::vec;
+use proptest::prelude::*;
 use vswitch::{
     DropReason, EMISSIONS_MAX, EVENTS_MAX, FlowChange, FlowState, SLOTS_MIN, SwitchConfig, Verdict,
 };
@@ -168,4 +170,24 @@ fn thousands_of_flows_find_their_way() {
     assert_eq!(world.switch.flows().filter(|flow| flow.state == FlowState::TwoWay).count(), 4096);
     assert_eq!(world.switch.counters().flows_evicted, 0);
     assert_eq!(world.offer(WEB, &udp(WEB, API, (9, 53))), Verdict::Forward(API));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// In a table so small that most keys live elsewhere than where they would best.
+    #[test]
+    fn a_flow_is_found_exactly_while_it_is_there(steps in vec((0..100_u16, 0..3_u64), 1..300)) {
+        let mut memory = memory(64);
+        let mut world = World::new(&mut memory, allow());
+        for (port, seconds) in steps {
+            let is_there = world.switch.flows().any(|flow| flow.tuple.source_port == port);
+            let hits = world.switch.counters().hits;
+            let verdict = world.offer(WEB, &udp(WEB, API, (port, 53)));
+            prop_assert!(matches!(verdict, Verdict::Forward(API) | Verdict::Drop(DropReason::TableFull)));
+            prop_assert_eq!(world.switch.counters().hits - hits, u64::from(is_there));
+            world.pass_time(Duration::from_secs(seconds));
+            world.tick();
+        }
+    }
 }
