@@ -11,6 +11,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
+use foldhash::fast::RandomState;
 use model::{
     Application, Attribution, Audience, Balancing, Cidr, Directory, Endpoint, FlowQuery, Insertion,
     Inventory, Level, Name, Offer, OfferIndex, Party, PolicySet, Ranges, RuleId, Service, Sight, Vm, VmIndex,
@@ -79,7 +80,8 @@ pub struct Catalogue {
     /// Beside each offer, whom it exists for and who must be listening.
     reaches: Vec<Reach>,
     listeners: Vec<Option<ProcessMatch>>,
-    by_address: HashMap<IpAddr, OfferIndex>,
+    /// Guests choose what is looked up here, but not what is in it.
+    by_address: HashMap<IpAddr, OfferIndex, RandomState>,
     by_hostname: HashMap<Name, Vec<OfferIndex>>,
     /// By machine, what it can offer.
     offered_by: Vec<Vec<OfferIndex>>,
@@ -121,7 +123,7 @@ pub fn catalogue(
         ranges: ranges.clone(),
         reaches: Vec::new(),
         listeners: Vec::new(),
-        by_address: HashMap::new(),
+        by_address: HashMap::default(),
         by_hostname: HashMap::new(),
         offered_by: inventory.vms().map(|_| Vec::new()).collect(),
         tenants: inventory.vms().filter_map(|(_, vm)| names.tenant(&vm.id.tenant)).collect(),

@@ -18,7 +18,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use model::{FiveTuple, VmIndex};
+use smallvec::SmallVec;
 
 use crate::clause::{Clause, Peers, Rule, Selection};
 use crate::prefixes::{Prefix, PrefixTable, address_key, port_key};
@@ -34,21 +36,27 @@ pub(crate) struct Classifier {
     places: Box<[u32]>,
 }
 
+/// Rules by their places, which rise.
+pub(crate) type Places = SmallVec<[usize; 16]>;
+
 /// Which rules select an end of a flow.
 #[derive(Clone, Debug)]
 struct EndIndex {
-    machines: HashMap<VmIndex, Arc<RuleSet>>,
+    machines: Machines,
     v4: PrefixTable,
     v6: PrefixTable,
 }
 
+/// The rules that select each machine. Machines are numbered by us, so nobody can aim at a hash.
+type Machines = HashMap<VmIndex, Arc<RuleSet>, RandomState>;
+
 impl Classifier {
-    /// Indexes rules, at most [`crate::rule_set::RULES_MAX`].
-    pub(crate) fn new<'a>(rules: impl Iterator<Item = &'a Rule>) -> Self {
-        let rules: Vec<&Rule> = rules.collect();
-        let mut places: Box<[u32]> = (0..rules.len() as u32).collect();
-        places.sort_by_cached_key(|place| likeness(rules[*place as usize]));
-        let numbered = || places.iter().map(|place| rules[*place as usize]).enumerate();
+    /// Indexes rules of a list, each with its place there: at most [`crate::rule_set::RULES_MAX`].
+    pub(crate) fn new<'a>(rules: impl Iterator<Item = (usize, &'a Rule)>) -> Self {
+        let mut rules: Vec<(usize, &Rule)> = rules.collect();
+        rules.sort_by_cached_key(|(_, rule)| likeness(rule));
+        let places = rules.iter().map(|(place, _)| *place as u32).collect();
+        let numbered = || rules.iter().map(|(_, rule)| *rule).enumerate();
         let mut ports: BTreeMap<Prefix, Vec<usize>> = BTreeMap::new();
         for (number, rule) in numbered() {
             for clause in &rule.to {
@@ -72,7 +80,10 @@ impl Classifier {
         source: Option<VmIndex>,
         destination: Option<VmIndex>,
         tuple: &FiveTuple,
-    ) -> Vec<usize> {
+    ) -> Places {
+        if self.places.is_empty() {
+            return Places::new();
+        }
         let port = port_key(tuple.protocol, tuple.destination_port);
         let mut found = common([
             Union::new(self.source.selecting(source, tuple.source)),
@@ -149,9 +160,7 @@ impl EndIndex {
 }
 
 /// For each machine the rules of all selections that have it.
-fn merged<'a>(
-    selections: impl Iterator<Item = (&'a Selection, Vec<usize>)>,
-) -> HashMap<VmIndex, Arc<RuleSet>> {
+fn merged<'a>(selections: impl Iterator<Item = (&'a Selection, Vec<usize>)>) -> Machines {
     let mut sets = Vec::new();
     let mut selecting: BTreeMap<VmIndex, Vec<u32>> = BTreeMap::new();
     for (selection, mut rules) in selections {

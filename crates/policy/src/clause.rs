@@ -180,6 +180,11 @@ impl Rule {
         Self { id, action, mode, from, to, plain }
     }
 
+    /// Whether it says anything of processes.
+    pub(crate) fn names_process(&self) -> bool {
+        self.from.iter().chain(&self.to).any(|clause| clause.process.is_some())
+    }
+
     /// Whether a flow that the classifier found this rule for matches it.
     pub(crate) fn holds(&self, query: &FlowQuery<'_>) -> bool {
         self.plain || self.matches(query)

@@ -116,7 +116,8 @@ pub fn compile(inventory: &Inventory, policies: &PolicySet) -> Result<CompiledPo
             default_action: tenant.default_action,
             default_id: RuleId(format!("{}/default", tenant.name).into()),
             isolation_id: RuleId(format!("{}/(isolation)", tenant.name).into()),
-            classifier: Classifier::new(rules.iter()),
+            classifier: Classifier::new(rules.iter().enumerate()),
+            asking: Classifier::new(rules.iter().enumerate().filter(|(_, rule)| rule.names_process())),
             rules,
         })
         .collect();

@@ -33,6 +33,13 @@ impl FlowRule {
         self.rule.matches(query) && self.is_in_scope(query)
     }
 
+    /// Whether there are flows for which it needs a process.
+    fn asks(&self) -> bool {
+        self.rule.names_process()
+            || self.scope.iter().any(|clause| clause.process.is_some())
+            || self.insertion.services.has(ServiceFlags::AUTHENTICATE)
+    }
+
     /// Which processes decide whether a flow that the classifier found this rule for matches it, or must be proven if it
     /// does.
     fn needs(&self, query: &FlowQuery<'_>) -> Needs {
@@ -59,29 +66,33 @@ pub(crate) struct FlowRules {
     /// From the outermost level inwards, in order.
     pub(crate) rules: Vec<FlowRule>,
     classifier: Classifier,
+    /// Finds those alone that ask for processes.
+    asking: Classifier,
 }
 
 impl FlowRules {
     /// Rules in the order of their files.
     pub(crate) fn new(mut rules: Vec<FlowRule>) -> Self {
         rules.sort_by_key(|rule| (rule.insertion.level, rule.insertion.order));
-        Self { classifier: Classifier::new(rules.iter().map(|rule| &rule.rule)), rules }
+        let placed = || rules.iter().enumerate();
+        let classifier = Classifier::new(placed().map(|(place, rule)| (place, &rule.rule)));
+        let asking = placed().filter(|(_, rule)| rule.asks()).map(|(place, rule)| (place, &rule.rule));
+        Self { classifier, asking: Classifier::new(asking), rules }
     }
 
-    fn candidates(&self, query: &FlowQuery<'_>) -> impl Iterator<Item = &FlowRule> {
-        let places = self.classifier.candidates(query.source.vm, query.destination.vm, &query.tuple);
+    fn found_by(&self, classifier: &Classifier, query: &FlowQuery<'_>) -> impl Iterator<Item = &FlowRule> {
+        let places = classifier.candidates(query.source.vm, query.destination.vm, &query.tuple);
         places.into_iter().map(|place| &self.rules[place])
     }
 
     /// The rules that match, in order.
     pub(crate) fn matching(&self, query: &FlowQuery<'_>) -> impl Iterator<Item = &FlowRule> {
-        self.candidates(query).filter(move |rule| rule.matches(query))
+        self.found_by(&self.classifier, query).filter(move |rule| rule.matches(query))
     }
 
     pub(crate) fn needs(&self, query: &FlowQuery<'_>) -> Needs {
-        self.candidates(query).map(|rule| rule.needs(query)).fold(Needs::default(), |all, own| Needs {
-            source: all.source || own.source,
-            destination: all.destination || own.destination,
+        self.found_by(&self.asking, query).map(|rule| rule.needs(query)).fold(Needs::default(), |all, own| {
+            Needs { source: all.source || own.source, destination: all.destination || own.destination }
         })
     }
 }

@@ -56,8 +56,18 @@ pub(crate) struct TenantRules {
     /// In the order of their files.
     pub(crate) rules: Vec<Rule>,
     pub(crate) classifier: Classifier,
+    /// Finds the rules alone that name processes.
+    pub(crate) asking: Classifier,
     /// What else is done with its flows, below the infrastructure.
     pub(crate) flow_rules: FlowRules,
+}
+
+impl TenantRules {
+    /// The rules that `classifier` finds for both ends and the port, in the order of their files.
+    fn found_by(&self, classifier: &Classifier, query: &FlowQuery<'_>) -> impl Iterator<Item = &Rule> {
+        let places = classifier.candidates(query.source.vm, query.destination.vm, &query.tuple);
+        places.into_iter().map(|place| &self.rules[place])
+    }
 }
 
 impl CompiledPolicy {
@@ -76,7 +86,7 @@ impl CompiledPolicy {
     /// Bytes of memory that finding rules takes, beside the rules themselves.
     #[must_use]
     pub fn index_bytes(&self) -> usize {
-        self.tenants.iter().map(|tenant| tenant.classifier.heap_bytes()).sum()
+        self.tenants.iter().flat_map(|t| [&t.classifier, &t.asking]).map(Classifier::heap_bytes).sum()
     }
 
     pub(crate) fn vm(&self, vm: VmIndex) -> &VmRules {
@@ -106,12 +116,6 @@ impl CompiledPolicy {
         (tenant, self.crossings.sides(service, tenant))
     }
 
-    /// The tenant's rules that select both ends and the port, in the order of their files.
-    fn candidates<'a>(tenant: &'a TenantRules, query: &FlowQuery<'_>) -> impl Iterator<Item = &'a Rule> {
-        let places = tenant.classifier.candidates(query.source.vm, query.destination.vm, &query.tuple);
-        places.into_iter().map(|place| &tenant.rules[place])
-    }
-
     /// The answer to a flow between tenants.
     fn isolated(&self, source: VmIndex) -> Judgement {
         Judgement::new(Action::Deny, self.tenants[self.vm(source).tenant].isolation_id.clone())
@@ -124,7 +128,7 @@ impl Judge for CompiledPolicy {
     fn needs(&self, query: &FlowQuery<'_>) -> Needs {
         let mut needs = self.infrastructure.needs(query);
         let Some(tenant) = self.tenant_of(query) else { return needs };
-        let access = Self::candidates(tenant, query).map(|rule| rule.needs(query));
+        let access = tenant.found_by(&tenant.asking, query).map(|rule| rule.needs(query));
         for own in access.chain(std::iter::once(tenant.flow_rules.needs(query))) {
             needs.source |= own.source;
             needs.destination |= own.destination;
@@ -143,7 +147,7 @@ impl Judge for CompiledPolicy {
         let mut denial = denials.clone().next().map(|denial| (denial.level, denial.rule.clone()));
         judgement.matched = denials.map(|denial| denial.rule.clone()).collect();
         let mut allowed = false;
-        for rule in Self::candidates(tenant, query).filter(|rule| rule.holds(query)) {
+        for rule in tenant.found_by(&tenant.classifier, query).filter(|rule| rule.holds(query)) {
             match (rule.mode, rule.action) {
                 (Mode::Audit, action) => judgement.audited.push((rule.id.clone(), action)),
                 (Mode::Enforce, Action::Allow) => {

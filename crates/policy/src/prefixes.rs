@@ -168,7 +168,7 @@ mod tests {
 
     fn members<'a>(sets: impl Iterator<Item = &'a RuleSet>) -> Vec<usize> {
         let sets: Vec<_> = sets.collect();
-        common([0, 1, 2].map(|_| Union::new(sets.iter().copied())))
+        common([0, 1, 2].map(|_| Union::new(sets.iter().copied()))).into_vec()
     }
 
     fn table(prefixes: impl IntoIterator<Item = (Prefix, usize)>) -> PrefixTable {

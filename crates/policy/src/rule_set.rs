@@ -7,6 +7,8 @@
 //! as in hash array mapped tries (Bagwell, 2001). A set of one rule takes 40 bytes, a set of a whole
 //! tenant a little more than one bit a rule.
 
+use smallvec::SmallVec;
+
 use crate::bits::ones;
 
 /// Rules that one set, and so one tenant, can hold.
@@ -111,14 +113,14 @@ fn rank(bits: u64, at: usize) -> usize {
 /// The rules of some sets, any of which will do.
 #[derive(Debug, Default)]
 pub(crate) struct Union<'a> {
-    sets: Vec<&'a RuleSet>,
+    sets: SmallVec<[&'a RuleSet; 8]>,
     /// The part of each set in the group at hand.
-    groups: Vec<Group<'a>>,
+    groups: SmallVec<[Group<'a>; 8]>,
 }
 
 impl<'a> Union<'a> {
     pub(crate) fn new(sets: impl Iterator<Item = &'a RuleSet>) -> Self {
-        Self { sets: sets.collect(), groups: Vec::new() }
+        Self { sets: sets.collect(), groups: SmallVec::new() }
     }
 
     fn root(&self) -> u64 {
@@ -138,12 +140,12 @@ impl<'a> Union<'a> {
 }
 
 /// What three unions have in common, in rising order.
-pub(crate) fn common(mut unions: [Union<'_>; 3]) -> Vec<usize> {
+pub(crate) fn common(mut unions: [Union<'_>; 3]) -> SmallVec<[usize; 16]> {
     /// Joins what each union has, and asks no further once nothing is left.
     fn join(unions: &mut [Union<'_>; 3], mut part: impl FnMut(&mut Union<'_>) -> u64) -> u64 {
         unions.iter_mut().fold(u64::MAX, |left, union| if left == 0 { 0 } else { left & part(union) })
     }
-    let mut found = Vec::new();
+    let mut found = SmallVec::new();
     for group in ones(join(&mut unions, |union| union.root())) {
         for index in ones(join(&mut unions, |union| union.enter(group))) {
             let word = join(&mut unions, |union| union.word(index));
@@ -183,7 +185,7 @@ mod tests {
                 .collect();
             let kept: Vec<Vec<RuleSet>> = sets.iter().map(|sets| sets.iter().map(set).collect()).collect();
             let union = |at: usize| Union::new(kept[at].iter());
-            prop_assert_eq!(common([union(0), union(1), union(2)]), expected);
+            prop_assert_eq!(common([union(0), union(1), union(2)]).into_vec(), expected);
             for (kept, union) in kept.iter().zip(&unions) {
                 let merged = RuleSet::union(&kept.iter().collect::<Vec<_>>());
                 prop_assert_eq!(&merged, &set(union));
