@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use model::{Cidr, ExternalNetwork, MacAddr, Name, Protocol, Snapshot, VmRef};
 
 use crate::PortId;
-use crate::ports::{Behind, Port};
+use crate::ports::{Behind, Endpoints, Port};
 use crate::qos::Turn;
 
 /// Largest packet that goes out, in bytes; the host's interface has the usual MTU.
@@ -76,7 +76,7 @@ impl Outside {
         snapshot: &Snapshot,
         uplinks: &[Uplink],
         tenants: &HashMap<&Name, usize>,
-        endpoints: &HashMap<(usize, IpAddr), PortId>,
+        endpoints: &Endpoints,
     ) -> Self {
         let mut outside = Self::default();
         for network in snapshot.inventory.networks() {

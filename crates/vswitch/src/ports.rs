@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use model::{BitRate, Cidr, MacAddr, Name, NicRef, Snapshot, VmIndex};
 
 use crate::PortId;
@@ -177,11 +178,14 @@ pub(crate) struct PortState {
     pub dns: PortDns,
 }
 
+/// Who holds which address of which tenant. Guests choose what is looked up here, but not what is in it.
+pub(crate) type Endpoints = HashMap<(usize, IpAddr), PortId, RandomState>;
+
 /// All ports of a snapshot.
 #[derive(Debug, Default)]
 pub(crate) struct Ports {
     by_id: Vec<Option<Arc<Port>>>,
-    endpoints: HashMap<(usize, IpAddr), PortId>,
+    endpoints: Endpoints,
     pub(crate) outside: Outside,
 }
 
@@ -200,7 +204,7 @@ impl Ports {
             .zip(0..)
             .map(|(tenant, index)| (&tenant.name, index))
             .collect();
-        let mut endpoints = HashMap::new();
+        let mut endpoints = Endpoints::default();
         let mut found = Vec::new();
         for (id, nic) in numbered {
             let Some(index) = snapshot.inventory.find(&nic.vm) else { continue };

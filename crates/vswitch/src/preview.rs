@@ -121,20 +121,32 @@ impl<S: FlowSlots> Switch<S> {
         Previewer { places: self.table.places.clone(), slots_at: self.table.address() }
     }
 
-    /// The address of one more cache line than those of [`Previewer::likely_lines`] that the decision will most likely
+    /// Addresses of more cache lines than those of [`Previewer::likely_lines`] that the decision will most likely
     /// need: of a translated flow, the slot of its other direction, which says what packets leave with; of a connection,
-    /// what is counted there. Looks into the flow's own slot, which should have been fetched; only a hint, too.
+    /// what is counted there; of a flow that is to be opened, where its answers will be looked for. Looks into the flow's own
+    /// slot, which should have been fetched; only a hint, too.
     #[inline]
     #[must_use]
-    pub fn likely_partner_line(&self, preview: &Preview) -> Option<usize> {
-        let (key, home) = preview.flow.as_ref()?;
+    pub fn likely_partner_lines(&self, preview: &Preview) -> [Option<usize>; 2] {
+        let Some((key, home)) = &preview.flow else { return [None; 2] };
         let slot = self.table.slot(home.position());
-        let line = match (slot.is_translated(), key.is_tcp()) {
-            (true, _) => 0,
-            (false, true) => CACHE_LINE_BYTES,
-            (false, false) => return None,
-        };
-        Some(slot_at(self.table.address(), slot.partner()).wrapping_add(line))
+        let of_partner = || slot_at(self.table.address(), slot.partner());
+        match (slot.is_free(), slot.is_translated(), key.is_tcp()) {
+            (true, ..) => self.likely_answers_lines(key),
+            (_, true, _) => [Some(of_partner()), None],
+            (_, _, true) => [Some(of_partner().wrapping_add(CACHE_LINE_BYTES)), None],
+            _ => [None; 2],
+        }
+    }
+
+    /// Where answers to a new flow will most likely be looked for.
+    fn likely_answers_lines(&self, key: &FlowKey) -> [Option<usize>; 2] {
+        let tenant = self.ports.port(key.ingress()).and_then(|port| port.tenant());
+        let output = tenant.and_then(|tenant| self.ports.endpoint(tenant, key.addresses().destination()));
+        let slot = output.map(|output| {
+            slot_at(self.table.address(), self.table.places.home(&key.mirrored(output)).position())
+        });
+        [slot, slot.map(|slot| slot.wrapping_add(CACHE_LINE_BYTES))]
     }
 }
 

@@ -5,7 +5,7 @@
 //! needs is mostly far away, in another processor's cache or in the flow table, and is fetched meanwhile:
 //!
 //! 1. *Read*: the head of every frame is copied into private memory. Then it is parsed, and its flow's slot fetched.
-//! 2. *Decide*: of translated flows and of connections the other slot is fetched, which the first one names. Then the switch is asked frame
+//! 2. *Decide*: the other slot is fetched of translated flows and of connections, which the first one names, and of flows to be opened. Then the switch is asked frame
 //!    by frame, in order, for a frame's verdict may depend on the frame before. The first frame that must wait for an
 //!    answer ends the stage; it and those after it stay in the queue, and those after it will be read anew. So does the
 //!    end of the port's turn.
@@ -445,9 +445,7 @@ impl Core {
         shared.with(now, turn, |switch, now| {
             queue.turn = switch.turn(id);
             for preview in &desk.previews[queue.next..frames] {
-                if let Some(line) = switch.likely_partner_line(preview) {
-                    prefetch(line);
-                }
+                switch.likely_partner_lines(preview).into_iter().flatten().for_each(prefetch);
             }
             while queue.next < frames {
                 let (frame, preview) = (&mut desk.frames[queue.next], &desk.previews[queue.next]);

@@ -214,14 +214,17 @@ fn what_is_needed_of_a_flows_other_direction_is_known_ahead() {
     let out = preview(WEB, &call.out(ACK, (1001, 5001)));
     let back = preview(API, &Call::answer(&seen, SYN | ACK, (5000, 1001), API));
     let lines = |preview: &Preview| previewer.likely_lines(preview).unwrap();
-    assert_eq!(world.switch.likely_partner_line(&out), Some(lines(&back)[0]));
-    assert_eq!(world.switch.likely_partner_line(&back), Some(lines(&out)[0]));
+    let further = |world: &World<'_>, preview: &Preview| world.switch.likely_partner_lines(preview);
+    assert_eq!(further(&world, &out), [Some(lines(&back)[0]), None]);
+    assert_eq!(further(&world, &back), [Some(lines(&out)[0]), None]);
     let [out, back] = [(WEB, plain.out(ACK, 1001, 5001, 0)), (DB, plain.back(ACK, 5001, 1001, 0))]
         .map(|(port, bytes)| preview(port, &bytes));
-    assert_eq!(world.switch.likely_partner_line(&out), Some(lines(&back)[1]), "limits of the other end");
-    world.forwards(WEB, &udp(WEB, DB, (4000, 4000)), DB);
-    let datagram = preview(WEB, &udp(WEB, DB, (4000, 4000)));
-    assert_eq!(world.switch.likely_partner_line(&datagram), None);
+    assert_eq!(further(&world, &out), [Some(lines(&back)[1]), None], "limits of the other end");
+    let [first, answer] = [(WEB, udp(WEB, DB, (4000, 4001))), (DB, udp(DB, WEB, (4001, 4000)))]
+        .map(|(port, bytes)| preview(port, &bytes));
+    assert_eq!(further(&world, &first), lines(&answer).map(Some), "where the answers will be entered");
+    world.forwards(WEB, &udp(WEB, DB, (4000, 4001)), DB);
+    assert_eq!(further(&world, &first), [None; 2]);
 }
 
 #[test]
