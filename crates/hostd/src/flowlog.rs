@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +28,8 @@ const QUIET_MAX: Duration = Duration::from_millis(200);
 #[derive(Debug, Default)]
 pub struct FlowLog {
     inner: Mutex<Inner>,
+    /// Whether there are watchers.
+    watched: Arc<AtomicBool>,
 }
 
 #[derive(Debug, Default)]
@@ -80,6 +83,7 @@ impl FlowLog {
             matches!(watcher.try_send(Arc::clone(&event)), Err(TrySendError::Disconnected(_)))
         };
         inner.watchers.retain(|watcher| !gone(watcher));
+        self.watched.store(!inner.watchers.is_empty(), Ordering::Relaxed);
         if inner.recent.len() == RECENT_MAX {
             inner.recent.pop_front();
         }
@@ -89,8 +93,15 @@ impl FlowLog {
     /// Everything from now on.
     pub fn watch(&self) -> Receiver<Arc<FlowEvent>> {
         let (sender, receiver) = crossbeam_channel::bounded(WATCHER_QUEUED_MAX);
-        self.lock().watchers.push(sender);
+        let mut inner = self.lock();
+        inner.watchers.push(sender);
+        self.watched.store(true, Ordering::Relaxed);
         receiver
+    }
+
+    /// Whether anybody watches, now and later: if not, nobody needs to be told of flows that open.
+    pub fn watched(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.watched)
     }
 
     /// The newest remembered event whose flow `fits`.
@@ -192,5 +203,9 @@ pub mod tests {
         }
         assert_eq!(slow.len(), WATCHER_QUEUED_MAX);
         assert_eq!(log.lock().watchers.len(), 1);
+        drop(slow);
+        assert!(log.watched().load(Ordering::Relaxed), "that is seen with the next event");
+        log.note(event(0));
+        assert!(!log.watched().load(Ordering::Relaxed));
     }
 }

@@ -129,6 +129,7 @@ fn serve(config: &Config, mesh: &Arc<Mesh>) -> anyhow::Result<()> {
         introspection: Arc::clone(&introspection),
         dns: dns_upstreams(config, &poll)?,
         attribution_wait: config.attribution_wait,
+        watched: flow_log.watched(),
         cpus: config.poll.cpus.clone(),
     };
     cores.start(switch, events, wiring)?;

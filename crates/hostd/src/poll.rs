@@ -40,6 +40,7 @@ mod upkeep;
 mod uplink;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
@@ -332,6 +333,8 @@ pub struct Wiring {
     pub dns: Option<DnsHandle>,
     /// Longest wait for an answer.
     pub attribution_wait: Duration,
+    /// Whether somebody watches flows as they come and go.
+    pub watched: Arc<AtomicBool>,
     /// The CPU of each core; any CPU for those beyond.
     pub cpus: Vec<usize>,
 }
@@ -387,7 +390,8 @@ impl Poll {
 
     /// All cores, with a link from each to each other.
     fn cores(self, switch: Switch<FlowMemory>, events: Funnel, wiring: Wiring) -> std::io::Result<Vec<Core>> {
-        let shared = Arc::new(SharedSwitch::new(switch, events, wiring.dns.clone()));
+        let shared =
+            Arc::new(SharedSwitch::new(switch, (events, Arc::clone(&wiring.watched)), wiring.dns.clone()));
         let wiring = Arc::new(wiring);
         let count = self.commands.len();
         let mut outgoing: Vec<Vec<Option<Outgoing>>> = Vec::new();

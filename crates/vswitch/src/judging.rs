@@ -244,8 +244,10 @@ impl<S: FlowSlots> Switch<S> {
         self.charge(position, state, u32::saturating_add);
         self.counters.flows_opened += 1;
         let verdict = self.pass(arrival, at.0 as usize, state, millisecond(self.now));
-        let record = self.record(position);
-        self.report(FlowChange::Opened, record);
+        if self.tells_openings || self.table.flow(position).services.has(ServiceFlags::LOG) {
+            let record = self.record(position);
+            self.report(FlowChange::Opened, record);
+        }
         verdict
     }
 

@@ -42,6 +42,8 @@ pub struct Switch<S = Vec<FlowSlot>> {
     pub(crate) checks: Checks,
     pub(crate) meters: Meters,
     pub(crate) outbox: Outbox,
+    /// Whether somebody wants to know of every flow that opens.
+    pub(crate) tells_openings: bool,
     pub(crate) dns: Dns,
     pub(crate) counters: Counters,
     pub(crate) now: Moment,
@@ -102,6 +104,7 @@ impl<S: FlowSlots> Switch<S> {
             checks: Checks::default(),
             meters: Meters::default(),
             outbox: Outbox::default(),
+            tells_openings: true,
             dns: Dns::default(),
             counters,
             now: Moment::default(),
@@ -206,6 +209,12 @@ impl<S: FlowSlots> Switch<S> {
     /// What happened to flows, oldest first.
     pub fn events(&mut self) -> impl Iterator<Item = FlowEvent> + '_ {
         self.outbox.events.drain(..)
+    }
+
+    /// Has [`FlowChange::Opened`] told of every flow, as at first, or of those alone that rules log: a flow is told of when
+    /// it ends all the same.
+    pub fn tell_openings(&mut self, all: bool) {
+        self.tells_openings = all;
     }
 
     /// All flows, over ones that are still remembered included, in no order.

@@ -13,7 +13,8 @@
 //!   so that a core whose guests make it decide all the time does not keep the others from it.
 //! - What the switch has made itself is taken out before it is given back, so that nobody has to look for it.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use model::Moment;
 use parking_lot::{Mutex, MutexGuard};
@@ -43,6 +44,8 @@ pub struct Turn {
 struct Inner {
     switch: Switch<FlowMemory>,
     events: Funnel,
+    /// Whether somebody watches flows as they come and go.
+    watched: Arc<AtomicBool>,
     /// Who asks upstreams about names; none when there are none.
     dns: Option<DnsHandle>,
     /// The latest time that any core has told it: each reads the clock for itself, and time must not run backwards.
@@ -50,10 +53,15 @@ struct Inner {
 }
 
 impl SharedSwitch {
-    /// Shares a switch, whose events go into `events` and whose questions about names to `dns`.
-    pub fn new(switch: Switch<FlowMemory>, events: Funnel, dns: Option<DnsHandle>) -> Self {
+    /// Shares a switch, whose events go into `events`, those of flows that open while somebody watches, and whose questions
+    /// about names to `dns`.
+    pub fn new(
+        switch: Switch<FlowMemory>,
+        (events, watched): (Funnel, Arc<AtomicBool>),
+        dns: Option<DnsHandle>,
+    ) -> Self {
         let previewer = switch.previewer();
-        let inner = Mutex::new(Inner { switch, events, dns, latest: Moment::default() });
+        let inner = Mutex::new(Inner { switch, events, watched, dns, latest: Moment::default() });
         Self { inner, waiting: AtomicUsize::new(0), previewer }
     }
 
@@ -102,8 +110,9 @@ fn use_it<R>(
     turn: &mut Turn,
     act: impl FnOnce(&mut Switch<FlowMemory>, Moment) -> R,
 ) -> R {
-    let Inner { switch, events, dns, latest } = &mut *inner;
+    let Inner { switch, events, watched, dns, latest } = &mut *inner;
     *latest = now.max(*latest);
+    switch.tell_openings(watched.load(Ordering::Relaxed));
     let result = act(switch, *latest);
     ask_upstreams(switch, dns.as_ref(), *latest);
     turn.made.extend(switch.emissions());

@@ -5,6 +5,7 @@ mod limits;
 
 use std::io::ErrorKind;
 use std::net::Ipv4Addr;
+use std::sync::atomic::AtomicBool;
 
 use crossbeam_channel::bounded;
 use model::{MacAddr, Moment, Ranges};
@@ -94,6 +95,7 @@ impl Fabric {
             introspection,
             dns: None,
             attribution_wait: Duration::from_millis(50),
+            watched: Arc::new(AtomicBool::new(true)),
             cpus: Vec::new(),
         };
         let poll = Poll::new(cores).unwrap();
