@@ -248,6 +248,14 @@ pub enum ConfigError {
         /// Where and why.
         source: Box<toml::de::Error>,
     },
+    /// A setting in the file cannot be used.
+    #[error("settings file {path:?} is wrong")]
+    Setting {
+        /// The file.
+        path: PathBuf,
+        /// Which setting and why.
+        source: Box<ConfigError>,
+    },
     /// No resources were named.
     #[error(
         "no resources: give --manifests DIR or --inspect TENANT/VM=FILE, or `manifests` in the settings file"
@@ -286,13 +294,29 @@ pub enum ConfigError {
     },
 }
 
+impl ConfigError {
+    /// Names the file, if that is what is wrong.
+    fn of_file(self, path: &Path) -> Self {
+        match self {
+            Self::NoManifests | Self::NoRuntimeDir => self,
+            wrong => Self::Setting { path: path.to_owned(), source: Box::new(wrong) },
+        }
+    }
+}
+
 impl Config {
     /// Reads the settings file, if any, and lays the flags over it.
     ///
     /// # Errors
     /// The first setting that cannot be used.
     pub fn load(args: &Args) -> Result<Self, ConfigError> {
-        let raw = args.config.as_deref().map(read).transpose()?.unwrap_or_default();
+        match &args.config {
+            Some(path) => Self::of(args, read(path)?).map_err(|error| error.of_file(path)),
+            None => Self::of(args, RawConfig::default()),
+        }
+    }
+
+    fn of(args: &Args, raw: RawConfig) -> Result<Self, ConfigError> {
         let wait_ms =
             within("attribution.wait_ms", raw.attribution.wait_ms.unwrap_or(50), 1, 1000, "1 to 1000")?;
         let flows = raw.flows.validated()?;
@@ -449,6 +473,7 @@ mod tests {
             let error = config(toml, &[]).unwrap_err();
             let text = telemetry::Chain(&error).to_string();
             assert!(text.contains(says), "{toml:?} gave {text:?}");
+            assert!(text.contains("hostd.toml") || text.contains("no resources"), "{text:?}");
         }
     }
 }

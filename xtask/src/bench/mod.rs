@@ -22,7 +22,7 @@ mod world;
 use std::fs;
 use std::num::NonZeroUsize;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
 use self::cases::{CASES, Case, Load, Peer};
@@ -70,8 +70,14 @@ struct Figure {
 /// Measures the switch.
 ///
 /// # Errors
-/// When a package is missing, or a program does not do its part.
+/// When a package is missing, no case has the name, or a program does not do its part.
 pub fn switch(options: &Options) -> Result<()> {
+    let wanted = |case: &&Case| options.case.as_ref().is_none_or(|part| case.name.contains(part.as_str()));
+    let cases: Vec<&Case> = CASES.iter().filter(wanted).collect();
+    if cases.is_empty() {
+        let names = CASES.map(|case| case.name).join(", ");
+        bail!("no case has `{}` in its name: {names}", options.case.as_deref().unwrap_or_default());
+    }
     demo::end_with_signals()?;
     packages::require(&packages::DPDK, options.may_install)?;
     if options.peers {
@@ -85,8 +91,7 @@ pub fn switch(options: &Options) -> Result<()> {
             "case", "ours", "peer", "ratio", "bare"
         );
     }
-    let wanted = |case: &&Case| options.case.as_ref().is_none_or(|part| case.name.contains(part.as_str()));
-    for case in CASES.iter().filter(wanted) {
+    for case in cases {
         let figure =
             figure(case, options.peers, options.rounds_max).with_context(|| format!("case {}", case.name))?;
         if options.json {
