@@ -35,6 +35,7 @@ mod express;
 mod flow;
 mod fragment;
 mod frame;
+mod judgements;
 mod judging;
 mod key;
 mod layer7;

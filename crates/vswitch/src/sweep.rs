@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What happens to flows without a frame: expiry, a change of policy, the loss of a card.
 
-use std::sync::Arc;
-
 use model::{Action, Moment};
 use packet::emit::{Link, Segment};
 use packet::{TcpFlags, emit};
@@ -110,7 +108,7 @@ impl<S: FlowSlots> Switch<S> {
 
     /// Judges a flow by the current snapshot and ends it if it is now denied.
     pub(crate) fn conclude(&mut self, position: usize, case: Case) -> Conclusion {
-        let judgement = case.judge();
+        let judgement = self.judgements.share(case.judge());
         self.compile_stages(position, &judgement);
         let action = judgement.action;
         let generation = self.snapshot.as_ref().map_or(model::Generation::default(), |s| s.generation);
@@ -118,7 +116,7 @@ impl<S: FlowSlots> Switch<S> {
         flow.source = case.source_is;
         flow.destination = case.destination_is;
         flow.names = case.names;
-        flow.judgement = Some(Arc::new(judgement));
+        flow.judgement = Some(judgement);
         flow.generation = generation;
         self.table.set_epoch(position, self.epoch);
         match action {

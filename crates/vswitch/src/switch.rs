@@ -13,6 +13,7 @@ use crate::checks::Checks;
 use crate::config::IdleLimits;
 use crate::dns::Dns;
 use crate::fragment;
+use crate::judgements::Judgements;
 use crate::key::FlowKey;
 use crate::outbox::Outbox;
 use crate::ports::{Port, PortState, Ports};
@@ -38,6 +39,7 @@ pub struct Switch<S = Vec<FlowSlot>> {
     pub(crate) snapshot: Option<Arc<Snapshot>>,
     /// Names the snapshot within this process; see [`FlowSlot::epoch`].
     pub(crate) epoch: u8,
+    pub(crate) judgements: Judgements,
     pub(crate) balancers: Balancers,
     pub(crate) checks: Checks,
     pub(crate) meters: Meters,
@@ -100,6 +102,7 @@ impl<S: FlowSlots> Switch<S> {
             states: Vec::new(),
             snapshot: None,
             epoch: 0,
+            judgements: Judgements::default(),
             balancers: Balancers::default(),
             checks: Checks::default(),
             meters: Meters::default(),
@@ -133,6 +136,7 @@ impl<S: FlowSlots> Switch<S> {
         self.ports = ports;
         self.balancers.update(now, &snapshot, &self.ports);
         self.snapshot = Some(snapshot);
+        self.judgements = Judgements::default();
         self.update_checks();
         if first {
             self.welcome_adopted();

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Authorization: policy decides whether the flow may pass.
 
-use std::sync::Arc;
-
 use model::{Action, ServiceFlags};
 
 use super::{Opening, Stage};
@@ -19,7 +17,7 @@ impl<S: FlowSlots> Stage<S> for Authorize {
         arrival: &mut Arrival<'_>,
         opening: &mut Opening,
     ) -> Option<Verdict> {
-        let judgement = Arc::new(opening.case.judge());
+        let judgement = switch.judgements.share(opening.case.judge());
         match judgement.action {
             Action::Deny => Some(switch.deny(arrival, opening, judgement)),
             Action::Allow => {
