@@ -15,7 +15,7 @@ use testkit::accel::Accel;
 use testkit::daemon::Daemon;
 use testkit::guests::{GuestKernel, shipped};
 use testkit::scratch::Scratch;
-use testkit::vm::{BOOT_LIMIT, Cpu, NicSpec, SocketRole, Vm, VmSpec};
+use testkit::vm::{BOOT_LIMIT, Cpu, NicModel, NicSpec, SocketRole, Vm, VmSpec};
 
 /// Time for DHCP: a lost answer is asked for again after a second.
 pub const LEASE_LIMIT: Duration = Duration::from_secs(20);
@@ -177,6 +177,7 @@ impl Shop {
             model::SocketMode::Connect => SocketRole::Listens,
         };
         let nic = NicSpec {
+            model: NicModel::VirtioNet,
             mac: nic.mac,
             socket: self.runtime().join(&nic.socket),
             role,

@@ -44,7 +44,7 @@ enum Task {
         #[arg(long)]
         no_install: bool,
     },
-    /// Make the guest kernels and image that demo and tests boot.
+    /// Make the guest kernels and image that demo and tests boot, and get a newer QEMU for tests.
     Guests {
         /// Only list missing packages, and fail if there are any.
         #[arg(long)]
@@ -183,6 +183,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Guests { no_install, renew } => {
             packages::require(&packages::GUESTS, !no_install)?;
             guests::build(renew)?;
+            guests::get_newer_vmm(renew);
             println!("The guests are in {}", testkit::guests::folder().display());
             Ok(())
         }

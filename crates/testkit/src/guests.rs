@@ -63,6 +63,12 @@ pub fn clients_initramfs() -> PathBuf {
     folder().join("initramfs-clients.cpio")
 }
 
+/// The folder of a newer QEMU than the machine's, with its libraries and firmware.
+#[must_use]
+pub fn newer_vmm() -> PathBuf {
+    folder().join("vmm/unpacked")
+}
+
 /// The folder of all of them: `guests` in cargo's target folder.
 #[must_use]
 pub fn folder() -> PathBuf {

@@ -18,9 +18,11 @@ mod monitor;
 pub mod names;
 pub mod outside;
 pub mod process;
+pub mod relay;
 pub mod scratch;
 pub mod serial;
 pub mod vm;
+pub mod vmm;
 
 mod remains;
 

@@ -24,9 +24,8 @@ use crate::guests::GuestKernel;
 use crate::monitor::{self, Monitor};
 use crate::process::{Process, tail};
 use crate::serial::{Output, SerialError, Shell};
+use crate::vmm::Vmm;
 
-/// The virtual machine monitor.
-const QEMU: &str = "qemu-system-x86_64";
 /// A guest that has not reached its shell by then never will, even on a busy machine.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(90);
 /// Time for a command that does nothing slow.
@@ -34,6 +33,9 @@ pub const COMMAND_LIMIT: Duration = Duration::from_secs(30);
 /// What every guest's kernel is told. It does not check the timer at boot: the check counts ticks while it spins, and
 /// on a busy machine an emulated guest gets too few of them and panics.
 const BOOT_OPTIONS: &str = "console=ttyS0 quiet panic=-1 no_timer_check";
+/// A card at the socket `net` whose backend alone knows what it is: a network card (virtio 1.2, section 5) with one
+/// pair of rings.
+const GENERIC_CARD: &str = "vhost-user-test-device-pci,chardev=net,virtio-id=1,num_vqs=2,vq_size=256";
 /// Words of the one known crash of emulated guests, which a second boot does not repeat.
 const KNOWN_CRASH: &str = "Oops: int3";
 
@@ -84,9 +86,21 @@ pub enum SocketRole {
     Listens,
 }
 
+/// What a network card is to its VMM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NicModel {
+    /// A network card, whose features it knows and decides about with the backend.
+    VirtioNet,
+    /// Whatever the backend makes of it: all of the backend's features are the guest's to accept. Only [`Vmm::Newer`]
+    /// has it. It has one pair of rings and no configuration space, so the guest itself gives it its address.
+    Generic,
+}
+
 /// A guest's network card.
 #[derive(Clone, Debug)]
 pub struct NicSpec {
+    /// What it is to the VMM.
+    pub model: NicModel,
     /// Hardware address.
     pub mac: MacAddr,
     /// The vhost-user socket.
@@ -121,6 +135,8 @@ pub struct VmSpec {
     pub boot_options: String,
     /// How the guest's code is run.
     pub accel: Accel,
+    /// What runs it.
+    pub vmm: Vmm,
     /// The card, if any.
     pub nic: Option<NicSpec>,
     /// The file that is its RAM; otherwise it has no name (see [`Vm::ram`]).
@@ -154,6 +170,7 @@ impl VmSpec {
             memory_mib: 256,
             boot_options: String::new(),
             accel,
+            vmm: Vmm::Installed,
             nic: None,
             ram: None,
             reboots: false,
@@ -444,11 +461,12 @@ pub(crate) fn launch(
     let log = folder.join(format!("{stem}.qemu"));
     let console = folder.join(format!("{stem}.console"));
     let monitor = folder.join(format!("{stem}.{}", monitor::SUFFIX));
-    let process = Process::start(Path::new(QEMU), log, |command| {
-        command.args(machine(spec)).args(["-serial", &format!("file:{}", console.display())]);
+    let (program, first) = spec.vmm.program();
+    let process = Process::start(&program, log, |command| {
+        command.args(first).args(machine(spec)).args(["-serial", &format!("file:{}", console.display())]);
         command.args(["-chardev", "stdio,id=shell,signal=off", "-serial", "chardev:shell"]);
         command.arg("-kernel").arg(&kernel).arg("-initrd").arg(&initramfs);
-        command.args(["-append", &format!("{BOOT_OPTIONS} {} vm_name={}", spec.boot_options, spec.name)]);
+        command.args(["-append", &boot_options(spec)]);
         command.args(["-qmp", &format!("unix:{},server=on,wait=off", monitor.display())]);
         if let Some(incoming) = incoming {
             command.args(["-S", "-incoming", incoming]);
@@ -456,6 +474,15 @@ pub(crate) fn launch(
         command.stdin(far).stdout(far_again);
     })?;
     Ok((process, Shell::new(near)))
+}
+
+/// What the guest's kernel is told, and hands over to its first process.
+fn boot_options(spec: &VmSpec) -> String {
+    let all = format!("{BOOT_OPTIONS} {} vm_name={}", spec.boot_options, spec.name);
+    match &spec.nic {
+        Some(NicSpec { model: NicModel::Generic, mac, .. }) => format!("{all} vm_mac={mac}"),
+        _ => all,
+    }
 }
 
 /// Options for the board, processor, memory and card.
@@ -484,27 +511,42 @@ fn machine(spec: &VmSpec) -> Vec<String> {
         Cpu::Max => "max",
     };
     options.extend(["-cpu".into(), cpu.into()]);
-    let Some(nic) = &spec.nic else { return options };
-    let role = match nic.role {
-        SocketRole::Connects => "reconnect=1",
-        SocketRole::Listens => "server=on",
+    if let Some(nic) = &spec.nic {
+        options.extend(card(spec, nic));
+    }
+    options
+}
+
+/// Options for a network card.
+fn card(spec: &VmSpec, nic: &NicSpec) -> Vec<String> {
+    let role = match (nic.role, nic.model) {
+        (SocketRole::Listens, _) => ",server=on".to_owned(),
+        (SocketRole::Connects, NicModel::VirtioNet) => format!(",{}", spec.vmm.reconnects()),
+        // Its backend has to be there when it is made.
+        (SocketRole::Connects, NicModel::Generic) => String::new(),
     };
+    let socket = format!("socket,id=net,path={}{role}", nic.socket.display());
+    let device = match nic.model {
+        NicModel::VirtioNet => virtio_net(spec, nic),
+        NicModel::Generic => ["-device".into(), GENERIC_CARD.into()].into(),
+    };
+    [vec!["-chardev".into(), socket], device].concat()
+}
+
+/// QEMU's own network card at the socket `net`.
+fn virtio_net(spec: &VmSpec, nic: &NicSpec) -> Vec<String> {
     let vectors = match spec.accel {
         Accel::Tcg => ",vectors=0",
         Accel::Kvm => "",
     };
     let comma = if nic.properties.is_empty() { "" } else { "," };
     let several = if nic.queue_pairs > 1 { ",mq=on" } else { "" };
-    options.extend([
-        "-chardev".into(),
-        format!("socket,id=net,path={},{role}", nic.socket.display()),
+    let (mac, properties) = (nic.mac, nic.properties);
+    [
         "-netdev".into(),
         format!("vhost-user,id=net,chardev=net,queues={}", nic.queue_pairs),
         "-device".into(),
-        format!(
-            "virtio-net-pci,netdev=net,mac={},romfile={vectors}{several}{comma}{}",
-            nic.mac, nic.properties
-        ),
-    ]);
-    options
+        format!("virtio-net-pci,netdev=net,mac={mac},romfile={vectors}{several}{comma}{properties}"),
+    ]
+    .into()
 }

@@ -15,6 +15,7 @@ mod outside;
 mod services;
 mod shares;
 mod stacks;
+mod superframes;
 mod tenants;
 mod threats;
 mod tracing;
@@ -43,6 +44,11 @@ pub const SCENARIOS: &[Chapter] = &[
         run: traffic::protocols,
     },
     Chapter { title: "Large frames arrive whole", name: "bulk_data_arrives_whole", run: traffic::bulk },
+    Chapter {
+        title: "Datagrams of one call are one frame where both cards take that, and cut where not, under a newer QEMU",
+        name: superframes::NAME,
+        run: superframes::run,
+    },
     Chapter {
         title: "Many short connections in a row",
         name: "every_one_of_many_connections_is_attributed",

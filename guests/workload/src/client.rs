@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::outcome;
 
 /// After this, a peer that says nothing counts as silent.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Opens `times` connections and closes each; prints how each ended and how long the call took.
 pub fn connect(to: &str, times: u32) -> bool {

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod bulk;
+mod bursts;
 mod client;
 mod outcome;
 mod retire;
@@ -25,6 +26,8 @@ usage: PROGRAM connect HOST:PORT [TIMES]     open connections, one after the oth
        PROGRAM ask HOST:PORT TEXT            send a line, print the first line of the answer
        PROGRAM datagram HOST:PORT TEXT       send a datagram, print the answer
        PROGRAM bulk HOST:PORT MIB            send that much, check that the same comes back
+       PROGRAM bursts HOST:PORT BYTES TIMES  send many datagrams of that size by one call, check that the same
+                                             come back
        PROGRAM stream HOST:PORT STOP-FILE    send a numbered line every 10 ms until STOP-FILE exists
        PROGRAM storm HOST:PORT TIMES         open and close connections as fast as they go
        PROGRAM twists HOST:PORT TIMES        open connections with sockets that changed hands
@@ -53,6 +56,10 @@ fn main() -> ExitCode {
         ["bulk", to, mib] => match mib.parse() {
             Ok(mib) => bulk::run(to, mib),
             Err(_) => return usage(),
+        },
+        ["bursts", to, bytes, times] => match (bytes.parse(), times.parse()) {
+            (Ok(bytes), Ok(times)) => bursts::run(to, bytes, times),
+            _ => return usage(),
         },
         ["stream", to, stop] => stream::run(to, stop.as_ref()),
         ["storm", to, times] => match times.parse() {

@@ -10,7 +10,7 @@ use testkit::accel;
 use testkit::daemon::Daemon;
 use testkit::guests::{GuestKernel, shipped};
 use testkit::scratch::Scratch;
-use testkit::vm::{BOOT_LIMIT, Cpu, NicSpec, SocketRole, Vm, VmSpec};
+use testkit::vm::{BOOT_LIMIT, Cpu, NicModel, NicSpec, SocketRole, Vm, VmSpec};
 
 use super::testpmd::mac;
 
@@ -48,6 +48,7 @@ impl World {
         let place = self.names.iter().position(|one| *one == name);
         let place = place.with_context(|| format!("the mesh has no machine {name}"))?;
         let nic = NicSpec {
+            model: NicModel::VirtioNet,
             mac: mac(place).parse()?,
             socket: self.scratch.join(format!("{name}.sock")),
             role: SocketRole::Connects,

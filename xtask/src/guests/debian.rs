@@ -21,9 +21,9 @@ const IMAGE: &str = "linux-image-";
 const HEADERS: &str = "linux-headers-";
 /// The programs that build modules, which headers depend on.
 const KBUILD: &str = "linux-kbuild-";
-/// Programs that go into the guests: the shell and tools, a real server with its client, and what has the guest
-/// translate addresses.
-const PROGRAMS: [&str; 3] = ["busybox-static", "redis-tools", "nftables"];
+/// Programs that go into the guests: the shell and tools, a real server with its client, what has the guest translate
+/// addresses, and what tells a card to use its features.
+const PROGRAMS: [&str; 4] = ["busybox-static", "redis-tools", "nftables", "ethtool"];
 /// Programs of the guests that ask for names or try a network out, and what they need that is not called a library.
 const CLIENTS: [&str; 8] =
     ["bind9-dnsutils", "bind9-libs", "curl", "iperf3", "iproute2", "libc-bin", "tcpdump", "zlib1g"];
@@ -51,8 +51,18 @@ const KERNEL_FILES: [&str; 15] = [
 ];
 /// What is unpacked of headers and the programs that build modules with them.
 const HEADER_FILES: [&str; 2] = ["./usr/src/*", "./usr/lib/linux-kbuild-*"];
+/// What is unpacked of a newer QEMU and its libraries: the emulator with what its boards start by.
+const VMM_FILES: [&str; 6] = [
+    "./usr/bin/qemu-system-x86_64",
+    "./usr/lib/x86_64-linux-gnu/lib*.so*",
+    "*/ld-linux-x86-64.so.2",
+    "./usr/share/qemu/kvmvapic.bin",
+    "./usr/share/qemu/linuxboot_dma.bin",
+    "./usr/share/seabios/bios-256k.bin",
+];
 /// What is unpacked of other packages.
-const PROGRAM_FILES: [&str; 5] = ["*/bin/*", "*/sbin/nft", "*/sbin/tc", "*.so*", "./usr/share/postgresql/*"];
+const PROGRAM_FILES: [&str; 6] =
+    ["*/bin/*", "*/sbin/nft", "*/sbin/tc", "*/sbin/ethtool", "*.so*", "./usr/share/postgresql/*"];
 /// Libraries can need libraries; a chain longer than this is a mistake.
 const LIBRARY_DEPTH_MAX: usize = 8;
 
@@ -112,10 +122,9 @@ impl Apt {
         })
     }
 
-    /// All packages that the guests are made of.
-    fn resolve(&self) -> Result<BTreeSet<String>> {
-        let mut all: BTreeSet<String> =
-            [&PROGRAMS[..], &CLIENTS, &DATABASE].concat().into_iter().map(str::to_owned).collect();
+    /// The packages, and those with the libraries that they load.
+    pub(super) fn with_libraries(&self, packages: &[&str]) -> Result<BTreeSet<String>> {
+        let mut all: BTreeSet<String> = packages.iter().copied().map(str::to_owned).collect();
         let mut front: Vec<String> = all.iter().cloned().collect();
         for _ in 0..LIBRARY_DEPTH_MAX {
             let depended = self.depends(&front)?.into_iter();
@@ -125,6 +134,12 @@ impl Apt {
                 break;
             }
         }
+        Ok(all)
+    }
+
+    /// All packages that the guests are made of.
+    fn resolve(&self) -> Result<BTreeSet<String>> {
+        let mut all = self.with_libraries(&[&PROGRAMS[..], &CLIENTS, &DATABASE].concat())?;
         for (meta, prefix) in KERNELS {
             let kernel = self.kernel(meta, prefix)?;
             let headers = kernel.replacen(IMAGE, HEADERS, 1);
@@ -194,6 +209,13 @@ pub fn unpack(debs: &Path, folder: &Path) -> Result<()> {
         unpack_some(&deb, wanted, folder).with_context(|| format!("unpack {name}"))?;
     }
     Ok(())
+}
+
+/// Unpacks a QEMU and what it needs below `folder`, all into one tree.
+pub fn unpack_vmm(debs: &Path, folder: &Path) -> Result<()> {
+    sorted_entries(debs)?.iter().try_for_each(|deb| {
+        unpack_some(deb, &VMM_FILES, folder).with_context(|| format!("unpack {}", deb.display()))
+    })
 }
 
 /// Pipes one package's file system through tar, keeping the files that match.

@@ -46,12 +46,13 @@ const TRANSLATION: [&str; 10] = [
 const LIBRARIES: [&str; 2] = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"];
 /// The dynamic loader's path, as programs name it.
 const LOADER: &str = "lib64/ld-linux-x86-64.so.2";
-/// redis's server, in the package that has it under the name of one of its other roles, and its client; and what
-/// sets up the translation of addresses.
-const PROGRAMS: [(&str, &str); 3] = [
+/// redis's server, in the package that has it under the name of one of its other roles, and its client; what sets up
+/// the translation of addresses; and what tells a card to use its features.
+const PROGRAMS: [(&str, &str); 4] = [
     ("usr/bin/redis-check-rdb", "usr/bin/redis-server"),
     ("usr/bin/redis-cli", "usr/bin/redis-cli"),
     ("usr/sbin/nft", "usr/sbin/nft"),
+    ("sbin/ethtool", "usr/sbin/ethtool"),
 ];
 
 /// What asks for names or tries a network out, and a database, where Debian has it: a server of many processes, what makes

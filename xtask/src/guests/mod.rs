@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Makes the guests: two Debian kernels, the modules of `guests/threats` for each, and one initial root file system
-//! for both, below `target/guests`, and the kernels of other Debian suites for the matrix.
+//! for both, below `target/guests`, the kernels of other Debian suites for the matrix, and a newer QEMU.
 //!
 //! Downloads and unpacked packages are kept; the image itself is put together anew each time, which takes less
 //! time than finding out whether it is needed.
@@ -37,14 +37,10 @@ pub fn build(renew: bool) -> Result<()> {
     let unpacked = folder.join("unpacked");
     let recipe = debian::recipe();
     if is_new || !fs::read_to_string(unpacked.join("recipe")).is_ok_and(|done| done == recipe) {
-        let partial = folder.join("unpacked.partial");
-        debian::recreate(&partial)?;
-        progress::step("unpack them", || debian::unpack(&debs, &partial))?;
-        fs::write(partial.join("recipe"), &recipe)?;
-        if unpacked.is_dir() {
-            fs::remove_dir_all(&unpacked)?;
-        }
-        fs::rename(&partial, &unpacked)?;
+        replace(&unpacked, |partial| {
+            debian::unpack(&debs, partial)?;
+            Ok(fs::write(partial.join("recipe"), &recipe)?)
+        })?;
     }
     let workload = progress::step("build the guest workload", || build_workload(&folder))?;
     let modules = progress::step("build the modules that tests have to find", || {
@@ -79,13 +75,7 @@ pub fn build_kernel(kernel: GuestKernel, renew: bool) -> Result<()> {
     let unpacked = own.join("unpacked");
     if renew || !unpacked.is_dir() {
         let debs = suites::download(kernel, &own)?;
-        let partial = own.join("unpacked.partial");
-        debian::recreate(&partial)?;
-        progress::step("unpack it", || debian::unpack(&debs, &partial))?;
-        if unpacked.is_dir() {
-            fs::remove_dir_all(&unpacked)?;
-        }
-        fs::rename(&partial, &unpacked)?;
+        replace(&unpacked, |partial| debian::unpack(&debs, partial))?;
     }
     let found = Kernel::find(&unpacked, "")?;
     // The kernel unpacks archives that follow each other one after the other.
@@ -93,6 +83,39 @@ pub fn build_kernel(kernel: GuestKernel, renew: bool) -> Result<()> {
     archive.extend(image::drivers(&found, &image::busybox(&folder.join("unpacked")))?);
     place(&kernel.initramfs(), &archive)?;
     place(&kernel.image(), &fs::read(&found.image)?)
+}
+
+/// Gets a newer QEMU than this machine's, if it can be had; what needs it says so when it is not there.
+///
+/// With `renew`, looks for a newer release even if one was downloaded before.
+pub fn get_newer_vmm(renew: bool) {
+    if let Err(error) = build_vmm(renew) {
+        println!("There is no newer QEMU: {error:#}");
+    }
+}
+
+fn build_vmm(renew: bool) -> Result<()> {
+    let folder = testkit::guests::folder();
+    let lock = File::create(folder.join("lock"))?;
+    lock.lock().context("wait for another build of the guests")?;
+
+    let unpacked = testkit::guests::newer_vmm();
+    if !renew && unpacked.is_dir() {
+        return Ok(());
+    }
+    let debs = suites::download_vmm(&folder.join("vmm"))?;
+    replace(&unpacked, |partial| debian::unpack_vmm(&debs, partial))
+}
+
+/// Has `unpack` fill a folder anew, whole or not at all.
+fn replace(folder: &Path, unpack: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let partial = folder.with_extension("partial");
+    debian::recreate(&partial)?;
+    progress::step("unpack what was downloaded", || unpack(&partial))?;
+    if folder.is_dir() {
+        fs::remove_dir_all(folder)?;
+    }
+    fs::rename(&partial, folder).with_context(|| format!("replace {}", folder.display()))
 }
 
 /// Writes a file whole or not at all, and leaves an equal one alone: a guest may be running from it.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Kernels from other suites of Debian than this machine's.
+//! Kernels from other suites of Debian than this machine's, and a newer QEMU.
 //!
 //! Each suite has an apt of its own beside the downloads, with its own sources and lists; the machine's are only
 //! asked where its archives are.
@@ -30,6 +30,9 @@ const KERNELS: [(&str, &str, &str); 6] = [
     ("newest-cloud", "sid", "linux-image-cloud-amd64"),
 ];
 
+/// The suite of a newer QEMU, and the packages that it takes beside its libraries.
+const VMM: (&str, [&str; 3]) = ("forky", ["qemu-system-x86", "qemu-system-data", "seabios"]);
+
 /// Downloads a kernel's newest release into `folder/debs`.
 pub fn download(kernel: GuestKernel, folder: &Path) -> Result<PathBuf> {
     let known = KERNELS.into_iter().find(|(name, ..)| *name == kernel.name());
@@ -40,6 +43,18 @@ pub fn download(kernel: GuestKernel, folder: &Path) -> Result<PathBuf> {
         let apt = apt_of(suite, &folder.join("apt"))?;
         let packages = parts(&apt, meta)?;
         apt.download(&packages, &debs)
+    })?;
+    Ok(debs)
+}
+
+/// Downloads a newer QEMU with everything down to its C library into `folder/debs`.
+pub fn download_vmm(folder: &Path) -> Result<PathBuf> {
+    let (suite, packages) = VMM;
+    let debs = folder.join("debs");
+    recreate(&debs)?;
+    progress::step(&format!("download the QEMU of {suite} (about 30 MB)"), || {
+        let apt = apt_of(suite, &folder.join("apt"))?;
+        apt.download(&apt.with_libraries(&packages)?, &debs)
     })?;
     Ok(debs)
 }

@@ -182,6 +182,7 @@ fn machines(options: Options) -> Result<Tally> {
     let _ = collector::require(!options.no_install);
     let _ = packages::require(&[packages::ANALYSER], !options.no_install);
     guests::build(false)?;
+    guests::get_newer_vmm(false);
     shell::show(&mut shipped())?;
     tally::of_tests(shell::cargo(&repository()).args([
         "test",
