@@ -33,9 +33,10 @@ pub const COMMAND_LIMIT: Duration = Duration::from_secs(30);
 /// What every guest's kernel is told. It does not check the timer at boot: the check counts ticks while it spins, and
 /// on a busy machine an emulated guest gets too few of them and panics.
 const BOOT_OPTIONS: &str = "console=ttyS0 quiet panic=-1 no_timer_check";
-/// A card at the socket `net` whose backend alone knows what it is: a network card (virtio 1.2, section 5) with one
-/// pair of rings.
-const GENERIC_CARD: &str = "vhost-user-test-device-pci,chardev=net,virtio-id=1,num_vqs=2,vq_size=256";
+/// A card whose backend alone knows what it is.
+pub const GENERIC_CARD: &str = "vhost-user-test-device-pci";
+/// Makes it a network card (virtio 1.2, section 5) at the socket `net`, with one pair of rings.
+const GENERIC_NETWORK: &str = "chardev=net,virtio-id=1,num_vqs=2,vq_size=256";
 /// Words of the one known crash of emulated guests, which a second boot does not repeat.
 const KNOWN_CRASH: &str = "Oops: int3";
 
@@ -528,7 +529,7 @@ fn card(spec: &VmSpec, nic: &NicSpec) -> Vec<String> {
     let socket = format!("socket,id=net,path={}{role}", nic.socket.display());
     let device = match nic.model {
         NicModel::VirtioNet => virtio_net(spec, nic),
-        NicModel::Generic => ["-device".into(), GENERIC_CARD.into()].into(),
+        NicModel::Generic => ["-device".into(), format!("{GENERIC_CARD},{GENERIC_NETWORK}")].into(),
     };
     [vec!["-chardev".into(), socket], device].concat()
 }

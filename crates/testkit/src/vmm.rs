@@ -6,6 +6,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::process::Command;
 
 use crate::guests;
 
@@ -26,13 +27,12 @@ pub enum Vmm {
 }
 
 impl Vmm {
-    /// Whether it is there.
+    /// Whether it is there, starts, and has a device of that name.
     #[must_use]
-    pub fn is_there(self) -> bool {
-        match self {
-            Self::Installed => true,
-            Self::Newer => guests::newer_vmm().join(LOADER).exists(),
-        }
+    pub fn has_device(self, name: &str) -> bool {
+        let (program, first) = self.program();
+        let told = Command::new(program).args(first).args(["-device", &format!("{name},help")]).output();
+        told.is_ok_and(|told| told.stdout.starts_with(format!("{name} options:").as_bytes()))
     }
 
     /// The program to start, and what it has to be told before anything else.

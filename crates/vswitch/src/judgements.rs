@@ -23,7 +23,8 @@ impl Judgements {
     pub(crate) fn share(&mut self, judgement: Judgement) -> Arc<Judgement> {
         // Names of rules lie apart in memory, which is as good as a hash of them.
         let name = Arc::as_ptr(&judgement.decided_by.0).addr() / align_of::<usize>();
-        let place = &mut self.0[(name ^ name / PLACES ^ judgement.matched.len()) % PLACES];
+        let spread = name ^ (name / PLACES) ^ judgement.matched.len();
+        let place = &mut self.0[spread % PLACES];
         match place {
             Some(known) if **known == judgement => Arc::clone(known),
             _ => Arc::clone(place.insert(Arc::new(judgement))),
