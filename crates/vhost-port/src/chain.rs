@@ -48,6 +48,12 @@ impl Descriptor {
         self.flags & INDIRECT != 0
     }
 
+    /// The same, of a buffer that the device only reads.
+    #[inline(always)]
+    pub(crate) fn read_only(self) -> Self {
+        Self { flags: self.flags & !WRITE, ..self }
+    }
+
     /// Its buffer, if it is all of a chain of this direction, and one that a frame fits.
     #[inline(always)]
     pub(crate) fn lone_buffer<'m>(

@@ -181,6 +181,7 @@ fn machines(options: Options) -> Result<Tally> {
     // The scenarios that need them say so when they are not there.
     let _ = collector::require(!options.no_install);
     let _ = packages::require(&[packages::ANALYSER], !options.no_install);
+    let _ = packages::require(&packages::DPDK, !options.no_install);
     guests::build(false)?;
     guests::get_newer_vmm(false);
     shell::show(&mut shipped())?;

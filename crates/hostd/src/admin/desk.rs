@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Answers the requests of the admin socket from what the other threads know.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,6 +11,7 @@ use api::admin::{
 };
 use crossbeam_channel::{Receiver, Sender};
 use model::{NicRef, Protocol, VmRef};
+use vhost_port::ChainFault;
 use vswitch::{EndpointRecord, FlowEvent, FlowRecord};
 
 use super::dataflow::DataFlowQuestion;
@@ -324,23 +325,6 @@ impl Desk {
                 core: self.poll.core_of(*id).map_or_else(String::new, |core| self.poll.name(core)),
             })
         });
-        let mut drops: std::collections::BTreeMap<String, u64> = numbers
-            .switch
-            .counters
-            .drops_by_reason()
-            .filter(|(_, count)| *count > 0)
-            .map(|(reason, count)| (reason.to_string(), count))
-            .collect();
-        for (reason, count) in [
-            ("undelivered", numbers.sum(|core| core.undelivered)),
-            ("link-full", numbers.sum(|core| core.link_full)),
-            ("attribution-not-ready", numbers.sum(|core| core.not_ready)),
-            ("attribution-late", numbers.sum(|core| core.late)),
-        ] {
-            if count > 0 {
-                drops.insert(reason.into(), count);
-            }
-        }
         let mut ports: Vec<_> = ports.collect();
         ports.sort_by(|a, b| a.nic.cmp(&b.nic));
         Ok(Response::Status(Box::new(Status {
@@ -350,7 +334,7 @@ impl Desk {
             uptime_ms: age_ms(self.started),
             flows: numbers.switch.flows as u64,
             ports,
-            drops,
+            drops: drops(&numbers),
             cores: self.cores(&numbers),
             poll: PollStats {
                 rounds: numbers.sum(|core| core.rounds),
@@ -443,4 +427,25 @@ fn names(processes: Vec<model::Process>) -> impl Fn(u32) -> String {
 
 fn age_ms(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Frames dropped, by reason.
+fn drops(numbers: &Numbers) -> BTreeMap<String, u64> {
+    let verdicts = numbers.switch.counters.drops_by_reason();
+    let verdicts = verdicts.map(|(reason, count)| (reason.to_string(), count));
+    let losses = [
+        ("undelivered", numbers.sum(|core| core.undelivered)),
+        ("link-full", numbers.sum(|core| core.link_full)),
+        ("attribution-not-ready", numbers.sum(|core| core.not_ready)),
+        ("attribution-late", numbers.sum(|core| core.late)),
+    ];
+    let losses = losses.into_iter().map(|(reason, count)| (reason.to_owned(), count));
+    let ports = numbers.cores.iter().flatten().flat_map(|core| &core.ports);
+    let faults = ports.flat_map(|(_, counters)| ChainFault::ALL.into_iter().zip(counters.chain_faults));
+    let faults = faults.map(|(fault, count)| (fault.to_string().replace(' ', "-"), count));
+    let mut drops = BTreeMap::new();
+    for (reason, count) in verdicts.chain(losses).chain(faults).filter(|(_, count)| *count > 0) {
+        *drops.entry(reason).or_default() += count;
+    }
+    drops
 }

@@ -177,17 +177,24 @@ pub fn latency(waits: &Histogram<u64>) -> Latency {
 
 /// Names of virtio features, as the specification writes them (virtio 1.3, sections 5.1.3 and 6).
 pub fn features(features: Features) -> Vec<String> {
-    const NAMES: [(Features, &str); 12] = [
+    const NAMES: [(Features, &str); 19] = [
         (Features::CSUM, "NET_F_CSUM"),
         (Features::GUEST_CSUM, "NET_F_GUEST_CSUM"),
+        (Features::MTU, "NET_F_MTU"),
         (Features::GUEST_TSO4, "NET_F_GUEST_TSO4"),
         (Features::GUEST_TSO6, "NET_F_GUEST_TSO6"),
         (Features::HOST_TSO4, "NET_F_HOST_TSO4"),
         (Features::HOST_TSO6, "NET_F_HOST_TSO6"),
         (Features::MRG_RXBUF, "NET_F_MRG_RXBUF"),
+        (Features::MQ, "NET_F_MQ"),
+        (Features::GUEST_USO4, "NET_F_GUEST_USO4"),
+        (Features::GUEST_USO6, "NET_F_GUEST_USO6"),
+        (Features::HOST_USO, "NET_F_HOST_USO"),
+        (Features::LOG_ALL, "VHOST_F_LOG_ALL"),
         (Features::INDIRECT_DESC, "F_INDIRECT_DESC"),
         (Features::EVENT_IDX, "F_EVENT_IDX"),
         (Features::VERSION_1, "F_VERSION_1"),
+        (Features::RING_PACKED, "F_RING_PACKED"),
         (Features::IN_ORDER, "F_IN_ORDER"),
         (Features::PROTOCOL_FEATURES, "PROTOCOL_FEATURES"),
     ];

@@ -275,6 +275,11 @@ impl Vring for Packed {
                 if descriptor.is_indirect() {
                     return Err(ChainFault::Nested);
                 }
+                // DPDK's driver (22.11) marks the header, which comes first, as one to be written; it is read all the same.
+                let descriptor = match rules.direction {
+                    Direction::FromGuest => descriptor.read_only(),
+                    Direction::ToGuest => descriptor,
+                };
                 push(tally.add(memory, rules, &descriptor)?);
             }
         }

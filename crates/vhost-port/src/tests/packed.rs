@@ -348,6 +348,19 @@ fn the_guest_is_called_exactly_when_its_position_is_passed() {
 }
 
 #[test]
+fn what_a_table_of_the_transmit_ring_marks_as_writable_is_read_all_the_same() {
+    let mut guest = PackedGuest::new(16, linux());
+    let mut bench = guest.serving();
+    let (chain, sent) = outgoing(&guest, &[12, 64], 1, true);
+    guest.transmit.offer(&guest.guest, &Chain { writable: true, ..chain });
+    let mut batch = Batch::new();
+    assert_eq!(bench.port.receive(0, &mut batch), Ok(1));
+    let mut read = vec![0; sent.len()];
+    assert_eq!(batch.chain(0).copy_out(0, &mut read), sent.len());
+    assert_eq!(read, sent);
+}
+
+#[test]
 fn malformed_chains_are_passed_over_whole() {
     let cases: [(ChainFault, Chain); 6] = [
         (ChainFault::Address, readable(&[(BUFFERS, 64), (MEMORY_BYTES, 64), (BUFFERS, 64)])),
