@@ -449,3 +449,25 @@ fn drops(numbers: &Numbers) -> BTreeMap<String, u64> {
     }
     drops
 }
+
+#[cfg(test)]
+mod tests {
+    use vhost_port::PortCounters;
+    use vswitch::PortId;
+
+    use super::*;
+
+    #[test]
+    fn what_ports_refuse_is_told_by_its_reason() {
+        let mut counters = PortCounters::default();
+        counters.chain_faults[ChainFault::Direction as usize] = 2;
+        let core = CoreNumbers {
+            ports: [0, 1].map(|port| (PortId(port), counters)).into(),
+            undelivered: 3,
+            ..CoreNumbers::default()
+        };
+        let told = drops(&Numbers { cores: vec![Some(core), None], ..Numbers::default() });
+        let told: Vec<(&str, u64)> = told.iter().map(|(reason, count)| (reason.as_str(), *count)).collect();
+        assert_eq!(told, [("descriptor-of-the-wrong-direction", 4), ("undelivered", 3)]);
+    }
+}
