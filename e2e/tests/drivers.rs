@@ -5,7 +5,7 @@
 //! One `testpmd` has the cards of two guests. What it sends from each is read from a capture file, and what it receives at
 //! each is written into another.
 
-use std::fmt::{self, Debug};
+use std::fmt::Debug;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
@@ -17,6 +17,7 @@ use api::admin::{Nic, NicState, Request, Response};
 use model::MacAddr;
 use packet::Addresses;
 use packet::emit::{self, Link};
+use testkit::capture;
 use testkit::claim::skip;
 use testkit::daemon::Daemon;
 use testkit::guests::shipped;
@@ -101,7 +102,7 @@ fn exchange(daemon: &Daemon, scratch: &Scratch, card: &str, (has, lacks): (&[&st
     let merges = has.contains(&"NET_F_MRG_RXBUF");
     let sent = [0, 1].map(|from| frames(from, merges));
     for (from, frames) in sent.iter().enumerate() {
-        fs::write(scratch.join(format!("{from}.in.pcap")), capture(frames))?;
+        capture::write(&scratch.join(format!("{from}.in.pcap")), frames)?;
     }
     let (_guests, mut words) = start(scratch, card)?;
     let features = await_cards(daemon, NicState::Running)?;
@@ -109,22 +110,22 @@ fn exchange(daemon: &Daemon, scratch: &Scratch, card: &str, (has, lacks): (&[&st
     ensure!(has.iter().all(agreed) && !lacks.iter().any(agreed), "the rings have {features:?}");
     let before = counted(daemon)?;
     words.write_all(b"start\n")?;
-    let after = await_that(
-        || counted(daemon),
-        |now| [0, 1].map(|guest| now[guest].0 - before[guest].0) == [FRAMES; 2],
-    )?;
+    // Each is given to the other guest, or dropped and counted because that has no buffer at that moment.
+    let all = |now: &Counts| {
+        let since = |count: fn(&Counts) -> u64| count(now) - count(&before);
+        [since(|c| c.from[0]), since(|c| c.from[1])] == [FRAMES; 2]
+            && since(|c| c.to[0] + c.to[1] + c.dropped) == 2 * FRAMES
+    };
+    let after = await_that(|| counted(daemon), all)?;
     for (to, frames) in sent.iter().rev().enumerate() {
-        // A frame for which the guest has no buffer at that moment is dropped, and counted.
-        let given = after[to].1 - before[to].1;
+        let given = after.to[to] - before.to[to];
         ensure!(given > 4 * RING_FRAMES, "only {given} frames of {FRAMES} were given to guest {to}");
         let path = scratch.join(format!("{to}.out.pcap"));
-        let received =
-            await_that(|| Ok(captured(&fs::read(&path)?)), |frames| frames.0.len() as u64 >= given)?.0;
-        ensure!(
-            received.len() as u64 == given,
-            "guest {to} was given {given} frames and got {}",
-            received.len()
-        );
+        await_that(|| Ok(capture::frames(&fs::read(&path)?).len() as u64), |written| *written >= given)?;
+        let file = fs::read(&path)?;
+        let received = capture::frames(&file);
+        let got = received.len() as u64;
+        ensure!(got == given, "guest {to} was given {given} frames and got {got}");
         let mut expected = frames.iter();
         let wrong = received.iter().position(|frame| !expected.any(|sent| sent == frame));
         ensure!(wrong.is_none(), "frame {wrong:?} to guest {to} is none that was sent after the one before");
@@ -143,14 +144,25 @@ fn await_cards(daemon: &Daemon, state: NicState) -> Result<Vec<String>> {
     Ok(cards.swap_remove(0).features)
 }
 
-/// Frames from each guest, and to it.
-fn counted(daemon: &Daemon) -> Result<[(u64, u64); 2]> {
+/// Frames that the daemon has counted.
+#[derive(Debug)]
+struct Counts {
+    /// From each guest.
+    from: [u64; 2],
+    /// To each guest.
+    to: [u64; 2],
+    dropped: u64,
+}
+
+fn counted(daemon: &Daemon) -> Result<Counts> {
     let Response::Status(status) = daemon.ask(&Request::Status)? else { bail!("the daemon has no status") };
-    let of = |guest: usize| {
+    let mut counts = Counts { from: [0; 2], to: [0; 2], dropped: status.drops.values().sum() };
+    for guest in [0, 1] {
         let port = status.ports.iter().find(|port| port.nic == format!("acme/vm{guest}/net0"));
-        port.map(|port| (port.outbound_frames, port.inbound_frames)).context("a card has no port")
-    };
-    Ok([of(0)?, of(1)?])
+        let port = port.context("a card has no port")?;
+        (counts.from[guest], counts.to[guest]) = (port.outbound_frames, port.inbound_frames);
+    }
+    Ok(counts)
 }
 
 /// Looks until what is seen is so.
@@ -235,41 +247,4 @@ fn frames(from: u8, merges: bool) -> Vec<Vec<u8>> {
             )
         })
         .collect()
-}
-
-/// Bytes of a capture file's header, and of one before each frame.
-const FILE_HEADER_BYTES: usize = 24;
-const RECORD_BYTES: usize = 16;
-
-/// Frames as a capture file (the classic format: magic, version 2.4, no time zone, any length, Ethernet).
-fn capture(frames: &[Vec<u8>]) -> Vec<u8> {
-    let header: [u32; 6] = [0xa1b2_c3d4, 2 | 4 << 16, 0, 0, 65_535, 1];
-    let mut file: Vec<u8> = header.iter().flat_map(|word| word.to_le_bytes()).collect();
-    for frame in frames {
-        let len = frame.len() as u32;
-        file.extend([0, 0, len, len].iter().flat_map(|word| word.to_le_bytes()));
-        file.extend_from_slice(frame);
-    }
-    file
-}
-
-/// Frames, of which a failure says how many there are.
-struct Captured(Vec<Vec<u8>>);
-
-impl Debug for Captured {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "a capture of {} frames", self.0.len())
-    }
-}
-
-/// The whole frames in a capture file that is being written.
-fn captured(file: &[u8]) -> Captured {
-    let (mut rest, mut frames) = (file.get(FILE_HEADER_BYTES..).unwrap_or_default(), Vec::new());
-    while let Some((record, behind)) = rest.split_at_checked(RECORD_BYTES) {
-        let len = u32::from_le_bytes([record[8], record[9], record[10], record[11]]) as usize;
-        let Some((frame, behind)) = behind.split_at_checked(len) else { break };
-        frames.push(frame.to_vec());
-        rest = behind;
-    }
-    Captured(frames)
 }

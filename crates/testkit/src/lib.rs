@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod accel;
+pub mod capture;
 pub mod claim;
 pub mod collector;
 pub mod daemon;

@@ -1,11 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Capture files with the frames that the generator loops: UDP datagrams, one per flow or question.
-
-use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::path::Path;
-
-use anyhow::{Context, Result};
+//! The frames that the generator loops: UDP datagrams, one per flow or question.
 
 /// An Ethernet and an IP address.
 type End = ([u8; 6], [u8; 4]);
@@ -29,24 +23,6 @@ pub enum Way {
     /// The same, to a service's virtual address.
     ToService,
     Back,
-}
-
-/// Writes frames into a file.
-///
-/// # Errors
-/// When it cannot be written.
-pub fn write(path: &Path, frames: impl Iterator<Item = Vec<u8>>) -> Result<()> {
-    let failed = || format!("write {}", path.display());
-    let mut file = BufWriter::new(File::create(path).with_context(failed)?);
-    // The classic format: magic, version 2.4, no time zone, any length, Ethernet.
-    let header: [u32; 6] = [0xa1b2_c3d4, 2 | 4 << 16, 0, 0, 65_535, 1];
-    header.iter().try_for_each(|word| file.write_all(&word.to_le_bytes()))?;
-    for frame in frames {
-        let len = u32::try_from(frame.len())?;
-        [0, 0, len, len].iter().try_for_each(|word| file.write_all(&word.to_le_bytes()))?;
-        file.write_all(&frame)?;
-    }
-    file.flush().with_context(failed)
 }
 
 /// One frame of `frame_bytes` for each of `flows` flows.

@@ -12,6 +12,7 @@ use std::process::{ChildStdin, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use testkit::capture;
 use testkit::process::Process;
 
 use super::cases::Load;
@@ -78,11 +79,11 @@ impl Testpmd {
                 // A guest that only listens still needs a partner; it loops one frame that goes nowhere.
                 let flows = if number < ways { flows } else { 1 };
                 match (load, number) {
-                    (Load::Questions { .. }, 0) => pcap::write(&file, pcap::questions(flows))?,
+                    (Load::Questions { .. }, 0) => capture::write(&file, pcap::questions(flows))?,
                     _ => {
                         let there = if calls_service { Way::ToService } else { Way::There };
                         let way = if number == 0 { there } else { Way::Back };
-                        pcap::write(&file, pcap::flows(flows, frame_bytes, way))?;
+                        capture::write(&file, pcap::flows(flows, frame_bytes, way))?;
                     }
                 }
                 devices.push(format!("--vdev=net_pcap{number},rx_pcap={},infinite_rx=1", file.display()));
