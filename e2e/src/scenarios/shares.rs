@@ -18,8 +18,11 @@ const SERVICES: [(&str, u16, u64, u32); 2] = [("gold", 9301, 300, 32), ("bronze"
 const RESERVED: u64 = 5_000_000;
 /// Most shares and fewest.
 const UNEQUAL: [u64; 2] = [10_000, 1];
-/// How far the ratio may be from that of the shares, in per cent.
-const TOLERANCE_PERCENT: f64 = 5.0;
+/// How far the ratio may be from that of the shares, in per cent: an emulated guest on a busy host has not always a frame
+/// ready when its turn comes. The switch itself is held to two per cent, in simulated time.
+const RATIO_TOLERANCE_PERCENT: f64 = 15.0;
+/// How far rates may be from what is given.
+const RATE_TOLERANCE_PERCENT: f64 = 10.0;
 /// How long the numbers are watched.
 const WATCH_SECONDS: u32 = 5;
 /// Time for all data, with much to spare on a busy host.
@@ -90,13 +93,13 @@ pub(super) fn run(shop: &mut Shop, report: &mut Report) -> Result<()> {
     let (ratio, wanted) = (gold / bronze, SERVICES[0].2 as f64 / SERVICES[1].2 as f64);
     report.claim(
         format!("of a card limited to {RATE} bit/s two services get {wanted} : 1"),
-        (ratio / wanted - 1.0).abs() * 100.0 <= TOLERANCE_PERCENT,
+        (ratio / wanted - 1.0).abs() * 100.0 <= RATIO_TOLERANCE_PERCENT,
         format!("{ratio:.2} : 1, {gold} and {bronze} bytes"),
     );
     let whole = 8.0 * (gold + bronze) / took.as_secs_f64();
     report.claim(
         "together all of it",
-        (whole / RATE as f64 - 1.0).abs() * 100.0 <= 2.0 * TOLERANCE_PERCENT,
+        (whole / RATE as f64 - 1.0).abs() * 100.0 <= RATE_TOLERANCE_PERCENT,
         format!("{:.2} Mbit/s", whole / 1e6),
     );
     let [most, fewest] = UNEQUAL;
@@ -106,7 +109,7 @@ pub(super) fn run(shop: &mut Shop, report: &mut Report) -> Result<()> {
     let rate = 8.0 * bronze / took.as_secs_f64();
     report.claim(
         format!("of {RESERVED} bit/s reserved for one it gets all beside the other, which has {most} times its shares"),
-        (rate / RESERVED as f64 - 1.0).abs() * 100.0 <= 2.0 * TOLERANCE_PERCENT,
+        (rate / RESERVED as f64 - 1.0).abs() * 100.0 <= RATE_TOLERANCE_PERCENT,
         format!("{:.2} Mbit/s", rate / 1e6),
     );
     for ((name, ..), pid) in SERVICES.into_iter().zip(fetching) {
