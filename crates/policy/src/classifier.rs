@@ -19,12 +19,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
-use model::{FiveTuple, VmIndex};
-use smallvec::SmallVec;
+use model::{FlowQuery, VmIndex};
 
 use crate::clause::{Clause, Peers, Rule, Selection};
 use crate::prefixes::{Prefix, PrefixTable, address_key, port_key};
-use crate::rule_set::{RuleSet, Union, common};
+use crate::rule_set::{Numbers, RuleSet, Union, common};
 
 /// Finds the rules of one tenant. Numbers the rules in an order of its own.
 #[derive(Clone, Debug)]
@@ -35,9 +34,6 @@ pub(crate) struct Classifier {
     /// By number, the place of the rule among the tenant's.
     places: Box<[u32]>,
 }
-
-/// Rules by their places, which rise.
-pub(crate) type Places = SmallVec<[usize; 16]>;
 
 /// Which rules select an end of a flow.
 #[derive(Clone, Debug)]
@@ -73,21 +69,26 @@ impl Classifier {
         }
     }
 
-    /// The places of the rules that select both ends and the port, each perhaps by several entries
-    /// of which none fits whole, in rising order.
-    pub(crate) fn candidates(
+    /// Those of the indexed rules, which are in `list`, that select both ends and the port, each perhaps by several
+    /// entries of which none fits whole; in the order of the list.
+    pub(crate) fn among<'l, R>(
         &self,
-        source: Option<VmIndex>,
-        destination: Option<VmIndex>,
-        tuple: &FiveTuple,
-    ) -> Places {
+        list: &'l [R],
+        query: &FlowQuery<'_>,
+    ) -> impl Iterator<Item = &'l R> + use<'l, R> {
+        self.candidates(query).into_iter().map(|place| &list[place])
+    }
+
+    /// Their places, which rise.
+    fn candidates(&self, query: &FlowQuery<'_>) -> Numbers {
         if self.places.is_empty() {
-            return Places::new();
+            return Numbers::new();
         }
+        let tuple = &query.tuple;
         let port = port_key(tuple.protocol, tuple.destination_port);
         let mut found = common([
-            Union::new(self.source.selecting(source, tuple.source)),
-            Union::new(self.destination.selecting(destination, tuple.destination)),
+            Union::new(self.source.selecting(query.source.vm, tuple.source)),
+            Union::new(self.destination.selecting(query.destination.vm, tuple.destination)),
             Union::new(self.ports.covering(port)),
         ]);
         found.iter_mut().for_each(|number| *number = self.places[*number] as usize);

@@ -33,10 +33,14 @@ impl FlowRule {
         self.rule.matches(query) && self.is_in_scope(query)
     }
 
+    fn scope_names_process(&self) -> bool {
+        self.scope.iter().any(|clause| clause.process.is_some())
+    }
+
     /// Whether there are flows for which it needs a process.
     fn asks(&self) -> bool {
         self.rule.names_process()
-            || self.scope.iter().any(|clause| clause.process.is_some())
+            || self.scope_names_process()
             || self.insertion.services.has(ServiceFlags::AUTHENTICATE)
     }
 
@@ -55,7 +59,7 @@ impl FlowRule {
             let is_machine = |party: Party<'_>| party.vm.is_some();
             return Needs { source: is_machine(query.source), destination: is_machine(query.destination) };
         }
-        let asks = self.scope.iter().any(|clause| clause.process.is_some());
+        let asks = self.scope_names_process();
         Needs { source: own.source || asks && source, destination: own.destination || asks && destination }
     }
 }
@@ -80,19 +84,18 @@ impl FlowRules {
         Self { classifier, asking: Classifier::new(asking), rules }
     }
 
-    fn found_by(&self, classifier: &Classifier, query: &FlowQuery<'_>) -> impl Iterator<Item = &FlowRule> {
-        let places = classifier.candidates(query.source.vm, query.destination.vm, &query.tuple);
-        places.into_iter().map(|place| &self.rules[place])
-    }
-
     /// The rules that match, in order.
     pub(crate) fn matching(&self, query: &FlowQuery<'_>) -> impl Iterator<Item = &FlowRule> {
-        self.found_by(&self.classifier, query).filter(move |rule| rule.matches(query))
+        self.classifier.among(&self.rules, query).filter(move |rule| rule.matches(query))
     }
 
     pub(crate) fn needs(&self, query: &FlowQuery<'_>) -> Needs {
-        self.found_by(&self.asking, query).map(|rule| rule.needs(query)).fold(Needs::default(), |all, own| {
-            Needs { source: all.source || own.source, destination: all.destination || own.destination }
-        })
+        self.asking.among(&self.rules, query).map(|rule| rule.needs(query)).fold(
+            Needs::default(),
+            |all, own| Needs {
+                source: all.source || own.source,
+                destination: all.destination || own.destination,
+            },
+        )
     }
 }

@@ -62,14 +62,6 @@ pub(crate) struct TenantRules {
     pub(crate) flow_rules: FlowRules,
 }
 
-impl TenantRules {
-    /// The rules that `classifier` finds for both ends and the port, in the order of their files.
-    fn found_by(&self, classifier: &Classifier, query: &FlowQuery<'_>) -> impl Iterator<Item = &Rule> {
-        let places = classifier.candidates(query.source.vm, query.destination.vm, &query.tuple);
-        places.into_iter().map(|place| &self.rules[place])
-    }
-}
-
 impl CompiledPolicy {
     /// A tenant's service of that name.
     #[must_use]
@@ -128,7 +120,7 @@ impl Judge for CompiledPolicy {
     fn needs(&self, query: &FlowQuery<'_>) -> Needs {
         let mut needs = self.infrastructure.needs(query);
         let Some(tenant) = self.tenant_of(query) else { return needs };
-        let access = tenant.found_by(&tenant.asking, query).map(|rule| rule.needs(query));
+        let access = tenant.asking.among(&tenant.rules, query).map(|rule| rule.needs(query));
         for own in access.chain(std::iter::once(tenant.flow_rules.needs(query))) {
             needs.source |= own.source;
             needs.destination |= own.destination;
@@ -147,7 +139,7 @@ impl Judge for CompiledPolicy {
         let mut denial = denials.clone().next().map(|denial| (denial.level, denial.rule.clone()));
         judgement.matched = denials.map(|denial| denial.rule.clone()).collect();
         let mut allowed = false;
-        for rule in tenant.found_by(&tenant.classifier, query).filter(|rule| rule.holds(query)) {
+        for rule in tenant.classifier.among(&tenant.rules, query).filter(|rule| rule.holds(query)) {
             match (rule.mode, rule.action) {
                 (Mode::Audit, action) => judgement.audited.push((rule.id.clone(), action)),
                 (Mode::Enforce, Action::Allow) => {

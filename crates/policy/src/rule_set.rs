@@ -17,6 +17,9 @@ pub(crate) const RULES_MAX: usize = 64 * GROUP_RULES;
 /// Rules below one bit of the root.
 const GROUP_RULES: usize = 64 * 64;
 
+/// Numbers of rules that were found, mostly few.
+pub(crate) type Numbers = SmallVec<[usize; 16]>;
+
 /// A set of numbers below [`RULES_MAX`]. Never changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct RuleSet {
@@ -140,12 +143,12 @@ impl<'a> Union<'a> {
 }
 
 /// What three unions have in common, in rising order.
-pub(crate) fn common(mut unions: [Union<'_>; 3]) -> SmallVec<[usize; 16]> {
+pub(crate) fn common(mut unions: [Union<'_>; 3]) -> Numbers {
     /// Joins what each union has, and asks no further once nothing is left.
     fn join(unions: &mut [Union<'_>; 3], mut part: impl FnMut(&mut Union<'_>) -> u64) -> u64 {
         unions.iter_mut().fold(u64::MAX, |left, union| if left == 0 { 0 } else { left & part(union) })
     }
-    let mut found = SmallVec::new();
+    let mut found = Numbers::new();
     for group in ones(join(&mut unions, |union| union.root())) {
         for index in ones(join(&mut unions, |union| union.enter(group))) {
             let word = join(&mut unions, |union| union.word(index));

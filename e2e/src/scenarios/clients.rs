@@ -40,7 +40,8 @@ const MACHINES: [Machine; 2] = [
     Machine { id: "acme/report", name: "report", v6: "fd00:6d76::15" },
 ];
 
-const REPORT: &str = "\
+/// One more machine.
+pub(super) const REPORT: &str = "\
 # SPDX-License-Identifier: Apache-2.0
 apiVersion: meshvisor.dev/v1alpha1
 kind: VirtualMachine

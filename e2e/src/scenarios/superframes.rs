@@ -19,7 +19,7 @@ use testkit::vm::{GENERIC_CARD, NicModel, NicSpec, Vm, VmSpec};
 use testkit::vmm::Vmm;
 use vhost_port::Features;
 
-use super::clients::with_clients;
+use super::clients::{REPORT, with_clients};
 use super::traffic::{exchange, take_ipv6};
 use crate::conversation::{ORDERS, STOREFRONT};
 use crate::shop::START_LIMIT;
@@ -42,16 +42,6 @@ spec:
     socket: acme-batch.sock
     mac: \"02:6d:76:00:01:0e\"
     addresses: [10.0.0.14/24, \"fd00:6d76::14/64\"]
----
-apiVersion: meshvisor.dev/v1alpha1
-kind: VirtualMachine
-metadata: {name: report, tenant: acme, labels: {app: shop, tier: web}}
-spec:
-  nics:
-  - name: net0
-    socket: acme-report.sock
-    mac: \"02:6d:76:00:01:0f\"
-    addresses: [10.0.0.15/24, \"fd00:6d76::15/64\"]
 ---
 apiVersion: meshvisor.dev/v1alpha1
 kind: AccessPolicy
@@ -94,7 +84,7 @@ pub(super) fn run(shop: &mut Shop, report: &mut Report) -> Result<()> {
         );
         return Ok(());
     }
-    shop.put_in_force("60-superframes.yaml", MANIFESTS)?;
+    shop.put_in_force("60-superframes.yaml", &format!("{MANIFESTS}---\n{REPORT}"))?;
     // They must be there for as long as the machines are.
     let _relays = [FROM, TO].map(|id| start_generic(shop, id)).into_iter().collect::<Result<Vec<Relay>>>()?;
     for (id, v6) in V6 {

@@ -15,21 +15,10 @@ const PERIOD: usize = 251;
 /// Sends `mib` MiB and takes as much back; prints how fast, in both directions together.
 pub fn run(to: &str, mib: usize) -> bool {
     let started = Instant::now();
-    match client::open(to).and_then(|stream| exchange(stream, mib * MIB)) {
-        Ok(()) => {
-            let mib_per_s = 2.0 * mib as f64 / started.elapsed().as_secs_f64();
-            println!("whole mib_per_s={mib_per_s:.0}");
-            true
-        }
-        Err(error) if error.kind() == ErrorKind::InvalidData => {
-            println!("garbled");
-            false
-        }
-        Err(error) => {
-            println!("{}", outcome::word(&error));
-            false
-        }
-    }
+    outcome::tell(client::open(to).and_then(|stream| exchange(stream, mib * MIB)), || {
+        let mib_per_s = 2.0 * mib as f64 / started.elapsed().as_secs_f64();
+        format!("mib_per_s={mib_per_s:.0}")
+    })
 }
 
 fn exchange(mut stream: TcpStream, bytes: usize) -> Result<()> {

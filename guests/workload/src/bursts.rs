@@ -16,20 +16,7 @@ const PERIOD: usize = 251;
 /// Sends bursts of datagrams of `bytes` each, the last of a burst half as long, and checks that each comes back as it
 /// was sent. Prints how many did.
 pub fn run(to: &str, bytes: u16, times: u32) -> bool {
-    match exchange(to, bytes, times) {
-        Ok(()) => {
-            println!("whole datagrams={}", times * BURST);
-            true
-        }
-        Err(error) if error.kind() == ErrorKind::InvalidData => {
-            println!("garbled");
-            false
-        }
-        Err(error) => {
-            println!("{}", outcome::word(&error));
-            false
-        }
-    }
+    outcome::tell(exchange(to, bytes, times), || format!("datagrams={}", times * BURST))
 }
 
 fn exchange(to: &str, bytes: u16, times: u32) -> Result<()> {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The word for what a network call met.
 
-use std::io::{Error, ErrorKind};
+use std::io::{Error, ErrorKind, Result};
 
 /// One word for `error`; those the harness knows, else the system's number.
 pub fn word(error: &Error) -> String {
@@ -13,4 +13,14 @@ pub fn word(error: &Error) -> String {
         ErrorKind::UnexpectedEof => "closed".into(),
         _ => error.raw_os_error().map_or_else(|| "failed".into(), |number| format!("errno-{number}")),
     }
+}
+
+/// Prints how an exchange ended, and `whole` beside it if all came back as it was sent; tells whether it did.
+pub fn tell(exchanged: Result<()>, whole: impl FnOnce() -> String) -> bool {
+    match &exchanged {
+        Ok(()) => println!("whole {}", whole()),
+        Err(error) if error.kind() == ErrorKind::InvalidData => println!("garbled"),
+        Err(error) => println!("{}", word(error)),
+    }
+    exchanged.is_ok()
 }

@@ -72,12 +72,7 @@ struct Figure {
 /// # Errors
 /// When a package is missing, no case has the name, or a program does not do its part.
 pub fn switch(options: &Options) -> Result<()> {
-    let wanted = |case: &&Case| options.case.as_ref().is_none_or(|part| case.name.contains(part.as_str()));
-    let cases: Vec<&Case> = CASES.iter().filter(wanted).collect();
-    if cases.is_empty() {
-        let names = CASES.map(|case| case.name).join(", ");
-        bail!("no case has `{}` in its name: {names}", options.case.as_deref().unwrap_or_default());
-    }
+    let cases = chosen(&CASES, |case| case.name, options.case.as_deref())?;
     demo::end_with_signals()?;
     packages::require(&packages::DPDK, options.may_install)?;
     if options.peers {
@@ -108,6 +103,17 @@ pub fn switch(options: &Options) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The cases with `part` in their name; all, if nothing is said.
+fn chosen<'c, C>(all: &'c [C], name: impl Fn(&C) -> &str, part: Option<&str>) -> Result<Vec<&'c C>> {
+    let part = part.unwrap_or_default();
+    let chosen: Vec<&C> = all.iter().filter(|case| name(case).contains(part)).collect();
+    if chosen.is_empty() {
+        let names: Vec<&str> = all.iter().map(name).collect();
+        bail!("no case has `{part}` in its name: {}", names.join(", "));
+    }
+    Ok(chosen)
 }
 
 /// Ahead of other groups of processes, where that is allowed: plain niceness has no effect between groups.

@@ -12,7 +12,7 @@ mod pick;
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::cases::{Case, Peer, Program, mpps, stream};
@@ -82,13 +82,7 @@ const VIP: Case =
 /// When a package is missing, no case has the name, or a program does not do its part.
 pub fn run(options: &Options) -> Result<()> {
     demo::end_with_signals()?;
-    let wanted =
-        |measure: &&Measure| options.case.as_ref().is_none_or(|part| measure.name.contains(part.as_str()));
-    let chosen: Vec<&Measure> = MEASURES.iter().filter(wanted).collect();
-    if chosen.is_empty() {
-        let names = MEASURES.map(|measure| measure.name).join(", ");
-        bail!("no case has `{}` in its name: {names}", options.case.as_deref().unwrap_or_default());
-    }
+    let chosen = super::chosen(&MEASURES, |measure| measure.name, options.case.as_deref())?;
     for measure in &chosen {
         packages::require(measure.packages, options.may_install)?;
     }
