@@ -132,7 +132,7 @@ pub(crate) struct Receiver<'p> {
 }
 
 impl Placements {
-    /// Looks at buffers for so many frames, and has them fetched from the guest's caches all at once.
+    /// Looks at buffers for so many frames, and claims the cache lines that header and head will be written to.
     #[inline(always)]
     pub(crate) fn look_ahead<R: Vring>(&mut self, ring: &mut R, frames: usize) {
         let Self { ahead, ahead_end, .. } = self;
@@ -143,8 +143,9 @@ impl Placements {
         let found = peek_all(ring, at, &mut heads[..wanted]).unwrap_or(0);
         for head in heads.into_iter().take(found) {
             let Some(window) = ring.lone_buffer(head, Direction::ToGuest) else { break };
-            window.prefetch_to_write(0);
-            window.prefetch_to_write(CACHE_LINE_BYTES);
+            // A device may write more of a buffer than it says it has (virtio 1.2, section 2.7.8.2).
+            window.claim(0);
+            window.claim(CACHE_LINE_BYTES);
             // SAFETY: this structure is dropped before the ring, which holds the memory: both are in a `Pair`, in this order.
             ahead.push_back(Waiting { head, window: unsafe { window.detach() } });
             at = ring.after(at, head);

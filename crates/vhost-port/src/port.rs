@@ -342,8 +342,8 @@ impl Port {
         self.send_all(1, |_| frame).map_err(|(_, error)| error)
     }
 
-    /// Says that about so many frames like the one with this `spread` will be sent next: their buffers are fetched from the
-    /// guest's caches all at once instead of one by one. Only a hint.
+    /// Says that about so many frames like the one with this `spread` will be sent next: their buffers are claimed from the
+    /// guest's caches while the caller does something else. Only a hint; a byte here and there of buffers that wait is written.
     #[inline]
     pub fn expect_to_send(&mut self, spread: u32, frames: usize) {
         if let Some(pair) = self.pair_for(spread)

@@ -223,6 +223,14 @@ impl<'m> Window<'m> {
         len
     }
 
+    /// Has the cache line at `offset` become this processor's alone by writing a byte there, which is on its way while other
+    /// work goes on. Of a line that another processor has read meanwhile, [`Window::prefetch_to_write`] does not do that (AMD
+    /// Zen 4): then what is really written waits, each line behind the one before.
+    #[inline(always)]
+    pub(crate) fn claim(&self, offset: usize) {
+        self.skip(offset).put([0]);
+    }
+
     /// Hints that the cache line at `offset` will be needed.
     #[inline(always)]
     pub(crate) fn prefetch(&self, offset: usize) {

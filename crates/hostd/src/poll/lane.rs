@@ -299,6 +299,11 @@ impl Core {
             self.suspects.push(id);
         }
         self.deliver((id, port), first..queue.next, &batch);
+        if let Some((to, spread)) = self.desk.outputs[first..queue.next].last().copied().flatten()
+            && let Some(likely) = self.lane(to)
+        {
+            likely.port.expect_to_send(spread, Batch::FRAMES_MAX);
+        }
         let delivery = self.lap();
         if self.has_waited(delivery) {
             // What a guest has just written is there; buffers to receive in may have been posted long ago.
@@ -306,11 +311,6 @@ impl Core {
             self.suspects.extend(outputs.map(|(to, _)| *to));
         }
         self.handle.cores.loads.port_worked(id, own + delivery);
-        if let Some((to, spread)) = self.desk.outputs[first..queue.next].last().copied().flatten()
-            && let Some(likely) = self.lane(to)
-        {
-            likely.port.expect_to_send(spread, Batch::FRAMES_MAX);
-        }
         queue.batch = batch;
         let (done, more) = (queue.next - first, end < queue.batch.len());
         port.complete(queue.pair, queue.parking.settle(done));
