@@ -30,13 +30,15 @@ pub const FRAME_LEN_BYTES_MAX: usize = packet::ETHERNET_LEN_BYTES + 65_535;
 /// Most frames need no more than their first 192 bytes here; [`crate::Verdict::NeedMore`] asks for more. The
 /// rest stays where the guest put it. The switch rewrites `head` and `vnet` in place, and only when it
 /// answers [`crate::Verdict::Forward`].
+///
+/// The head begins a cache line, and all else of a frame lies in one: a short frame is in two lines.
 #[derive(Clone, Debug)]
-#[repr(align(64))]
+#[repr(C, align(64))]
 pub struct Frame {
-    /// The offloads that come with the frame.
-    pub vnet: VnetHeader,
     /// The frame's first bytes, from the Ethernet header on.
     pub head: [u8; HEAD_LEN_BYTES_MAX],
+    /// The offloads that come with the frame.
+    pub vnet: VnetHeader,
     /// How many bytes of `head` are filled.
     pub head_len_bytes: usize,
     /// Length of the whole frame, from the Ethernet header on.
@@ -49,6 +51,8 @@ pub struct Frame {
     /// another one in its place clears it.
     pub departs: Option<Moment>,
 }
+
+const _: () = assert!(size_of::<Frame>() == HEAD_LEN_BYTES_MAX + 64, "all but the head lies in one cache line");
 
 impl Default for Frame {
     fn default() -> Self {
