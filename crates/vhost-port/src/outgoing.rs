@@ -7,7 +7,6 @@
 //! while buffers are filled nothing else is written between them, and many lines are under way at once.
 
 use std::collections::VecDeque;
-use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use crate::chain::{Batch, CACHE_LINE_BYTES, Chain, Direction, FRAME_BYTES_MAX, Rules};
@@ -47,6 +46,30 @@ impl Outgoing<'_> {
         let whole = kept | u128::from(buffers) << NUM_BUFFERS_BIT;
         (whole as u64, (whole >> 64) as u32)
     }
+
+    /// Writes it into segments of so many buffers, which have room for it.
+    #[inline(always)]
+    fn write(&self, segments: &[Window<'static>], buffers: u16) {
+        let (first, last) = self.header_in(buffers);
+        let mut cursor = Cursor::new(segments);
+        let begun = VNET_HEADER_BYTES + self.head.len();
+        if cursor.current.len() >= begun {
+            let start = cursor.current;
+            start.put(first.to_le_bytes());
+            start.skip(size_of_val(&first)).put(last.to_le_bytes());
+            start.skip(VNET_HEADER_BYTES).copy_in(self.head);
+            cursor.skip(begun);
+        } else {
+            cursor.write(&first.to_le_bytes());
+            cursor.write(&last.to_le_bytes());
+            cursor.write(self.head);
+        }
+        if let Some((chain, offset)) = self.rest
+            && chain.len_bytes() > offset
+        {
+            cursor.write_chain(chain, offset);
+        }
+    }
 }
 
 /// How many frames were sent, and with how many bytes.
@@ -64,7 +87,7 @@ pub(crate) struct Placements {
     ahead: VecDeque<Waiting>,
     /// Where the ring goes on behind them.
     ahead_end: Option<Position>,
-    /// Of all frames.
+    /// Of the frame that is being put.
     segments: Vec<Window<'static>>,
     /// Buffers to be given back, oldest first: of all frames, and malformed ones.
     given: Vec<Given>,
@@ -75,40 +98,6 @@ pub(crate) struct Placements {
 struct Waiting {
     head: Head,
     window: Window<'static>,
-}
-
-/// A frame with a place: what is to be written, so that nothing else need be read or written meanwhile.
-#[derive(Clone, Copy, Debug)]
-struct Placed<'a> {
-    /// Its first segment, if header and head fit there; nearly always.
-    start: Option<Window<'static>>,
-    /// The header's first eight and last four bytes.
-    header: (u64, u32),
-    head: &'a [u8],
-    /// Behind its last segment; its first is where those of the frame before end. If it has none there, `start` is all.
-    segments_end: usize,
-    /// Whether there is more of it than header and head.
-    has_rest: bool,
-}
-
-impl<'a> Placed<'a> {
-    /// A frame of `len` bytes that begins in a segment, and lies in so many buffers.
-    #[inline(always)]
-    fn new(
-        frame: &Outgoing<'a>,
-        len: usize,
-        (start, buffers): (Window<'static>, u16),
-        segments_end: usize,
-    ) -> Self {
-        let begun = VNET_HEADER_BYTES + frame.head.len();
-        Self {
-            start: (start.len() >= begun).then_some(start),
-            header: frame.header_in(buffers),
-            head: frame.head,
-            segments_end,
-            has_rest: len > begun,
-        }
-    }
 }
 
 /// A buffer that is taken.
@@ -129,6 +118,16 @@ pub(crate) struct Receiver<'p> {
     pub(crate) mergeable: bool,
     /// Where pages that are written are noted, while the guest is being moved elsewhere.
     pub(crate) marks: Option<&'p Marks>,
+}
+
+impl Receiver<'_> {
+    /// Notes that segments were written.
+    #[inline(always)]
+    fn note(&self, segments: &[Window<'_>]) {
+        if let Some(marks) = self.marks {
+            segments.iter().for_each(|segment| marks.buffer(segment));
+        }
+    }
 }
 
 impl Placements {
@@ -154,48 +153,36 @@ impl Placements {
     }
 
     /// Puts frames into a ring, until one cannot be sent.
-    ///
-    /// The windows are of the ring's memory. Those of frames are gone afterwards.
     #[inline(always)]
     pub(crate) fn send_all<'a, R: Vring>(
         &mut self,
         ring: &mut R,
         receiver: Receiver<'_>,
-        numbers: Range<usize>,
+        mut numbers: Range<usize>,
         frame: &impl Fn(usize) -> Outgoing<'a>,
     ) -> (Sent, Result<(), SendError>) {
-        let mut places = [const { MaybeUninit::uninit() }; Batch::FRAMES_MAX];
-        let first = numbers.start;
-        let (mut sent, mut outcome) = (Sent::default(), Ok(()));
-        for (place, number) in places.iter_mut().zip(numbers) {
-            match self.place(ring, receiver, &frame(number)) {
-                Ok((placed, len)) => {
-                    place.write(placed);
-                    sent.frames += 1;
-                    sent.bytes += len;
-                }
-                Err(error) => {
-                    outcome = Err(error);
-                    break;
-                }
-            }
+        let mut sent = Sent::default();
+        let outcome = numbers.try_for_each(|number| {
+            sent.bytes += self.put(ring, receiver, &frame(number))?;
+            sent.frames += 1;
+            Ok(())
+        });
+        for buffer in self.given.drain(..) {
+            ring.make_room(buffer.together.into());
+            ring.put(buffer.head, buffer.written);
         }
-        // SAFETY: as many of them were written, one after the other.
-        let places = unsafe { places[..sent.frames].assume_init_ref() };
-        self.fill(places, |place| frame(first + place));
-        self.finish(ring, places, receiver.marks);
         (sent, outcome)
     }
 
-    /// Finds and takes buffers for a frame; says how long it is. Takes none if there are too few. A malformed one is
+    /// Takes buffers for a frame and writes it there; says how long it is. Takes none if there are too few. A malformed one is
     /// given back empty, and so are those before it, because order is kept.
     #[inline(always)]
-    fn place<'a, R: Vring>(
+    fn put<R: Vring>(
         &mut self,
         ring: &mut R,
         receiver: Receiver<'_>,
-        frame: &Outgoing<'a>,
-    ) -> Result<(Placed<'a>, usize), SendError> {
+        frame: &Outgoing<'_>,
+    ) -> Result<usize, SendError> {
         let len = frame.len_bytes();
         if len > FRAME_BYTES_MAX {
             return Err(SendError::Malformed);
@@ -203,48 +190,49 @@ impl Placements {
         if !receiver.features.take(frame.header) {
             return Err(SendError::Offload);
         }
-        if let Some(buffer) = self.ahead.front().copied()
-            && buffer.window.len() >= len
+        if let Some(Waiting { head, window }) = self.ahead.front().copied()
+            && window.len() >= len
         {
             self.ahead.pop_front();
-            return Ok((self.place_in(ring, buffer, frame, len), len));
+            ring.take(head);
+            // At most `FRAME_BYTES_MAX`.
+            self.given.push(Given { head, written: len as u32, together: 1 });
+            frame.write(&[window], 1);
+            receiver.note(&[window]);
+        } else {
+            // They will be found again.
+            self.ahead.clear();
+            self.put_anywhere(ring, receiver, frame, len)?;
         }
-        // They will be found again.
-        self.ahead.clear();
-        let (segments_before, given_before) = (self.segments.len(), self.given.len());
-        if let Err(error) = self.find(ring, receiver, len) {
-            self.refuse(ring, (segments_before, given_before), error);
-            return Err(error);
-        }
-        let given = &mut self.given[given_before..];
-        // At most one per ring entry, of which there are at most 2^15.
-        let buffers = given.len() as u16;
-        given[0].together = buffers;
-        given.iter().for_each(|buffer| ring.take(buffer.head));
-        let start = self.segments[segments_before];
-        Ok((Placed::new(frame, len, (start, buffers), self.segments.len()), len))
+        Ok(len)
     }
 
-    /// Takes a buffer that was looked at for a frame that fits it.
-    #[inline(always)]
-    fn place_in<'a, R: Vring>(
+    /// As [`Placements::put`], into as many buffers of any shape as it takes.
+    fn put_anywhere<R: Vring>(
         &mut self,
         ring: &mut R,
-        buffer: Waiting,
-        frame: &Outgoing<'a>,
+        receiver: Receiver<'_>,
+        frame: &Outgoing<'_>,
         len: usize,
-    ) -> Placed<'a> {
-        let Waiting { head, window } = buffer;
-        ring.take(head);
-        // At most `FRAME_BYTES_MAX`.
-        self.given.push(Given { head, written: len as u32, together: 1 });
-        Placed::new(frame, len, (window, 1), self.segments.len())
+    ) -> Result<(), SendError> {
+        let given_before = self.given.len();
+        let found = self.find(ring, receiver, len);
+        if found.is_ok() {
+            let given = &mut self.given[given_before..];
+            // At most one per ring entry, of which there are at most 2^15.
+            let buffers = given.len() as u16;
+            given[0].together = buffers;
+            given.iter().for_each(|buffer| ring.take(buffer.head));
+            frame.write(&self.segments, buffers);
+            receiver.note(&self.segments);
+        }
+        self.segments.clear();
+        found.inspect_err(|error| self.refuse(ring, given_before, *error))
     }
 
     /// Takes back what was found before an error.
     #[cold]
-    fn refuse<R: Vring>(&mut self, ring: &mut R, (segments, given): (usize, usize), error: SendError) {
-        self.segments.truncate(segments);
+    fn refuse<R: Vring>(&mut self, ring: &mut R, given: usize, error: SendError) {
         if !matches!(error, SendError::Chain(_)) {
             self.given.truncate(given);
         }
@@ -268,7 +256,7 @@ impl Placements {
             buffers_left -= 1;
             let head = ring.peek(at).map_err(SendError::Ring)?.ok_or(SendError::NoBuffers)?;
             let walked = ring.walk(ring.memory(), head, &rules, |window| {
-                // SAFETY: the segments are cleared before the ring, and with it the memory, is let go of: `send_all`
+                // SAFETY: the segments are cleared before the ring, and with it the memory, is let go of: `put_anywhere`
                 // leaves none behind.
                 segments.push(unsafe { window.detach() });
             });
@@ -280,57 +268,6 @@ impl Placements {
             at = ring.after(at, head);
         }
         Ok(())
-    }
-
-    /// Writes the frames into their buffers. `frame` gives the one of a place.
-    #[inline(always)]
-    fn fill<'a>(&self, places: &[Placed<'a>], frame: impl Fn(usize) -> Outgoing<'a>) {
-        let mut whole = true;
-        for placed in places {
-            whole &= !placed.has_rest && placed.start.is_some();
-            if let Some(start) = placed.start {
-                let (first, last) = placed.header;
-                start.put(first.to_le_bytes());
-                start.skip(size_of_val(&first)).put(last.to_le_bytes());
-                start.skip(VNET_HEADER_BYTES).copy_in(placed.head);
-            }
-        }
-        if whole {
-            return;
-        }
-        let mut segments_first = 0;
-        for (place, placed) in places.iter().enumerate() {
-            let segments = &self.segments[segments_first..placed.segments_end];
-            let mut cursor =
-                Cursor::new(if segments.is_empty() { placed.start.as_slice() } else { segments });
-            segments_first = placed.segments_end;
-            if placed.start.is_some() {
-                cursor.skip(VNET_HEADER_BYTES + placed.head.len());
-            } else {
-                let (first, last) = placed.header;
-                cursor.write(&first.to_le_bytes());
-                cursor.write(&last.to_le_bytes());
-                cursor.write(placed.head);
-            }
-            if let Some((chain, offset)) = frame(place).rest {
-                cursor.write_chain(chain, offset);
-            }
-        }
-    }
-
-    /// Gives back all buffers that were taken, not yet visibly, and forgets them.
-    #[inline(always)]
-    fn finish(&mut self, ring: &mut impl Vring, places: &[Placed<'_>], marks: Option<&Marks>) {
-        if let Some(marks) = marks {
-            let starts = places.iter().filter_map(|placed| placed.start.as_ref());
-            self.segments.iter().chain(starts).for_each(|segment| marks.buffer(segment));
-        }
-        for buffer in &self.given {
-            ring.make_room(buffer.together.into());
-            ring.put(buffer.head, buffer.written);
-        }
-        self.segments.clear();
-        self.given.clear();
     }
 }
 

@@ -21,24 +21,23 @@ impl Core {
         positions: Range<usize>,
         batch: &Batch,
     ) {
-        self.deliver_by((own, &mut *own_port), positions.clone(), batch, |desk, position| {
+        let mut outputs = Positions::default();
+        positions.clone().for_each(|position| outputs.set(position, self.desk.outputs[position].is_some()));
+        self.deliver_by((own, &mut *own_port), outputs, batch, |desk, position| {
             desk.outputs[position].map(|(to, _)| to)
         });
-        self.deliver_by((own, own_port), positions, batch, |desk, position| {
-            desk.outputs[position].and(desk.frames[position].mirror)
-        });
+        let mirrored = self.desk.mirrored.within(positions);
+        self.deliver_by((own, own_port), mirrored, batch, |desk, position| desk.frames[position].mirror);
     }
 
-    /// Delivers each frame to the port that `to` says, if it says one.
+    /// Delivers each frame to the port that `to` says.
     fn deliver_by(
         &mut self,
         (own, own_port): (PortId, &mut Port),
-        positions: Range<usize>,
+        mut left: Positions,
         batch: &Batch,
         to: impl Fn(&Desk, usize) -> Option<PortId>,
     ) {
-        let mut left = Positions::default();
-        positions.for_each(|position| left.set(position, to(&self.desk, position).is_some()));
         while let Some(receiver) = left.first().and_then(|first| to(&self.desk, first)) {
             let together = left.take(|position| to(&self.desk, position) == Some(receiver));
             self.deliver_to(receiver, (own, &mut *own_port), &together, batch);
@@ -198,14 +197,22 @@ fn spread_of(desk: &Desk, position: usize) -> u32 {
 
 /// Positions in a batch, a bit each.
 #[derive(Clone, Copy, Default)]
-struct Positions(u32);
+pub(super) struct Positions(u32);
 
 const _: () = assert!(Batch::FRAMES_MAX <= u32::BITS as usize, "a position is a bit");
 
 impl Positions {
+    /// Says whether a position is one of them.
     #[inline]
-    fn set(&mut self, position: usize, member: bool) {
-        self.0 |= u32::from(member) << position;
+    pub(super) fn set(&mut self, position: usize, member: bool) {
+        self.0 = self.0 & !(1 << position) | u32::from(member) << position;
+    }
+
+    /// Those of them that are in a range.
+    #[inline]
+    fn within(self, range: Range<usize>) -> Self {
+        let below = |end: usize| ((1_u64 << end) - 1) as u32;
+        Self(self.0 & below(range.end) & !below(range.start))
     }
 
     #[inline]

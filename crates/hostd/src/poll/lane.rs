@@ -28,6 +28,7 @@ use platform::{EventFd, prefetch};
 use vhost_port::{Batch, Chain, Port, VNET_HEADER_BYTES};
 use vswitch::{Answers, Credit, Frame, HEAD_LEN_BYTES_MAX, PortId, Preview, Question, Verdict};
 
+use super::delivery::Positions;
 use super::parked::Parking;
 use super::round::Core;
 use super::strain::Stay;
@@ -101,13 +102,15 @@ pub(super) struct Desk {
     previews: Box<[Preview]>,
     /// Where frames go; nowhere, if the switch has consumed them.
     pub(super) outputs: [Option<Output>; Batch::FRAMES_MAX],
+    /// Frames of which another port gets a copy.
+    pub(super) mirrored: Positions,
 }
 
 impl Desk {
     pub(super) fn new() -> Self {
         let frames = vec![Frame::default(); Batch::FRAMES_MAX].into();
         let previews = vec![Preview::default(); Batch::FRAMES_MAX].into();
-        Self { frames, previews, outputs: [None; Batch::FRAMES_MAX] }
+        Self { frames, previews, outputs: [None; Batch::FRAMES_MAX], mirrored: Positions::default() }
     }
 
     /// Room for a frame that comes alone, while no batch is being handled.
@@ -421,6 +424,7 @@ impl Core {
     /// Lets the next frame of the queue go nowhere.
     fn pass_over(&mut self, queue: &mut Queue) {
         self.desk.outputs[queue.next] = None;
+        self.desk.mirrored.set(queue.next, false);
         queue.next += 1;
     }
 
@@ -465,6 +469,7 @@ impl Core {
                     // The switch has counted why; a frame that asks for more than there is, is dropped.
                     Verdict::Answered | Verdict::Drop(_) | Verdict::NeedMore => None,
                 };
+                desk.mirrored.set(queue.next, frame.mirror.is_some() && desk.outputs[queue.next].is_some());
                 queue.next += 1;
             }
             Halt::Done
