@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Frames on their way into a guest's receive ring, several at a time.
 //!
-//! Three passes, each over all frames before the next begins: buffers are found for them, the buffers are filled, and given
-//! back. The guest's processor has read every buffer last, so each write waits for a cache line from there. A
-//! processor keeps some dozens of writes waiting, in order, and goes on meanwhile; when there are more, it stands still. So
-//! while buffers are filled nothing else is written between them, and many lines are under way at once.
+//! The guest's processor has read every buffer last, so each write waits for a cache line from there. A processor keeps
+//! some dozens of writes waiting, in order, and goes on meanwhile; when there are more, it stands still. So buffers are
+//! looked for a batch ahead, and their first lines are claimed then: the lines come while the switch reads the next frames.
+//! Buffers that were filled are given back together, behind the last frame.
 
 use std::collections::VecDeque;
 use std::ops::Range;
