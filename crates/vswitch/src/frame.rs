@@ -52,7 +52,8 @@ pub struct Frame {
     pub departs: Option<Moment>,
 }
 
-const _: () = assert!(size_of::<Frame>() == HEAD_LEN_BYTES_MAX + 64, "all but the head lies in one cache line");
+const _: () =
+    assert!(size_of::<Frame>() == HEAD_LEN_BYTES_MAX + 64, "all but the head lies in one cache line");
 
 impl Default for Frame {
     fn default() -> Self {
