@@ -65,6 +65,7 @@ pub(crate) struct Pair<R> {
     transmit: R,
     features: Features,
     indirect: bool,
+    in_order: bool,
     mergeable: bool,
     /// While the guest is being moved elsewhere.
     marks: Option<Marks>,
@@ -92,6 +93,7 @@ impl<R: Vring> Pair<R> {
             transmit,
             features,
             indirect: features.has(Features::INDIRECT_DESC),
+            in_order: features.has(Features::IN_ORDER),
             mergeable: features.has(Features::MRG_RXBUF),
             marks,
         }
@@ -157,6 +159,7 @@ impl<R: Vring> Pair<R> {
     #[inline(always)]
     pub(crate) fn complete(&mut self, count: usize) {
         let (mut left, mut done) = (count, 0);
+        let mut run: Option<Head> = None;
         for Held { head, refused } in &self.held {
             if !refused {
                 if left == 0 {
@@ -164,8 +167,15 @@ impl<R: Vring> Pair<R> {
                 }
                 left -= 1;
             }
-            self.transmit.put(*head, 0);
             done += 1;
+            if self.in_order {
+                run = Some(run.map_or(*head, |run| run.through(*head)));
+            } else {
+                self.transmit.put(*head, 0);
+            }
+        }
+        if let Some(run) = run {
+            self.transmit.put(run, 0);
         }
         self.held.drain(..done);
     }

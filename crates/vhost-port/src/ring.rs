@@ -104,6 +104,16 @@ pub(crate) struct Head {
     slots: u16,
 }
 
+impl Head {
+    /// What gives back a run of chains at once, this one and others before `next`, and `next`: named by the last, and as
+    /// long as all of them (in-order use of descriptors: sections 2.7.9 and 2.8.9).
+    #[inline(always)]
+    pub(crate) fn through(self, next: Self) -> Self {
+        // All together at most as many as the ring has.
+        Self { slots: self.slots + next.slots, ..next }
+    }
+}
+
 /// The device's side of one virtqueue.
 pub(crate) trait Vring: fmt::Debug {
     /// Most chains that can be given back so that all become visible at once.
@@ -149,7 +159,7 @@ pub(crate) trait Vring: fmt::Debug {
     #[inline(always)]
     fn make_room(&mut self, _chains: usize) {}
 
-    /// Gives the oldest chain taken back, not yet visibly; `written` bytes of it were filled.
+    /// Gives the oldest chain taken back, or a run of them, not yet visibly; `written` bytes of it were filled.
     fn put(&mut self, head: Head, written: u32);
 
     /// Makes visible what was given back, and tells whether there was any.

@@ -163,7 +163,7 @@ impl Vring for Split {
     fn put(&mut self, head: Head, written: u32) {
         let entry = ENTRIES + usize::from(self.next_used.value() & self.mask) * USED_ENTRY_BYTES;
         self.used.write_u32_pair(entry, [head.id.into(), written]);
-        self.next_used = self.next_used.plus(1);
+        self.next_used = self.next_used.plus(head.slots);
     }
 
     #[inline(always)]

@@ -417,3 +417,26 @@ fn frames_of_one_flow_stay_in_one_pair_and_pairs_stop_alone() {
     assert_eq!(bases, [3, 1]);
     assert_eq!(bench.port.send(0, &frame(64, 0), None), Err(SendError::Stopped));
 }
+
+#[test]
+fn frames_taken_in_order_are_given_back_by_the_last_one() {
+    let mut guest = Guest::new(8, linux().with(Features::IN_ORDER));
+    let mut bench = Bench::serving(&guest);
+    let mut batch = Batch::new();
+    // Round the ring, chains of one and of two descriptors, and one that is refused.
+    for round in 0..5_u16 {
+        let first = round * 4 % 8;
+        guest.transmit(first, &[&frame(64, 1)]);
+        guest.transmit(first + 1, &[&frame(64, 2)[..12], &frame(64, 2)[12..]]);
+        guest.transmit(first + 3, &[&[0; 5]]);
+        assert_eq!(bench.port.receive(0, &mut batch), Ok(2));
+        bench.port.complete(0, 1);
+        bench.port.flush();
+        let first = u32::from(first);
+        assert_eq!(guest.collect(true), [(first, 0)]);
+        bench.port.complete(0, 1);
+        bench.port.flush();
+        let done = guest.collect(true);
+        assert_eq!((done.len(), done[0]), (2, (first + 3, 0)), "both, and the last one's number where the first one is");
+    }
+}
