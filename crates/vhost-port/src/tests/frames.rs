@@ -437,6 +437,10 @@ fn frames_taken_in_order_are_given_back_by_the_last_one() {
         bench.port.complete(0, 1);
         bench.port.flush();
         let done = guest.collect(true);
-        assert_eq!((done.len(), done[0]), (2, (first + 3, 0)), "both, and the last one's number where the first one is");
+        assert_eq!(
+            (done.len(), done[0]),
+            (2, (first + 3, 0)),
+            "both, and the last one's number where the first one is"
+        );
     }
 }
