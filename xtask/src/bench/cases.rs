@@ -14,6 +14,13 @@ pub struct Case {
     pub unit: &'static str,
 }
 
+impl Case {
+    /// Whether it is a time or an effort that is measured.
+    pub fn is_less_better(&self) -> bool {
+        matches!(self.load, Load::Hop | Load::Idle { .. })
+    }
+}
+
 /// What the guests do.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Load {

@@ -59,6 +59,10 @@ struct Figure {
     peer: Option<f64>,
     /// Median of the rounds' own ratios of ours to the peer's.
     ratio: Option<f64>,
+    /// Ratio of the best windows of all rounds: what each can do when the machine is at its best.
+    best_ratio: Option<f64>,
+    best_ours: Option<f64>,
+    best_peer: Option<f64>,
     /// What bare back ends come to under the same load: as much as the generator and the rings allow.
     bare: Option<f64>,
     unit: &'static str,
@@ -82,8 +86,8 @@ pub fn switch(options: &Options) -> Result<()> {
     go_ahead();
     if !options.json {
         println!(
-            "{:<32} {:>12} {:>12} {:>7} {:>12}  unit     rounds",
-            "case", "ours", "peer", "ratio", "bare"
+            "{:<32} {:>12} {:>12} {:>7} {:>7} {:>12}  unit     rounds",
+            "case", "ours", "peer", "ratio", "best", "bare"
         );
     }
     for case in cases {
@@ -95,10 +99,11 @@ pub fn switch(options: &Options) -> Result<()> {
             let Figure { case, ours, unit, rounds, steady, .. } = figure;
             let shown =
                 |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.2}"));
-            let [peer, ratio, bare] = [figure.peer, figure.ratio, figure.bare].map(shown);
+            let [peer, ratio, best, bare] =
+                [figure.peer, figure.ratio, figure.best_ratio, figure.bare].map(shown);
             let unsteady = if steady { "" } else { " unsteady" };
             println!(
-                "{case:<32} {ours:>12.2} {peer:>12} {ratio:>7} {bare:>12}  {unit:<8} {rounds}{unsteady}"
+                "{case:<32} {ours:>12.2} {peer:>12} {ratio:>7} {best:>7} {bare:>12}  {unit:<8} {rounds}{unsteady}"
             );
         }
     }
@@ -123,9 +128,9 @@ fn go_ahead() {
 
 /// One round: ours, and the others' where there are some.
 struct Round {
-    ours: f64,
-    peer: Option<f64>,
-    bare: Option<f64>,
+    ours: Sample,
+    peer: Option<Sample>,
+    bare: Option<Sample>,
     steady: bool,
 }
 
@@ -145,17 +150,22 @@ fn figure(case: &Case, peers: bool, rounds_max: usize) -> Result<Figure> {
     if enough {
         rounds.retain(|round| round.steady);
     }
-    let mut ours: Vec<f64> = rounds.iter().map(|round| round.ours).collect();
-    let mut others: Vec<f64> = rounds.iter().filter_map(|round| round.peer).collect();
-    let mut bare: Vec<f64> = rounds.iter().filter_map(|round| round.bare).collect();
-    let mut ratios: Vec<f64> = rounds.iter().filter_map(|round| Some(round.ours / round.peer?)).collect();
-    let middle = |values: &mut [f64]| (!values.is_empty()).then(|| median(values));
+    let middle = |of: fn(&Round) -> Option<f64>| {
+        let mut values: Vec<f64> = rounds.iter().filter_map(of).collect();
+        (!values.is_empty()).then(|| median(&mut values))
+    };
+    let better = if case.is_less_better() { f64::min } else { f64::max };
+    let best = |of: fn(&Round) -> Option<f64>| rounds.iter().filter_map(of).reduce(better);
+    let (best_ours, best_peer) = (best(|round| Some(round.ours.best)), best(|round| Some(round.peer?.best)));
     Ok(Figure {
         case: case.name,
-        ours: median(&mut ours),
-        peer: middle(&mut others),
-        ratio: middle(&mut ratios),
-        bare: middle(&mut bare),
+        ours: middle(|round| Some(round.ours.value)).unwrap_or(f64::NAN),
+        peer: middle(|round| Some(round.peer?.value)),
+        ratio: middle(|round| Some(round.ours.value / round.peer?.value)),
+        best_ratio: best_ours.zip(best_peer).map(|(ours, peer)| ours / peer),
+        best_ours,
+        best_peer,
+        bare: middle(|round| Some(round.bare?.value)),
         unit: case.unit,
         rounds: rounds.len(),
         steady: enough,
@@ -164,13 +174,12 @@ fn figure(case: &Case, peers: bool, rounds_max: usize) -> Result<Figure> {
 
 fn round(case: &Case, peer: Option<Contender>, probed: bool) -> Result<Round> {
     let before = if probed { probe()? } else { 1.0 };
-    let Sample { value: ours, steady } = measure(Contender::Ours(case.ours), case.load)?;
+    let ours = measure(Contender::Ours(case.ours), case.load)?;
     let peer = peer.map(|peer| measure(peer, case.load)).transpose()?;
     let compares = matches!(case.load, Load::Stream { in_bits: false, .. });
     let bare = (probed && compares).then(|| measure(Contender::Bare, case.load)).transpose()?;
     let after = if probed { probe()? } else { 1.0 };
     let even = before.max(after) / before.min(after) <= PROBE_RATIO_MAX;
-    let steady = steady && even && peer.is_none_or(|sample| sample.steady);
-    let [peer, bare] = [peer, bare].map(|sample| sample.map(|sample| sample.value));
+    let steady = ours.steady && even && peer.is_none_or(|sample| sample.steady);
     Ok(Round { ours, peer, bare, steady })
 }

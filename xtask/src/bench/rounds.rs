@@ -3,7 +3,8 @@
 //!
 //! On virtual processors the same programs run up to twice as fast or slow from one minute to the next. So the
 //! contenders take turns within a round, a probe (two frames that go back and forth over a bare back end) before
-//! and after says whether the machine changed meanwhile, and only the ratio within a round means anything.
+//! and after says whether the machine changed meanwhile, and only the ratio within a round means anything. Where the
+//! machine changes from one second to the next, each contender's best window says what it can do at the best time of all.
 
 use std::collections::HashMap;
 use std::fs;
@@ -47,8 +48,16 @@ pub enum Contender {
 #[derive(Clone, Copy)]
 pub struct Sample {
     pub value: f64,
+    /// The best of its windows.
+    pub best: f64,
     /// Whether both programs had their processors.
     pub steady: bool,
+}
+
+impl Sample {
+    fn converted(self, convert: impl Fn(f64) -> f64) -> Self {
+        Self { value: convert(self.value), best: convert(self.best), ..self }
+    }
 }
 
 /// A running switch.
@@ -116,7 +125,7 @@ pub fn measure(contender: Contender, load: Load) -> Result<Sample> {
             await_frames(&mut generator, (4 * flows as u64).max(1000))?;
             let sample = windows(&switch, &mut generator)?;
             let scale = if in_bits { frame_bytes as f64 * 8e-9 } else { 1e-6 };
-            Ok(Sample { value: sample.value * scale, ..sample })
+            Ok(sample.converted(|rate| rate * scale))
         }
         Load::NewFlows { flows } => {
             generator.go(None)?;
@@ -131,12 +140,13 @@ pub fn measure(contender: Contender, load: Load) -> Result<Sample> {
             generator.go(Some(1))?;
             await_frames(&mut generator, 1000)?;
             let sample = windows(&switch, &mut generator)?;
-            Ok(Sample { value: 1e6 / sample.value, ..sample })
+            Ok(sample.converted(|rate| 1e6 / rate))
         }
         Load::Idle { .. } => {
             let before = Usage::of(switch.pid())?;
             std::thread::park_timeout(IDLE_WINDOW);
-            Ok(Sample { value: 100.0 * before.total_since()?, steady: true })
+            let value = 100.0 * before.total_since()?;
+            Ok(Sample { value, best: value, steady: true })
         }
     }
 }
@@ -194,7 +204,8 @@ fn windows(switch: &Switch, generator: &mut Testpmd) -> Result<Sample> {
         rates.push((after.1 - before.1) as f64 / (after.0 - before.0).as_secs_f64());
         before = after;
     }
-    Ok(Sample { value: median(&mut rates), steady: median(&mut duties) >= DUTY_MIN })
+    let best = rates.iter().copied().fold(0.0, f64::max);
+    Ok(Sample { value: median(&mut rates), best, steady: median(&mut duties) >= DUTY_MIN })
 }
 
 /// Flows opened per second, while most that come are new.
@@ -211,7 +222,7 @@ fn new_flows(switch: &Switch, flows: usize) -> Result<Sample> {
                 // What came in after the limit was reached may be old: the last look within it counts.
                 let (at, count) = last.unwrap_or((at, count));
                 let value = (count - before) as f64 / (at - *start).as_secs_f64();
-                return Ok(Sample { value, steady: usage.busiest_since()? >= DUTY_MIN });
+                return Ok(Sample { value, best: value, steady: usage.busiest_since()? >= DUTY_MIN });
             }
             _ => last = first.is_some().then_some((at, count)),
         }

@@ -10,7 +10,7 @@
 //!    answer ends the stage; it and those after it stay in the queue, and those after it will be read anew. So does the
 //!    end of the port's turn.
 //! 3. *Deliver*: what was decided goes out, all frames for one receiver together and in order; finished first, if it does
-//!    not take them as they are. Then buffers of the guest that the last frame went to are fetched for the next batch.
+//!    not take them as they are. Then buffers of the guest that the last frame went to are claimed for the next batch.
 //!
 //! Delivery writes to memory that a guest has in its cache. Nothing that was just written is read back in
 //! between, because such a read may wait for all of these writes to be done.
