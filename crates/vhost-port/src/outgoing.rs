@@ -131,20 +131,24 @@ impl Receiver<'_> {
 }
 
 impl Placements {
-    /// Looks at buffers for so many frames, and claims the cache lines that header and head will be written to.
+    /// Looks at buffers for the next batch, and claims the cache lines that header and head will be written to, of as many as
+    /// frames are expected: a page that is not there is waited for when it is claimed, so not for more of them than by the
+    /// frames themselves.
     #[inline(always)]
     pub(crate) fn look_ahead<R: Vring>(&mut self, ring: &mut R, frames: usize) {
         let Self { ahead, ahead_end, .. } = self;
         let mut heads = [Head::default(); Batch::FRAMES_MAX];
-        let wanted = frames.min(Batch::FRAMES_MAX).saturating_sub(ahead.len());
+        let wanted = Batch::FRAMES_MAX.saturating_sub(ahead.len());
         let mut at = ahead_end.filter(|_| !ahead.is_empty()).unwrap_or(ring.next());
         // What is wrong with the ring will be found out by those who depend on it.
         let found = peek_all(ring, at, &mut heads[..wanted]).unwrap_or(0);
-        for head in heads.into_iter().take(found) {
+        for (number, head) in heads.into_iter().take(found).enumerate() {
             let Some(window) = ring.lone_buffer(head, Direction::ToGuest) else { break };
             // A device may write more of a buffer than it says it has (virtio 1.2, section 2.7.8.2).
-            window.claim(0);
-            window.claim(CACHE_LINE_BYTES);
+            if number < frames {
+                window.claim(0);
+                window.claim(CACHE_LINE_BYTES);
+            }
             // SAFETY: this structure is dropped before the ring, which holds the memory: both are in a `Pair`, in this order.
             ahead.push_back(Waiting { head, window: unsafe { window.detach() } });
             at = ring.after(at, head);

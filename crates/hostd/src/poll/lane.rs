@@ -305,7 +305,7 @@ impl Core {
         if let Some((to, spread)) = self.desk.outputs[first..queue.next].last().copied().flatten()
             && let Some(likely) = self.lane(to)
         {
-            likely.port.expect_to_send(spread, Batch::FRAMES_MAX);
+            likely.port.expect_to_send(spread, queue.next - first);
         }
         let delivery = self.lap();
         if self.has_waited(delivery) {
