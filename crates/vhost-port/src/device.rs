@@ -181,7 +181,7 @@ impl<R: Vring> Pair<R> {
     }
 
     /// Puts frames into the receive ring, in order, until one cannot be: says how many were sent, and why the next was not.
-    /// `frame` gives the one of a number; it may be asked twice for each.
+    /// `frame` gives the one of a number.
     #[inline(always)]
     pub(crate) fn send_all<'a>(
         &mut self,
@@ -198,8 +198,10 @@ impl<R: Vring> Pair<R> {
     }
 
     #[inline(always)]
-    pub(crate) fn prefetch_buffers(&mut self, frames: usize) {
-        self.placements.look_ahead(&mut self.receive, frames);
+    pub(crate) fn look_ahead(&mut self, frames: usize) {
+        // What is written must be noted, of a guest that is being moved: nothing is, then, that may not be filled after all.
+        let claimed = if self.marks.is_some() { 0 } else { frames };
+        self.placements.look_ahead(&mut self.receive, claimed);
     }
 
     /// Shows the guest the frames it was sent.

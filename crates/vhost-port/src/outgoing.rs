@@ -132,10 +132,9 @@ impl Receiver<'_> {
 
 impl Placements {
     /// Looks at buffers for the next batch, and claims the cache lines that header and head will be written to, of as many as
-    /// frames are expected: a page that is not there is waited for when it is claimed, so not for more of them than by the
-    /// frames themselves.
+    /// are to be claimed: one per expected frame, because a page that is not there is waited for.
     #[inline(always)]
-    pub(crate) fn look_ahead<R: Vring>(&mut self, ring: &mut R, frames: usize) {
+    pub(crate) fn look_ahead<R: Vring>(&mut self, ring: &mut R, claimed: usize) {
         let Self { ahead, ahead_end, .. } = self;
         let mut heads = [Head::default(); Batch::FRAMES_MAX];
         let wanted = Batch::FRAMES_MAX.saturating_sub(ahead.len());
@@ -145,7 +144,7 @@ impl Placements {
         for (number, head) in heads.into_iter().take(found).enumerate() {
             let Some(window) = ring.lone_buffer(head, Direction::ToGuest) else { break };
             // A device may write more of a buffer than it says it has (virtio 1.2, section 2.7.8.2).
-            if number < frames {
+            if number < claimed {
                 window.claim(0);
                 window.claim(CACHE_LINE_BYTES);
             }

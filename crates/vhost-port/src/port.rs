@@ -349,7 +349,7 @@ impl Port {
         if let Some(pair) = self.pair_for(spread)
             && let Some(device) = &mut self.lines[pair].device
         {
-            with!(device, pair => pair.prefetch_buffers(frames));
+            with!(device, pair => pair.look_ahead(frames));
         }
     }
 

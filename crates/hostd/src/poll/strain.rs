@@ -6,8 +6,8 @@
 //! lies in such a file, or once work on its frames took longer than [`SLOW`] and the kernel says that the thread was waiting
 //! and did not merely lose the processor. There is nothing else there to wait for, but for the switch, and a turn in which that
 //! was waited for does not count. The port moves back when none of that has happened for [`CALM`]. The first long wait is
-//! felt by the ports beside it, the later ones only by those on the side core. It is of at most twice as many pages as frames
-//! were delivered: as many buffers as that are claimed ahead.
+//! felt by the ports beside it, the later ones only by those on the side core. It is for at most twice as many buffers as
+//! frames were delivered, because as many are claimed ahead.
 
 use std::time::Duration;
 

@@ -97,6 +97,31 @@ fn every_page_that_a_split_device_writes_is_marked() {
 }
 
 #[test]
+fn looking_ahead_writes_nothing_that_is_not_marked() {
+    for marked in [true, false] {
+        let mut guest = Guest::new(64, linux());
+        guest.write(BUFFERS, &vec![0xa5; (MEMORY_BYTES - BUFFERS) as usize]);
+        (0..8).for_each(|index| guest.post(index, 3000));
+        let bitmap = Bitmap::new();
+        let mut bench = Bench::new();
+        bench.command(if marked {
+            bitmap.start(guest.start(), false)
+        } else {
+            Command::Start(Box::new(guest.start()))
+        });
+        bitmap.take();
+        let before = contents(&guest);
+        bench.port.expect_to_send(0, Batch::FRAMES_MAX);
+        assert_eq!(
+            before == contents(&guest),
+            marked,
+            "claims are writes, and left out while these are logged"
+        );
+        assert!(bitmap.take().is_empty());
+    }
+}
+
+#[test]
 fn every_page_that_a_packed_device_writes_is_marked() {
     let mut guest = PackedGuest::new(300, linux());
     let bitmap = Bitmap::new();
