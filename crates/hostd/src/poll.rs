@@ -4,7 +4,7 @@
 //! Ports are spread over the cores ([`owners`]); a port's queues are touched by its core only. All cores share one switch
 //! ([`shared`]), which decides about frames one after the other; a frame for a port of another core goes there through a
 //! bounded queue ([`mod@link`]). So nothing about a flow depends on which cores its ends are at, and a port moves from one to
-//! another between two batches.
+//! another between two batches ([`moves`]).
 //!
 //! Each round of a core ([`round`]) delivers what others sent it, serves every lane (one port and its half-done batch) once,
 //! with at most [`vhost_port::Batch::FRAMES_MAX`] frames, delivers what the switch made itself, and publishes all rings
@@ -27,6 +27,7 @@ mod finish;
 mod lane;
 mod link;
 mod load;
+mod moves;
 mod orders;
 mod owners;
 mod parked;
@@ -84,8 +85,12 @@ pub enum Command {
     RemovePort(PortId, u64),
     /// Leave this port to another core from now on.
     MovePort(PortId, CoreId),
-    /// Serve this port, which another core has let go of.
-    TakeOver(Box<Lane>),
+    /// Tell this core when all that was sent here is delivered: it waits for that with this move of a port.
+    Settle(CoreId, u64),
+    /// All that was sent to another core is delivered; the answer to that.
+    Settled(u64),
+    /// Serve this port, which that core has let go of.
+    TakeOver(Box<Lane>, CoreId),
     /// Serve this interface of the host, too, as a port of this number.
     AddUplink(PortId, Tap),
     /// Serve it no longer.
@@ -252,6 +257,11 @@ impl PollHandle {
         end.bell.ring_always();
     }
 
+    /// All cores.
+    fn cores(&self) -> impl Iterator<Item = CoreId> + use<> {
+        (0..=self.cores.owners.side().0).map(CoreId)
+    }
+
     /// Who does what a command says. Whoever serves a port no longer sends what is for it on.
     fn addressee(&self, command: &Command) -> CoreId {
         let owners = &self.cores.owners;
@@ -303,7 +313,7 @@ impl PollHandle {
 
     /// The core of that name.
     pub fn named(&self, name: &str) -> Option<CoreId> {
-        (0..=self.cores.owners.side().0).map(CoreId).find(|core| self.name(*core) == name)
+        self.cores().find(|core| self.name(*core) == name)
     }
 
     /// The core that has a port.
@@ -388,21 +398,19 @@ impl Poll {
         load::start(handle)
     }
 
-    /// All cores, with a link from each to each other.
+    /// All cores, with a link from each to each.
     fn cores(self, switch: Switch<FlowMemory>, events: Funnel, wiring: Wiring) -> std::io::Result<Vec<Core>> {
         let shared =
             Arc::new(SharedSwitch::new(switch, (events, Arc::clone(&wiring.watched)), wiring.dns.clone()));
         let wiring = Arc::new(wiring);
         let count = self.commands.len();
-        let mut outgoing: Vec<Vec<Option<Outgoing>>> = Vec::new();
+        let mut outgoing: Vec<Vec<Outgoing>> = Vec::new();
         let mut incoming: Vec<Vec<Incoming>> = (0..count).map(|_| Vec::new()).collect();
-        for from in 0..count {
+        for _ in 0..count {
             let to = |to: usize| {
-                (to != from).then(|| {
-                    let (outgoing, end) = link(Arc::clone(&self.handle.cores.ends[to].bell));
-                    incoming[to].push(end);
-                    outgoing
-                })
+                let (outgoing, end) = link(Arc::clone(&self.handle.cores.ends[to].bell));
+                incoming[to].push(end);
+                outgoing
             };
             outgoing.push((0..count).map(to).collect());
         }

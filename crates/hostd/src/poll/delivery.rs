@@ -3,14 +3,17 @@
 
 use std::ops::Range;
 
-use model::Moment;
 use packet::VnetHeader;
 use vhost_port::{Batch, Chain, Outgoing, Port, SendError, VNET_HEADER_BYTES};
 use vswitch::{Emission, PortId};
 
 use super::finish::Workbench;
 use super::lane::Desk;
+use super::link;
 use super::round::Core;
+
+/// Frames taken from another core in a round, while no port moves.
+const PARCELS_MAX: usize = 2 * Batch::FRAMES_MAX;
 
 impl Core {
     /// Delivers frames that were decided on: rewritten head from private memory, the rest from guest to guest. Those for
@@ -88,21 +91,16 @@ impl Core {
         });
     }
 
-    /// Delivers up to so many frames from each of the other cores; tells whether there were any.
-    pub(super) fn take_parcels(&mut self, frames_max: usize, now: Moment) -> bool {
+    /// Delivers frames that were sent here, [`PARCELS_MAX`] of each core's, or all while ports move; tells whether there
+    /// were any.
+    pub(super) fn take_parcels(&mut self) -> bool {
+        let frames_max = if self.moves.is_empty() { PARCELS_MAX } else { link::FRAMES_MAX };
         let mut busy = false;
-        for index in 0..self.links.incoming.len() {
-            for _ in 0..frames_max {
-                let Some(parcel) = self.links.incoming[index].receive() else { break };
-                if self.lane(parcel.to).is_none() {
-                    // It may be on its way here.
-                    self.take_commands(now);
-                }
-                self.deliver_whole(parcel.to, parcel.spread, parcel.bytes());
-                self.suspects.push(parcel.to);
-                self.links.incoming[index].give_back(parcel);
-                busy = true;
-            }
+        while let Some(core) = self.moves.next_arrived() {
+            busy |= self.take_parcels_from(core.index(), frames_max);
+        }
+        for core in 0..self.links.incoming.len() {
+            busy |= self.take_parcels_from(core, frames_max);
         }
         if busy {
             let took = self.lap();
@@ -111,6 +109,30 @@ impl Core {
             }
         }
         busy
+    }
+
+    /// Delivers up to so many frames that a core sent, up to the first for a port that is still on its way here.
+    fn take_parcels_from(&mut self, core: usize, frames_max: usize) -> bool {
+        let mut busy = false;
+        for _ in 0..frames_max {
+            let Some(to) = self.links.incoming[core].next_receiver() else { break };
+            if self.is_coming(to) {
+                break;
+            }
+            let Some(parcel) = self.links.incoming[core].receive() else { break };
+            self.deliver_whole(to, parcel.spread, parcel.bytes());
+            self.suspects.push(to);
+            self.links.incoming[core].give_back(parcel);
+            busy = true;
+        }
+        busy
+    }
+
+    /// Whether a port is this core's, but not here yet.
+    fn is_coming(&mut self, id: PortId) -> bool {
+        self.lane(id).is_none()
+            && self.uplinks.iter().all(|uplink| uplink.id() != id)
+            && self.links.owners.heads_for(id) == Some(self.id)
     }
 
     /// Delivers a frame that is in private memory with its virtio-net header.

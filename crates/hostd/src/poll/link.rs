@@ -80,15 +80,15 @@ pub(super) enum Refused {
 /// All links of one core.
 #[derive(Debug)]
 pub(super) struct Links {
-    /// To each core, none to itself.
-    pub outgoing: Vec<Option<Outgoing>>,
-    /// From each of the others.
+    /// To each core. To itself goes what is for a port that is still on its way there.
+    pub outgoing: Vec<Outgoing>,
+    /// From each core.
     pub incoming: Vec<Incoming>,
     pub owners: Arc<Owners>,
 }
 
 impl Links {
-    /// Sends a frame to the core that has its port, and counts it.
+    /// Sends a frame to the core that has its port, or is about to, and counts it.
     pub(super) fn hand_over(
         &mut self,
         numbers: &mut CoreNumbers,
@@ -96,8 +96,8 @@ impl Links {
         len_bytes: usize,
         write: impl FnOnce(&mut [u8]) -> bool,
     ) {
-        let core = self.owners.of(to.0);
-        let link = core.and_then(|core| self.outgoing.get_mut(core.index())?.as_mut());
+        let core = self.owners.heads_for(to.0);
+        let link = core.and_then(|core| self.outgoing.get_mut(core.index()));
         match link.map(|link| link.send(to, len_bytes, write)) {
             Some(Ok(())) => numbers.handed_over += 1,
             Some(Err(Refused::Full)) => numbers.link_full += 1,
@@ -107,7 +107,7 @@ impl Links {
 
     /// Wakes the cores that something was sent to.
     pub(super) fn ring(&mut self) {
-        for link in self.outgoing.iter_mut().flatten() {
+        for link in &mut self.outgoing {
             link.ring();
         }
     }
@@ -167,6 +167,11 @@ impl Outgoing {
 }
 
 impl Incoming {
+    /// The port that the next frame is for.
+    pub(super) fn next_receiver(&self) -> Option<PortId> {
+        self.parcels.peek().ok().map(|parcel| parcel.to)
+    }
+
     /// The frame that has been on its way for longest.
     pub(super) fn receive(&mut self) -> Option<Parcel> {
         self.parcels.pop().ok()

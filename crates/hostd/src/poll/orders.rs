@@ -14,6 +14,7 @@ use super::lane::Lane;
 use super::round::Core;
 use super::uplink::Uplink;
 use super::{Command, ENDPOINTS_MAX, METERS_MAX, SwitchNumbers, record};
+use crate::introspect::Reply;
 
 impl Core {
     pub(super) fn take_commands(&mut self, now: Moment) {
@@ -26,16 +27,16 @@ impl Core {
     fn obey(&mut self, command: Command, now: Moment) {
         match command {
             Command::AddPort(seat) => self.add_lane(Box::new(Lane::new(seat))),
-            Command::RemovePort(id, serial) => match self.lane(id) {
-                Some(lane) if lane.serial == serial => {
-                    drop(self.take_lane(id));
-                    self.links.owners.clear(id, self.id);
-                }
-                Some(_) => {}
-                None => self.send_on(id, Command::RemovePort(id, serial)),
-            },
-            Command::MovePort(id, to) => self.moves.push((id, to)),
-            Command::TakeOver(lane) => self.add_lane(lane),
+            Command::RemovePort(id, serial) => self.remove_port(id, serial),
+            Command::MovePort(id, to) => {
+                self.moves.want(id, to);
+            }
+            Command::Settle(core, number) => self.moves.settle(core, number),
+            Command::Settled(number) => self.moves.settled(number),
+            Command::TakeOver(lane, from) => {
+                self.moves.arrived(from);
+                self.add_lane(lane);
+            }
             Command::AddUplink(id, tap) => self.add_uplink(Uplink::new(id, tap)),
             Command::RemoveUplink(id) => {
                 self.uplinks.retain(|uplink| uplink.id() != id);
@@ -52,19 +53,7 @@ impl Core {
                 let Self { shared, turn, .. } = self;
                 shared.with(now, turn, |switch, now| switch.set_listener(now, &service, &vm, listener));
             }
-            Command::Answered(reply) => {
-                let port = reply.port;
-                if let Some(lane) = self.lane(port) {
-                    let took = reply.took;
-                    lane.answered(reply);
-                    record(&mut self.lookups, took);
-                } else if let Some(uplink) = self.uplinks.iter_mut().find(|uplink| uplink.id() == port) {
-                    record(&mut self.lookups, reply.took);
-                    uplink.answered(reply);
-                } else {
-                    self.send_on(port, Command::Answered(reply));
-                }
-            }
+            Command::Answered(reply) => self.answered(reply),
             Command::DnsReply(reply) => {
                 let Self { shared, turn, .. } = self;
                 shared.with(now, turn, |switch, now| switch.dns_reply(now, reply));
@@ -97,8 +86,23 @@ impl Core {
         }
     }
 
+    fn answered(&mut self, reply: Reply) {
+        let (port, took) = (reply.port, reply.took);
+        let Self { lanes, moves, uplinks, .. } = self;
+        let lane = lanes.get_mut(usize::from(port.0)).and_then(Option::as_deref_mut);
+        if let Some(lane) = lane.or_else(|| moves.leaving(port)) {
+            lane.answered(reply);
+            record(&mut self.lookups, took);
+        } else if let Some(uplink) = uplinks.iter_mut().find(|uplink| uplink.id() == port) {
+            uplink.answered(reply);
+            record(&mut self.lookups, took);
+        } else {
+            self.send_on(port, Command::Answered(reply));
+        }
+    }
+
     /// Sends what is for a port that is not here to the core that has it, if there is one.
-    fn send_on(&self, port: PortId, command: Command) {
+    pub(super) fn send_on(&self, port: PortId, command: Command) {
         if let Some(core) = self.links.owners.of(port).filter(|core| *core != self.id) {
             self.handle.send_to(core, command);
         }
@@ -123,36 +127,6 @@ impl Core {
         if let Err(error) = self.poller.add(fd, u64::from(lane.id.0), Trigger::Edge) {
             tracing::error!(nic = %lane.card, %error, "cannot wait for the guest");
         }
-    }
-
-    /// Gives ports to other cores, between two batches. What was on its way to them through here has been delivered; what
-    /// comes here later is sent on, and may then be overtaken by what goes there directly.
-    pub(super) fn give_away(&mut self) {
-        for (id, to) in std::mem::take(&mut self.moves) {
-            if to == self.id || to.index() >= self.handle.cores.ends.len() {
-                continue;
-            }
-            match self.take_lane(id) {
-                Some(mut lane) => {
-                    lane.port.flush();
-                    tracing::info!(nic = %lane.card, from = self.id.0, to = to.0, "port moves to another core");
-                    self.handle.send_to(to, Command::TakeOver(lane));
-                    self.links.owners.pass(id, self.id, to);
-                }
-                None => self.send_on(id, Command::MovePort(id, to)),
-            }
-        }
-    }
-
-    /// Lets go of a lane, and of what it is waited for by.
-    fn take_lane(&mut self, id: PortId) -> Option<Box<Lane>> {
-        let lane = self.lanes.get_mut(usize::from(id.0))?.take()?;
-        // Those of pairs that do not run are not there.
-        let _ = self.poller.remove(&*lane.waker);
-        for kick in (0..Port::PAIRS_MAX).filter_map(|pair| lane.port.kick_fd(pair)) {
-            let _ = self.poller.remove(kick);
-        }
-        Some(lane)
     }
 
     /// Takes up what the port's VMM wants.

@@ -4,8 +4,10 @@
 //! A port's queues are touched by its core's thread only. Everyone else reads here where to send what is for the port; what
 //! arrives at a core that has given the port away meanwhile is sent on by it. A core that takes a port over has it in its queue of
 //! commands before it is named here, so whoever is named finds the port after a look into that queue.
+//!
+//! While a port moves, frames for it already head for the core that it moves to ([`super::moves`]). One moves at a time.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use vswitch::PortId;
 
@@ -14,6 +16,7 @@ use crate::handover::PORTS_MAX;
 /// Most poll cores beside the side core.
 pub const CORES_MAX: usize = 8;
 const NOBODY: u8 = u8::MAX;
+const NOTHING_MOVES: u32 = u32::MAX;
 
 /// A poll core. Those that ports are spread over come first, then the side core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,6 +36,8 @@ impl CoreId {
 #[derive(Debug)]
 pub struct Owners {
     of: Box<[AtomicU8]>,
+    /// The port that moves, and below it in eight bits the core that it moves to.
+    moving: AtomicU32,
     /// How many cores there are beside the side core.
     regular: u8,
 }
@@ -41,7 +46,11 @@ impl Owners {
     /// Nobody has any port. `regular` is at most [`CORES_MAX`].
     pub fn new(regular: usize) -> Self {
         let of = (0..PORTS_MAX).map(|_| AtomicU8::new(NOBODY)).collect();
-        Self { of, regular: u8::try_from(regular).unwrap_or(NOBODY - 1) }
+        Self {
+            of,
+            moving: AtomicU32::new(NOTHING_MOVES),
+            regular: u8::try_from(regular).unwrap_or(NOBODY - 1),
+        }
     }
 
     /// The core whose ports may have memory that faults.
@@ -56,17 +65,38 @@ impl Owners {
         (core != NOBODY).then_some(CoreId(core))
     }
 
+    /// Where a frame for a port is to be sent: to whose it is, or is about to be.
+    #[inline]
+    pub fn heads_for(&self, port: PortId) -> Option<CoreId> {
+        let moving = self.moving.load(Ordering::Acquire);
+        // Whoever does not see it move any more sees whose it has become, as that was written before.
+        if moving >> 8 == u32::from(port.0) { Some(CoreId(moving as u8)) } else { self.of(port) }
+    }
+
+    /// Frames for a port head for another core from now on, unless another port moves.
+    #[must_use]
+    pub fn depart(&self, port: PortId, to: CoreId) -> bool {
+        let moving = u32::from(port.0) << 8 | u32::from(to.0);
+        self.moving.compare_exchange(NOTHING_MOVES, moving, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// The port that moves is another core's from now on, if it is this one's. The other one has been told already, and may
+    /// have given it away again.
+    pub fn arrive(&self, port: PortId, core: CoreId, to: CoreId) {
+        self.exchange(port, core, to.0);
+        self.stay();
+    }
+
+    /// The port that moves does so no longer.
+    pub fn stay(&self) {
+        self.moving.store(NOTHING_MOVES, Ordering::Release);
+    }
+
     /// It is this core's from now on.
     pub fn set(&self, port: PortId, core: CoreId) {
         if let Some(of) = self.of.get(usize::from(port.0)) {
             of.store(core.0, Ordering::Release);
         }
-    }
-
-    /// It is another core's from now on, if it is this one's. The other one has been told already, and may have given it
-    /// away again.
-    pub fn pass(&self, port: PortId, core: CoreId, to: CoreId) {
-        self.exchange(port, core, to.0);
     }
 
     /// It is nobody's any more, if it is this core's.

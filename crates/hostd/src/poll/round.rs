@@ -8,12 +8,13 @@ use crossbeam_channel::Receiver;
 use hdrhistogram::Histogram;
 use model::Moment;
 use platform::{Bell, Poller, Trigger};
-use vhost_port::{Batch, Port};
+use vhost_port::Port;
 use vswitch::{PortId, Previewer, Switch};
 
 use super::finish::Workbench;
 use super::lane::{Desk, Lane};
-use super::link::{self, Links};
+use super::link::Links;
+use super::moves::Moves;
 use super::shared::{SharedSwitch, Turn};
 use super::strain::Strain;
 use super::upkeep::Upkeep;
@@ -24,8 +25,6 @@ use crate::handover::FlowMemory;
 
 /// Turns of upkeep before each sleep: other cores may have the switch in between.
 const UPKEEP_IDLE_TURNS: usize = 64;
-/// Frames taken from another core in a round.
-const PARCELS_MAX: usize = 2 * Batch::FRAMES_MAX;
 
 const WAKE_TOKEN: u64 = u64::MAX;
 
@@ -49,8 +48,7 @@ pub(super) struct Core {
     pub(super) turn: Turn,
     /// Where such a frame gets its virtio-net header.
     pub(super) scratch: Vec<u8>,
-    /// Ports that are to be given to other cores before the next batch.
-    pub(super) moves: Vec<(PortId, CoreId)>,
+    pub(super) moves: Moves,
     pub(super) upkeep: Upkeep,
     /// When the work that is being timed began.
     pub(super) mark: Moment,
@@ -97,7 +95,7 @@ impl Core {
             workbench: Workbench::default(),
             turn: Turn::default(),
             scratch: Vec::new(),
-            moves: Vec::new(),
+            moves: Moves::default(),
             upkeep: Upkeep::default(),
             mark: Moment::default(),
             clock: now,
@@ -168,9 +166,8 @@ impl Core {
         self.mark = now;
         self.take_commands(now);
         self.send_back(now);
-        let frames_max = if self.moves.is_empty() { PARCELS_MAX } else { link::FRAMES_MAX };
-        let mut busy = self.take_parcels(frames_max, now);
-        self.give_away();
+        let mut busy = self.take_parcels();
+        busy |= self.go_on_moving(now);
         self.begin_turns();
         for index in 0..self.lanes.len() {
             if self.serve_lane(index, now) | self.serve_interactive(now) {

@@ -86,12 +86,11 @@ impl Core {
 
     pub(super) fn move_aside(&mut self, id: PortId) {
         let side = self.links.owners.side();
-        if self.id != side && !self.handle.cores.loads.is_pinned(id) && !self.moves.contains(&(id, side)) {
+        if self.id != side && !self.handle.cores.loads.is_pinned(id) && self.moves.want(id, side) {
             tracing::warn!(
                 port = id.0,
                 "guest's memory may have to be waited for: its port moves to the side core"
             );
-            self.moves.push((id, side));
         }
     }
 
@@ -103,7 +102,7 @@ impl Core {
         let loads = &self.handle.cores.loads;
         for lane in self.lanes.iter().flatten() {
             if lane.stay.is_over(now) && !loads.is_pinned(lane.id) {
-                self.moves.push((lane.id, self.links.owners.emptiest()));
+                self.moves.want(lane.id, self.links.owners.emptiest());
             }
         }
     }
