@@ -20,7 +20,9 @@ use flows::RawFlows;
 
 use crate::export::ExportConfig;
 use crate::otlp::TracesConfig;
-use crate::poll;
+
+/// Most poll cores beside the side core.
+pub const CORES_MAX: usize = 8;
 
 /// The service mesh under the virtual machines of this host.
 ///
@@ -144,7 +146,7 @@ impl TryFrom<RawPoll> for PollSettings {
 
     fn try_from(raw: RawPoll) -> Result<Self, ConfigError> {
         const RANGE: &str = "1 to 8";
-        let cores = within("poll.cores", raw.cores.unwrap_or(1), 1, poll::CORES_MAX as u64, RANGE)?;
+        let cores = within("poll.cores", raw.cores.unwrap_or(1), 1, CORES_MAX as u64, RANGE)?;
         let cpus = within("poll.cpus", raw.cpus.len() as u64, 0, cores + 1, "no more CPUs than cores");
         cpus.map(|_| Self { cores: cores as usize, cpus: raw.cpus })
     }

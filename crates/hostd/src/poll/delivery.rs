@@ -7,10 +7,10 @@ use packet::VnetHeader;
 use vhost_port::{Batch, Chain, Outgoing, Port, SendError, VNET_HEADER_BYTES};
 use vswitch::{Emission, PortId};
 
+use super::core::Core;
+use super::desk::{Desk, List, Positions};
 use super::finish::Workbench;
-use super::lane::Desk;
 use super::link;
-use super::round::Core;
 
 /// Frames taken from another core in a round, while no port moves.
 const PARCELS_MAX: usize = 2 * Batch::FRAMES_MAX;
@@ -215,65 +215,4 @@ fn rest_of<'b>(desk: &Desk, batch: &'b Batch, position: usize) -> (Chain<'b>, us
 #[inline]
 fn spread_of(desk: &Desk, position: usize) -> u32 {
     desk.outputs[position].map_or(0, |(_, spread)| spread)
-}
-
-/// Positions in a batch, a bit each.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Positions(u32);
-
-const _: () = assert!(Batch::FRAMES_MAX <= u32::BITS as usize, "a position is a bit");
-
-impl Positions {
-    /// Says whether a position is one of them.
-    #[inline]
-    pub(super) fn set(&mut self, position: usize, member: bool) {
-        self.0 = self.0 & !(1 << position) | u32::from(member) << position;
-    }
-
-    /// Those of them that are in a range.
-    #[inline]
-    fn within(self, range: Range<usize>) -> Self {
-        let below = |end: usize| ((1_u64 << end) - 1) as u32;
-        Self(self.0 & below(range.end) & !below(range.start))
-    }
-
-    #[inline]
-    fn first(self) -> Option<usize> {
-        (self.0 != 0).then(|| self.0.trailing_zeros() as usize)
-    }
-
-    /// Takes those out that belong together.
-    #[inline]
-    fn take(&mut self, belongs: impl Fn(usize) -> bool) -> List {
-        let mut taken = List { positions: [0; Batch::FRAMES_MAX], count: 0 };
-        let mut left = *self;
-        while let Some(position) = left.first() {
-            let bit = 1 << position;
-            left.0 &= !bit;
-            if belongs(position) {
-                self.0 &= !bit;
-                // Below `Batch::FRAMES_MAX`.
-                taken.positions[taken.count] = position as u8;
-                taken.count += 1;
-            }
-        }
-        taken
-    }
-}
-
-/// Positions in a batch, in ascending order.
-struct List {
-    positions: [u8; Batch::FRAMES_MAX],
-    count: usize,
-}
-
-impl List {
-    #[inline]
-    fn as_slice(&self) -> &[u8] {
-        &self.positions[..self.count]
-    }
-
-    fn iter(&self) -> impl Iterator<Item = usize> {
-        self.as_slice().iter().map(|position| usize::from(*position))
-    }
 }

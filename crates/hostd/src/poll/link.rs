@@ -17,7 +17,7 @@ use rtrb::{Consumer, Producer, RingBuffer};
 use vhost_port::VNET_HEADER_BYTES;
 use vswitch::{FRAME_LEN_BYTES_MAX, PortId};
 
-use super::CoreNumbers;
+use super::numbers::CoreNumbers;
 use super::owners::Owners;
 
 /// Longest frame with its virtio-net header that takes a small buffer, in bytes.

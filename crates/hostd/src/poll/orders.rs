@@ -10,10 +10,11 @@ use platform::Trigger;
 use vhost_port::{GuestMemory, Port, PortEvent};
 use vswitch::PortId;
 
+use super::core::Core;
+use super::handle::{Command, ENDPOINTS_MAX};
 use super::lane::Lane;
-use super::round::Core;
+use super::numbers::{METERS_MAX, SwitchNumbers, record};
 use super::uplink::Uplink;
-use super::{Command, ENDPOINTS_MAX, METERS_MAX, SwitchNumbers, record};
 use crate::introspect::Reply;
 
 impl Core {

@@ -13,8 +13,6 @@ use vswitch::PortId;
 
 use crate::handover::PORTS_MAX;
 
-/// Most poll cores beside the side core.
-pub const CORES_MAX: usize = 8;
 const NOBODY: u8 = u8::MAX;
 const NOTHING_MOVES: u32 = u32::MAX;
 
@@ -43,7 +41,7 @@ pub struct Owners {
 }
 
 impl Owners {
-    /// Nobody has any port. `regular` is at most [`CORES_MAX`].
+    /// Nobody has any port. `regular` is at most [`crate::config::CORES_MAX`].
     pub fn new(regular: usize) -> Self {
         let of = (0..PORTS_MAX).map(|_| AtomicU8::new(NOBODY)).collect();
         Self {

@@ -16,12 +16,7 @@
 use std::collections::VecDeque;
 
 use model::Moment;
-use vhost_port::{Batch, Chain};
-use vswitch::{HEAD_LEN_BYTES_MAX, PortId, Question, Verdict};
-
-use super::lane::{copy_whole_head, put_head};
-use super::round::Core;
-use crate::introspect::Outcome;
+use vhost_port::Chain;
 
 /// Most frames; less than the small rings of tests hold, so that they can find out what happens then.
 const FRAMES_MAX: usize = if cfg!(test) { 24 } else { 128 };
@@ -32,7 +27,7 @@ const BYTES_MAX: usize = 1 << 20;
 #[derive(Debug, Default)]
 pub(super) struct Parking {
     /// In the order in which they came.
-    frames: VecDeque<Parked>,
+    pub(super) frames: VecDeque<Parked>,
     bytes: usize,
     /// For each frame of the ring that was not given back, oldest first, whether it may be.
     book: VecDeque<bool>,
@@ -49,12 +44,12 @@ pub(super) struct Parked {
     number: u64,
     until: Moment,
     /// What the switch has said of its time, for the switch.
-    departs: Option<Moment>,
-    spread: u32,
+    pub(super) departs: Option<Moment>,
+    pub(super) spread: u32,
     /// Its descriptor.
-    head: u16,
+    pub(super) head: u16,
     /// As it came, with its virtio-net header.
-    whole: Vec<u8>,
+    pub(super) whole: Vec<u8>,
 }
 
 impl Parking {
@@ -119,12 +114,12 @@ impl Parking {
     }
 
     /// The place of the oldest frame whose time has come.
-    fn due(&self, now: Moment) -> Option<usize> {
+    pub(super) fn due(&self, now: Moment) -> Option<usize> {
         self.frames.iter().position(|parked| parked.until <= now)
     }
 
     /// Another time for the frame at a place, and for those that line up behind it.
-    fn hold(&mut self, place: usize, until: Moment) {
+    pub(super) fn hold(&mut self, place: usize, until: Moment) {
         let spread = self.frames[place].spread;
         self.frames[place].departs = Some(until);
         for parked in self.frames.iter_mut().skip(place).filter(|parked| parked.spread == spread) {
@@ -133,7 +128,7 @@ impl Parking {
     }
 
     /// Lets go of the frame at a place.
-    fn leave(&mut self, place: usize) -> Option<Parked> {
+    pub(super) fn leave(&mut self, place: usize) -> Option<Parked> {
         let parked = self.frames.remove(place)?;
         self.bytes -= parked.whole.len();
         let at = usize::try_from(parked.number - self.given_back).ok();
@@ -141,80 +136,6 @@ impl Parking {
             *done = true;
         }
         Some(parked)
-    }
-}
-
-impl Core {
-    /// Offers frames of a port whose time has come to the switch again, a batch at most; tells whether there were any.
-    /// `ring` is where their descriptors are.
-    pub(super) fn release(
-        &mut self,
-        id: PortId,
-        parking: &mut Parking,
-        ring: Option<u64>,
-        now: Moment,
-    ) -> bool {
-        let (mut any, mut receivers) = (false, Vec::new());
-        for _ in 0..Batch::FRAMES_MAX {
-            let Some(place) = parking.due(now) else { break };
-            any = true;
-            let verdict = self.ask_again(id, &parking.frames[place], ring, now);
-            if let Verdict::Hold(until) = verdict {
-                parking.hold(place, until);
-                continue;
-            }
-            let Some(mut parked) = parking.leave(place) else { break };
-            if let Verdict::Forward(to) = verdict {
-                let frame = self.desk.first().0;
-                put_head(&mut parked.whole, frame);
-                let mirror = frame.mirror;
-                for to in [Some(to), mirror].into_iter().flatten() {
-                    self.deliver_whole(to, parked.spread, &parked.whole);
-                    receivers.push(to);
-                }
-            }
-        }
-        if any {
-            let took = self.lap();
-            if self.has_waited(took) {
-                self.suspects.extend(receivers);
-            }
-        }
-        any
-    }
-
-    fn ask_again(&mut self, id: PortId, parked: &Parked, ring: Option<u64>, now: Moment) -> Verdict {
-        let Self { desk, previewer, shared, turn, .. } = self;
-        let (frame, preview) = desk.first();
-        copy_whole_head(frame, &parked.whole, HEAD_LEN_BYTES_MAX);
-        frame.departs = parked.departs;
-        previewer.preview(id, frame, preview);
-        let verdict =
-            shared.with(now, turn, |switch, now| switch.process_previewed(now, id, frame, preview, None));
-        match verdict {
-            Verdict::Ask(question) => self.ask_knowing(id, &question, (ring, parked.head), now),
-            verdict => verdict,
-        }
-    }
-
-    /// Asks about a frame whose process must be known since policy has changed. Only a glance is worth it: the flow was
-    /// known before, so mostly its process is, too.
-    fn ask_knowing(
-        &mut self,
-        id: PortId,
-        question: &Question,
-        (ring, head): (Option<u64>, u16),
-        now: Moment,
-    ) -> Verdict {
-        let glance = ring.and_then(|ring| self.wiring.introspection.glance(question, (ring, head)));
-        let Some(Outcome::Answers(answers)) = glance else {
-            self.numbers.late += 1;
-            return Verdict::Answered;
-        };
-        let Self { desk, shared, turn, .. } = self;
-        let (frame, preview) = desk.first();
-        shared
-            .with(now, turn, |switch, now| switch.process_previewed(now, id, frame, preview, Some(&answers)))
     }
 }
 

@@ -1,123 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One poll core and its loop.
+//! The loop of a poll core.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::Receiver;
-use hdrhistogram::Histogram;
 use model::Moment;
-use platform::{Bell, Poller, Trigger};
 use vhost_port::Port;
-use vswitch::{PortId, Previewer, Switch};
+use vswitch::Switch;
 
-use super::finish::Workbench;
-use super::lane::{Desk, Lane};
-use super::link::Links;
-use super::moves::Moves;
-use super::shared::{SharedSwitch, Turn};
-use super::strain::Strain;
-use super::upkeep::Upkeep;
+use super::core::{Core, WAKE_TOKEN};
+use super::owners::CoreId;
+use super::upkeep;
 use super::uplink::Uplink;
-use super::{Command, CoreId, CoreNumbers, PollHandle, SLEEP_MAX, SPIN, Wiring, latencies};
 use crate::clock::now;
 use crate::handover::FlowMemory;
 
+/// How long the loop spins without a frame before it sleeps.
+const SPIN: Duration = Duration::from_micros(50);
+/// Longest sleep of the first core: the switch's upkeep is due even when nothing moves.
+const SLEEP_MAX: Duration = upkeep::PERIOD;
 /// Turns of upkeep before each sleep: other cores may have the switch in between.
 const UPKEEP_IDLE_TURNS: usize = 64;
 
-const WAKE_TOKEN: u64 = u64::MAX;
-
-/// One poll core's state.
-pub(super) struct Core {
-    pub(super) id: CoreId,
-    pub(super) handle: PollHandle,
-    pub(super) commands: Receiver<Command>,
-    pub(super) links: Links,
-    pub(super) shared: Arc<SharedSwitch>,
-    pub(super) previewer: Previewer,
-    pub(super) wiring: Arc<Wiring>,
-    /// Ports by their number; those of other cores are none.
-    pub(super) lanes: Vec<Option<Box<Lane>>>,
-    pub(super) uplinks: Vec<Uplink>,
-    pub(super) poller: Poller,
-    /// The batch being handled.
-    pub(super) desk: Desk,
-    pub(super) workbench: Workbench,
-    /// What the switch gave beside its decisions.
-    pub(super) turn: Turn,
-    /// Where such a frame gets its virtio-net header.
-    pub(super) scratch: Vec<u8>,
-    pub(super) moves: Moves,
-    pub(super) upkeep: Upkeep,
-    /// When the work that is being timed began.
-    pub(super) mark: Moment,
-    /// What it is timed by.
-    pub(super) clock: fn() -> Moment,
-    pub(super) strain: Strain,
-    /// Ports whose memory was waited for in this round.
-    pub(super) suspects: Vec<PortId>,
-    pub(super) numbers: CoreNumbers,
-    pub(super) waits: Histogram<u64>,
-    pub(super) lookups: Histogram<u64>,
-    pub(super) gaps: Histogram<u64>,
-    /// Interactive ports, in this round.
-    pub(super) interactive: Vec<usize>,
-}
-
 impl Core {
-    /// A core without ports.
-    ///
-    /// # Errors
-    /// When the process is out of file descriptors.
-    pub(super) fn new(
-        id: CoreId,
-        handle: PollHandle,
-        commands: Receiver<Command>,
-        links: Links,
-        shared: Arc<SharedSwitch>,
-        wiring: Arc<Wiring>,
-    ) -> std::io::Result<Self> {
-        let poller = Poller::new()?;
-        poller.add(&*handle.cores.ends[id.index()].bell, WAKE_TOKEN, Trigger::Level)?;
-        Ok(Self {
-            id,
-            handle,
-            commands,
-            links,
-            previewer: shared.previewer(),
-            shared,
-            wiring,
-            lanes: Vec::new(),
-            uplinks: Vec::new(),
-            poller,
-            desk: Desk::new(),
-            workbench: Workbench::default(),
-            turn: Turn::default(),
-            scratch: Vec::new(),
-            moves: Moves::default(),
-            upkeep: Upkeep::default(),
-            mark: Moment::default(),
-            clock: now,
-            strain: Strain::default(),
-            suspects: Vec::new(),
-            numbers: CoreNumbers::default(),
-            waits: latencies(),
-            lookups: latencies(),
-            gaps: latencies(),
-            interactive: Vec::new(),
-        })
-    }
-
-    /// What its thread is called.
-    pub(super) fn name(&self) -> String {
-        format!("poll-{}", self.handle.name(self.id))
-    }
-
-    fn bell(&self) -> &Bell {
-        &self.handle.cores.ends[self.id.index()].bell
-    }
-
     /// Runs until the process ends. A panic here is a bug that would leave guests without a network and
     /// without a word: the process ends instead, and its successor takes over.
     pub(super) fn run_or_abort(self) {
@@ -212,10 +116,6 @@ impl Core {
         }
     }
 
-    pub(super) fn lane(&mut self, id: PortId) -> Option<&mut Lane> {
-        self.lanes.get_mut(usize::from(id.0))?.as_deref_mut()
-    }
-
     /// Asks all guests to kick; tells whether one has work already.
     fn arm(&mut self) -> bool {
         let mut work = false;
@@ -262,16 +162,5 @@ impl Core {
             && self.commands.is_empty()
             && self.turn.made.is_empty()
             && self.moves.is_empty()
-    }
-
-    pub(super) fn numbers(&self) -> CoreNumbers {
-        let counters = |lane: &Lane| (lane.id, *lane.port.counters());
-        CoreNumbers {
-            ports: self.lanes.iter().flatten().map(|lane| counters(lane)).collect(),
-            waits: Some(self.waits.clone()),
-            lookups: Some(self.lookups.clone()),
-            gaps: Some(self.gaps.clone()),
-            ..self.numbers.clone()
-        }
     }
 }

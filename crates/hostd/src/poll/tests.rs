@@ -6,21 +6,24 @@ mod limits;
 use std::io::ErrorKind;
 use std::net::Ipv4Addr;
 use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
-use model::{MacAddr, Moment, Ranges};
+use model::{MacAddr, Moment, NicRef, Ranges};
 use packet::emit::{self, Link, Segment};
 use packet::{Addresses, TcpFlags};
+use platform::EventFd;
 use proptest::prelude::*;
 use testkit::claim::skip;
 use testkit::scratch::Scratch;
-use vhost_port::VNET_HEADER_BYTES;
 use vhost_port::testing::TestGuest;
-use vswitch::{FlowEvent, SwitchConfig};
+use vhost_port::{Port, VNET_HEADER_BYTES};
+use vswitch::{FlowEvent, PortId, SwitchConfig};
 
 use super::*;
 use crate::clock::now;
 use crate::handover::HandOver;
+use crate::introspect::Introspection;
 use crate::mesh::{Host, Mesh};
 use crate::profiles::Profiles;
 
@@ -496,11 +499,11 @@ fn a_port_moves_without_a_core_that_stands_still() {
     fabric.send_datagram(0, 1);
     fabric.send_datagram(1, 0);
     while fabric.core_of(0) == from {
-        assert!(fabric.now.since(begun) <= moves::WAIT_MAX + 3 * MILLISECOND, "it still rests");
+        assert!(fabric.now.since(begun) <= moving::WAIT_MAX + 3 * MILLISECOND, "it still rests");
         fabric.step(1);
         fabric.step(0);
     }
-    assert!(fabric.now.since(begun) >= moves::WAIT_MAX, "it has not waited for the third core");
+    assert!(fabric.now.since(begun) >= moving::WAIT_MAX, "it has not waited for the third core");
     fabric.step(1);
     fabric.step(0);
     let received = fabric.received();

@@ -5,8 +5,8 @@ use model::Moment;
 use vhost_port::Port;
 use vswitch::PortId;
 
-use super::record;
-use super::round::Core;
+use super::core::Core;
+use super::numbers::record;
 
 impl Core {
     /// Begins a round: every port may have as much taken up as it is worth.
