@@ -13,7 +13,8 @@ use vhost::vhost_user::{
     BackendReqHandler, Error as ProtocolError, Result as ProtocolResult, VhostUserBackendReqHandlerMut,
 };
 
-use crate::session::{Session, SessionError};
+use crate::failure::SessionError;
+use crate::session::Session;
 
 /// Message header: request, flags, size of the body; 32 bits each, in the host's order.
 const HEADER_BYTES: usize = 12;

@@ -6,13 +6,14 @@ use std::ops::Range;
 
 use platform::write_then_read;
 
-use crate::chain::{Batch, Direction, Rules};
+use crate::batch::Batch;
+use crate::chain::{Direction, Rules};
+use crate::counters::PortCounters;
 use crate::fault::{RingFault, SendError};
 use crate::features::Features;
-use crate::link::{Bases, RECEIVE, RINGS, TRANSMIT};
 use crate::log::Marks;
 use crate::outgoing::{Outgoing, Placements, Receiver, Sent};
-use crate::port::PortCounters;
+use crate::pair::{Bases, RECEIVE, RINGS, TRANSMIT};
 use crate::ring::{Call, Head, Packed, Split, Vring, peek_all};
 
 /// The rings of a device, not yet running.

@@ -13,16 +13,45 @@ use platform::{EventFd, Poller, Trigger};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-use crate::control::{OpenError, Shared};
 use crate::conversation::Conversation;
+use crate::failure::SessionError;
 use crate::link::{Command, Link};
-use crate::session::{Session, SessionError, Terms};
+use crate::session::{Session, Terms};
+use crate::shared::Shared;
 
 /// Shortest and longest pause before trying again: after a failed connect, or accept, or a session of ours that ended early.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// A session that lasted this long was a good one: no pause.
 const SESSION_GOOD: Duration = Duration::from_millis(100);
+
+/// Why a port cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Somebody listens on the socket.
+    #[error("socket {path:?} is in use")]
+    InUse {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// Something else is in the socket's place.
+    #[error("{path:?} exists and is not a socket")]
+    NotASocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The socket cannot be made.
+    #[error("cannot listen on {path:?}")]
+    Bind {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// No thread or descriptor is to be had.
+    #[error("cannot start the port's thread")]
+    Thread(#[source] io::Error),
+}
 
 /// Where connections come from.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 //! Rings full of anything, of two guests on one poll thread: frames of the first go to the second, whose own rings are
 //! in order.
 
-use crate::chain::Batch;
+use crate::batch::Batch;
 use crate::features::Features;
 use crate::outgoing::Outgoing;
 use crate::tests::driver::{BUFFERS, Bench, Guest, MEMORY_BYTES, linux, scribble_packed, without};

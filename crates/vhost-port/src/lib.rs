@@ -36,13 +36,16 @@
 //! Deliberately absent: post-copy, an IOMMU,
 //! error notifications (`SET_VRING_ERR` is accepted and ignored), and any idea of what is in a frame behind the
 //! virtio-net header.
-#![allow(unsafe_code)] // Guest memory is mapped and reached by address; all of it is in `memory` and `window`.
+#![allow(unsafe_code)] // Guest memory is mapped and reached by address; all of it is in `memory`, `window` and `batch`.
 
+mod batch;
 mod chain;
 mod control;
 mod conversation;
+mod counters;
 mod device;
 mod endpoint;
+mod failure;
 mod fault;
 mod features;
 #[cfg(fuzzing)]
@@ -51,9 +54,11 @@ mod link;
 mod log;
 mod memory;
 mod outgoing;
+mod pair;
 mod port;
 mod ring;
 mod session;
+mod shared;
 mod window;
 
 #[cfg(feature = "testing")]
@@ -62,13 +67,16 @@ pub mod testing;
 #[cfg_attr(not(any(test, fuzzing)), allow(dead_code))] // Other crates' tests need a part of it only.
 mod tests;
 
-pub use chain::{Batch, Chain};
-pub use control::{OpenError, PortConfig, PortControl, PortStatus, open};
+pub use batch::Batch;
+pub use chain::Chain;
+pub use control::{PortConfig, PortControl, open};
+pub use counters::PortCounters;
+pub use endpoint::OpenError;
+pub use failure::{SessionError, Stalled};
 pub use fault::{ChainFault, RingFault, SendError};
 pub use features::{Features, VNET_HEADER_BYTES};
-pub use link::Stalled;
 pub use memory::{GuestMemory, MapError, Unmapped};
 pub use outgoing::Outgoing;
-pub use port::{Port, PortCounters, PortEvent};
+pub use port::{Port, PortEvent};
 pub use ring::{LayoutError, RingAddresses};
-pub use session::SessionError;
+pub use shared::PortStatus;

@@ -8,21 +8,14 @@ use std::time::Duration;
 
 use platform::EventFd;
 
-use crate::control::Shared;
 use crate::device::Rings;
+use crate::failure::Stalled;
 use crate::features::Features;
 use crate::log::Marks;
 use crate::memory::GuestMemory;
+use crate::pair::{Bases, RINGS};
 use crate::ring::RingAddresses;
-
-/// The ring of frames to the guest, by its number in the protocol.
-pub(crate) const RECEIVE: usize = 0;
-/// The ring of frames from the guest.
-pub(crate) const TRANSMIT: usize = 1;
-/// Rings of a queue pair. In the protocol's numbers, those of one pair come after those of the one before.
-pub(crate) const RINGS: usize = 2;
-/// Most queue pairs of a port.
-pub(crate) const PAIRS_MAX: usize = 8;
+use crate::shared::Shared;
 
 /// Longest time that the poll thread may take to acknowledge; it does so once per loop.
 const ACKNOWLEDGE_MAX: Duration = Duration::from_secs(1);
@@ -54,19 +47,11 @@ pub(crate) struct Start {
     pub(crate) marks: Option<Marks>,
 }
 
-/// Where a pair's rings stood when the poll thread last let go of them, as `GET_VRING_BASE` says it.
-pub(crate) type Bases = [u32; RINGS];
-
 #[derive(Debug)]
 pub(crate) struct Envelope {
     pub(crate) command: Command,
     pub(crate) done: SyncSender<Bases>,
 }
-
-/// The poll thread did not take up a command in time, or is gone, or the port is being closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("poll thread did not answer")]
-pub struct Stalled;
 
 /// The sending end.
 #[derive(Debug)]

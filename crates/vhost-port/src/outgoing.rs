@@ -9,7 +9,8 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use crate::chain::{Batch, CACHE_LINE_BYTES, Chain, Direction, FRAME_BYTES_MAX, Rules};
+use crate::batch::Batch;
+use crate::chain::{CACHE_LINE_BYTES, Chain, Direction, FRAME_BYTES_MAX, Rules};
 use crate::fault::SendError;
 use crate::features::{Features, NUM_BUFFERS_BIT, VNET_HEADER_BYTES};
 use crate::log::Marks;

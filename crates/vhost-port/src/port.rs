@@ -7,16 +7,19 @@ use std::sync::mpsc::Receiver;
 
 use platform::write_then_read;
 
-use crate::chain::{Batch, Chain};
-use crate::control::Shared;
+use crate::batch::Batch;
+use crate::chain::Chain;
+use crate::counters::PortCounters;
 use crate::device::{Device, with};
-use crate::fault::{ChainFault, RingFault, SendError};
+use crate::failure::SessionError;
+use crate::fault::{RingFault, SendError};
 use crate::features::{Features, VNET_HEADER_BYTES};
-use crate::link::{Bases, Command, Envelope, PAIRS_MAX, RINGS, Start};
+use crate::link::{Command, Envelope, Start};
 use crate::memory::GuestMemory;
 use crate::outgoing::Outgoing;
+use crate::pair::{Bases, PAIRS_MAX, RINGS};
 use crate::ring::RingAddresses;
-use crate::session::SessionError;
+use crate::shared::Shared;
 
 /// One network card, as a poll thread sees it. Nothing here blocks.
 ///
@@ -81,23 +84,6 @@ pub enum PortEvent {
     },
     /// As `Stopped`, of all pairs, and the VMM is gone. Comes also when frames did not flow.
     Disconnected,
-}
-
-/// What a port has done since it was opened.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PortCounters {
-    /// Frames that the guest sent.
-    pub received_frames: u64,
-    /// Their bytes, virtio-net headers included.
-    pub received_bytes: u64,
-    /// Frames that the guest was given.
-    pub sent_frames: u64,
-    /// Their bytes, virtio-net headers included.
-    pub sent_bytes: u64,
-    /// Chains that were refused, in the order of [`ChainFault::ALL`].
-    pub chain_faults: [u64; ChainFault::ALL.len()],
-    /// Times that the port was stopped by a ring that makes no sense.
-    pub ring_faults: u64,
 }
 
 impl Port {

@@ -11,7 +11,6 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use platform::TableError;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
@@ -23,62 +22,15 @@ use vhost::vhost_user::{
     Error as ProtocolError, GpuBackend, Result as ProtocolResult, VhostUserBackendReqHandlerMut,
 };
 
-use crate::control::Shared;
 use crate::device::Rings;
-use crate::fault::RingFault;
+use crate::failure::SessionError;
 use crate::features::Features;
-use crate::link::{Bases, Command, Link, PAIRS_MAX, RECEIVE, RINGS, Stalled, Start, TRANSMIT};
+use crate::link::{Command, Link, Start};
 use crate::log::{DirtyLog, Marks};
-use crate::memory::{GuestMemory, MapError, RegionRequest};
+use crate::memory::{GuestMemory, RegionRequest};
+use crate::pair::{Bases, PAIRS_MAX, RECEIVE, RINGS, TRANSMIT};
 use crate::ring::{Call, Journal, LayoutError, Packed, RING_SIZE_MAX, RingAddresses, Split};
-
-/// What went wrong last on a port.
-#[derive(Debug, thiserror::Error)]
-pub enum SessionError {
-    /// The VMM broke the protocol, or the connection broke.
-    #[error("connection to the VMM failed")]
-    Protocol(#[source] ProtocolError),
-    /// The VMM's memory cannot be used.
-    #[error("memory table refused")]
-    Memory(#[source] MapError),
-    /// The VMM's bitmap of written pages cannot be used.
-    #[error("dirty log refused")]
-    Log(#[source] std::io::Error),
-    /// A ring cannot be where the VMM says.
-    #[error("ring {ring} refused")]
-    Layout {
-        /// Its number in the protocol.
-        ring: usize,
-        /// Why.
-        source: LayoutError,
-    },
-    /// Where a packed ring stands cannot be written down.
-    #[error("no notes of ring {ring} can be kept")]
-    Journal {
-        /// Its number in the protocol.
-        ring: usize,
-        /// Why.
-        source: TableError,
-    },
-    /// The VMM accepted features that were not offered.
-    #[error("features {0:#x} were not offered")]
-    Features(u64),
-    /// The driver does not speak virtio 1.0.
-    #[error("driver does not speak virtio 1.0")]
-    Legacy,
-    /// The guest broke a ring.
-    #[error("port stopped")]
-    Ring(#[source] RingFault),
-    /// The poll thread did not take up a change.
-    #[error("device change failed")]
-    Stalled(#[from] Stalled),
-    /// The socket of a VMM that listens cannot be connected to.
-    #[error("cannot connect to the VMM")]
-    Connect(#[source] std::io::Error),
-    /// The listening socket failed.
-    #[error("cannot accept connections")]
-    Accept(#[source] std::io::Error),
-}
+use crate::shared::Shared;
 
 #[derive(Debug, Default)]
 struct RingSetup {

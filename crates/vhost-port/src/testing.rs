@@ -11,10 +11,10 @@ use std::time::Duration;
 use rustix::ioctl::{Opcode, Updater, ioctl};
 use rustix::mm::{UserfaultfdFlags, userfaultfd};
 
-use crate::control::Shared;
 use crate::link::{Command, Envelope};
 use crate::memory::GuestMemory;
 use crate::port::Port;
+use crate::shared::Shared;
 use crate::tests::driver::{Guest, linux};
 pub use connected::ConnectedGuest;
 

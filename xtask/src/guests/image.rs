@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use testkit::guests::GuestKernel;
 
 use super::WORKLOADS;
 use super::cpio::Archive;
-use super::debian::sorted_entries;
+use super::debian::{read, sorted_entries};
+use super::kernel::Kernel;
 use super::modules::Module;
 use crate::{repository, shell};
 
@@ -269,46 +269,4 @@ fn find_module(folder: &Path, module: &str) -> Result<Option<PathBuf>> {
         }
     }
     Ok(None)
-}
-
-/// A kernel among unpacked packages.
-pub struct Kernel {
-    /// What `uname -r` says in a guest that runs it.
-    pub release: String,
-    /// Its image.
-    pub image: PathBuf,
-    /// The folder of its modules.
-    modules: PathBuf,
-}
-
-impl Kernel {
-    /// One that demo and tests boot.
-    pub fn known(unpacked: &Path, kernel: GuestKernel) -> Result<Self> {
-        Self::find(unpacked, &format!("{}.", kernel.name()))
-    }
-
-    /// The first kernel whose release begins with `prefix`.
-    pub fn find(unpacked: &Path, prefix: &str) -> Result<Self> {
-        // Until 2025 packages had the image in /boot, and modules below a folder that is a link by now.
-        let boot = sorted_entries(&unpacked.join("boot")).unwrap_or_default();
-        for image in boot {
-            let name = image.file_name().unwrap_or_default().to_string_lossy();
-            if let Some(release) = name.strip_prefix("vmlinuz-").filter(|name| name.starts_with(prefix)) {
-                let modules = unpacked.join("lib/modules").join(release);
-                return Ok(Self { release: release.to_owned(), image, modules });
-            }
-        }
-        for modules in sorted_entries(&unpacked.join("usr/lib/modules")).unwrap_or_default() {
-            let release = modules.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let image = modules.join("vmlinuz");
-            if release.starts_with(prefix) && image.is_file() {
-                return Ok(Self { release, image, modules });
-            }
-        }
-        bail!("no kernel {prefix}* in the downloaded packages")
-    }
-}
-
-pub fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).with_context(|| format!("read {}", path.display()))
 }

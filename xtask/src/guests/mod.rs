@@ -8,6 +8,7 @@
 mod cpio;
 mod debian;
 mod image;
+mod kernel;
 mod modules;
 mod suites;
 
@@ -18,7 +19,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use testkit::guests::{GUEST_KERNELS, GuestKernel, clients_initramfs, initramfs};
 
-use self::image::Kernel;
+use self::kernel::Kernel;
 use crate::{progress, repository, shell};
 
 /// The programs in the guest that are the workload under another name, so that policy can tell them apart.

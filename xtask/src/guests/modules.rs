@@ -9,8 +9,9 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use testkit::guests::GuestKernel;
 
-use super::debian::sorted_entries;
-use super::{image, place};
+use super::debian::{read, sorted_entries};
+use super::kernel::Kernel;
+use super::place;
 use crate::{repository, shell};
 
 /// A module for one kernel.
@@ -30,9 +31,9 @@ pub fn build(unpacked: &Path, folder: &Path, kernel: GuestKernel) -> Result<Vec<
     fs::create_dir_all(&place_for).with_context(|| format!("make {}", place_for.display()))?;
     for source in sorted_entries(&repository().join("guests/threats"))? {
         let name = source.file_name().context("a listed file has a name")?;
-        place(&place_for.join(name), &image::read(&source)?)?;
+        place(&place_for.join(name), &read(&source)?)?;
     }
-    let release = image::Kernel::known(unpacked, kernel)?.release;
+    let release = Kernel::known(unpacked, kernel)?.release;
     let (flavour, common) = headers(unpacked, &release)?;
     let mut make = Command::new("make");
     // The headers' own makefile names the common one by where it would be installed.
@@ -47,7 +48,7 @@ pub fn build(unpacked: &Path, folder: &Path, kernel: GuestKernel) -> Result<Vec<
     modules
         .map(|path| {
             let name = path.file_name().context("a listed file has a name")?.to_string_lossy().into_owned();
-            Ok(Module { release: release.clone(), name, contents: image::read(&path)? })
+            Ok(Module { release: release.clone(), name, contents: read(&path)? })
         })
         .collect()
 }

@@ -12,7 +12,7 @@ use platform::EventFd;
 use super::driver::{BUFFERS, Bench, Guest, MEMORY_BYTES, frame, linux, memfd};
 use super::frontend::{Frontend, PollThread, SET_FEATURES, SET_LOG_BASE, Scratch, open_at};
 use super::packed_driver::{Chain, PackedGuest};
-use crate::chain::Batch;
+use crate::batch::Batch;
 use crate::features::Features;
 use crate::link::{Command, Start};
 use crate::log::{DirtyLog, Marks};

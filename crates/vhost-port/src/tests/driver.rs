@@ -9,13 +9,14 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use platform::EventFd;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
-use crate::control::Shared;
 use crate::device::Rings;
 use crate::features::Features;
-use crate::link::{Bases, Command, Envelope, RINGS, Start};
+use crate::link::{Command, Envelope, Start};
 use crate::memory::{GuestMemory, RegionRequest};
+use crate::pair::{Bases, RINGS};
 use crate::port::{Port, PortEvent};
 use crate::ring::{Call, RingAddresses, Split};
+use crate::shared::Shared;
 use crate::window::Window;
 
 pub(crate) const MEMORY_BYTES: u64 = 8 << 20;

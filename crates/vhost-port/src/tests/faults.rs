@@ -2,7 +2,7 @@
 //! Rings as a hostile guest writes them.
 
 use super::driver::{BUFFERS, Bench, Guest, INDIRECT, MEMORY_BYTES, NEXT, WRITE, frame, linux, without};
-use crate::chain::Batch;
+use crate::batch::Batch;
 use crate::fault::{ChainFault, RingFault, SendError};
 use crate::features::Features;
 use crate::port::PortEvent;

@@ -2,7 +2,7 @@
 //! Frames that arrive, and notifications that wake.
 
 use super::driver::{BUFFERS, Bench, Guest, INDIRECT, WRITE, frame, linux, without};
-use crate::chain::Batch;
+use crate::batch::Batch;
 use crate::fault::SendError;
 use crate::features::{Features, VNET_HEADER_BYTES};
 use crate::link::Command;
@@ -376,7 +376,7 @@ fn a_new_call_descriptor_is_used_at_once() {
     let mut bench = Bench::serving(&guest);
     let fresh = platform::EventFd::new().unwrap();
     let call = Some(rustix::io::dup(&fresh).unwrap());
-    let (event, _) = bench.command(Command::SetCall { ring: crate::link::TRANSMIT, call });
+    let (event, _) = bench.command(Command::SetCall { ring: crate::pair::TRANSMIT, call });
     assert!(event.is_none());
     assert!(fresh.drain());
     assert!(!guest.transmit.called.drain());

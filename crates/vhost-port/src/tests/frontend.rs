@@ -17,8 +17,9 @@ use platform::{EventFd, Poller, Trigger};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use super::driver::{DriverRing, Guest, MEMORY_BYTES, VMM_BASE};
-use crate::chain::Batch;
-use crate::control::{OpenError, PortConfig, PortControl, open};
+use crate::batch::Batch;
+use crate::control::{PortConfig, PortControl, open};
+use crate::endpoint::OpenError;
 use crate::port::{Port, PortEvent};
 
 /// Longer than anything here takes on a busy machine.

@@ -17,11 +17,12 @@ use super::frontend::{
     SET_PROTOCOL_FEATURES, SET_VRING_ADDR, SET_VRING_BASE, SET_VRING_CALL, SET_VRING_ENABLE, SET_VRING_ERR,
     SET_VRING_KICK, SET_VRING_NUM, SOON, Scratch, mem_table, open_at, ring_address, state, steps,
 };
-use crate::control::{OpenError, PortControl};
+use crate::control::PortControl;
+use crate::endpoint::OpenError;
+use crate::failure::SessionError;
 use crate::features::Features;
 use crate::memory::MapError;
 use crate::port::PortEvent;
-use crate::session::SessionError;
 
 /// A listening port with a poll thread.
 fn listen(name: &str) -> (Scratch, PortControl, PollThread) {

@@ -8,7 +8,8 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
 use super::driver::{BUFFERS, Bench, Guest, INDIRECT, MEMORY_BYTES, linux, without};
-use crate::chain::{Batch, FRAME_BYTES_MIN};
+use crate::batch::Batch;
+use crate::chain::FRAME_BYTES_MIN;
 use crate::features::Features;
 
 const RING: u16 = 64;

@@ -8,7 +8,8 @@ use std::sync::atomic::{Ordering, fence};
 use super::driver::{Bench, DriverRing, Guest, INDIRECT, NEXT, WRITE};
 use crate::device::Rings;
 use crate::features::Features;
-use crate::link::{Command, RINGS, Start};
+use crate::link::{Command, Start};
+use crate::pair::RINGS;
 use crate::port::PortEvent;
 use crate::ring::{Journal, Packed};
 

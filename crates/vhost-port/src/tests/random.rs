@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 
 use super::driver::{BUFFERS, Bench, Guest, MEMORY_BYTES, frame, linux};
-use crate::chain::Batch;
+use crate::batch::Batch;
 use crate::features::Features;
 
 const RING: u16 = 16;

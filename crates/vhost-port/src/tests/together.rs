@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::driver::{BUFFERS, Bench, Guest, WRITE, frame, linux, without};
 use super::packed_driver::{Chain as Buffers, PackedGuest};
-use crate::chain::Batch;
+use crate::batch::Batch;
 use crate::fault::SendError;
 use crate::features::{Features, VNET_HEADER_BYTES};
 use crate::outgoing::Outgoing;
