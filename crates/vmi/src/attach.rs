@@ -14,181 +14,26 @@
 //! A table that does not name the kernel's data leads to [`crate::bootstrap`].
 //! Notes such as VMCOREINFO, CPU registers and debug files are deliberately not used.
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 use crate::bootstrap;
 use crate::btf::{self, Btf};
 use crate::error::AttachError;
-use crate::integrity;
-use crate::kallsyms::{self, Encoding, START_KERNEL_MAP, SymbolNames, Table};
+use crate::found::{BANNER, Found, IMAGE_ALIGNMENT, Kernel, read_banner, release_of};
+use crate::heartbeats::Heartbeats;
+use crate::kallsyms::{self, SymbolNames, Table};
 use crate::memory::{Gva, PhysicalMemory};
 use crate::paging::{Linear, PageTables, Translation};
 use crate::reader::Reader;
 use crate::scan;
-
-/// A kernel image lies at a multiple of this, physically and virtually (`CONFIG_PHYSICAL_ALIGN`).
-pub(crate) const IMAGE_ALIGNMENT: u64 = 2 << 20;
-/// Start of the text in `linux_banner`.
-pub(crate) const BANNER: &[u8] = b"Linux version ";
-/// Longest banner taken.
-const BANNER_BYTES_MAX: usize = 512;
-
-/// Gives the types of a kernel by its release: a whole BTF, of a kernel that carries none itself.
-pub type Profiles<'a> = &'a dyn Fn(&str) -> Option<Vec<u8>>;
-
-/// What is known of the guest's kernel as a whole.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Kernel {
-    /// Release, for example `6.1.0-56-cloud-amd64`.
-    pub release: String,
-    /// The whole banner, as `/proc/version` shows it.
-    pub banner: String,
-    /// Levels of its page tables: four or five.
-    pub paging_levels: u8,
-    /// What is added to a physical address to get the virtual one of the kernel image.
-    pub image_offset: u64,
-    /// Length of its type information, in bytes.
-    pub types_bytes: usize,
-    /// Number of its types.
-    pub types: usize,
-    /// Number of its symbols.
-    pub symbols: usize,
-}
-
-/// Addresses of the symbols that the library uses.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Symbols {
-    by_name: HashMap<&'static str, Gva>,
-}
-
-/// Every symbol that is looked for. Some kernels lack some of them.
-const WANTED: [&str; 28] = [
-    "_text",
-    "_stext",
-    "_end",
-    "__bss_stop",
-    "__start_BTF",
-    "__stop_BTF",
-    "linux_banner",
-    "init_top_pgt",
-    "phys_base",
-    "jiffies_64",
-    "init_task",
-    "net_namespace_list",
-    "socket_file_ops",
-    "btf_modules",
-    "udp_table",
-    "net_hotdata",
-    "inet_ehash_secret",
-    "inet6_ehash_secret",
-    "ipv6_hash_secret",
-    "__per_cpu_offset",
-    "nr_cpu_ids",
-    "runqueues",
-    "raw_v4_hashinfo",
-    "raw_v6_hashinfo",
-    "vmemmap_base",
-    "nf_conntrack_hash",
-    "nf_conntrack_htable_size",
-    "nf_conntrack_hash_rnd",
-];
-
-impl Symbols {
-    /// Takes the wanted symbols of `table`; of several with one name, the first.
-    ///
-    /// The compiler may have given a static variable a suffix of digits (`inet_ehash_secret.5`).
-    fn of(memory: &dyn PhysicalMemory, table: &Table) -> Option<Self> {
-        let wanted: HashMap<&[u8], &'static str> =
-            WANTED.iter().chain(&integrity::SYMBOLS).map(|&name| (name.as_bytes(), name)).collect();
-        let mut by_name = HashMap::new();
-        table.for_each(|name, address| {
-            if let Some(&name) = wanted.get(without_suffix(name)) {
-                by_name.entry(name).or_insert(Gva(address));
-            }
-        });
-        if table.encoding == Encoding::PlaceRelative {
-            let mut phys_base = [0; 8];
-            memory.read(by_name.get("phys_base")?.0, &mut phys_base).ok()?;
-            let offset = START_KERNEL_MAP.wrapping_sub(u64::from_le_bytes(phys_base));
-            for address in by_name.values_mut() {
-                address.0 = address.0.wrapping_add(offset);
-            }
-        }
-        Some(Self { by_name })
-    }
-
-    /// Names what was found by other means.
-    pub(crate) fn add(&mut self, name: &'static str, place: Gva) {
-        self.by_name.insert(name, place);
-    }
-
-    pub(crate) fn find(&self, name: &'static str) -> Option<Gva> {
-        self.by_name.get(name).copied()
-    }
-
-    pub(crate) fn require(&self, name: &'static str) -> Result<Gva, AttachError> {
-        self.find(name).ok_or(AttachError::MissingSymbol(name))
-    }
-}
-
-/// `name` without a compiler-made suffix of a dot and digits.
-fn without_suffix(name: &[u8]) -> &[u8] {
-    match memchr::memrchr(b'.', name) {
-        Some(dot) if name[dot + 1..].iter().all(u8::is_ascii_digit) => &name[..dot],
-        _ => name,
-    }
-}
-
-/// A kernel whose types, symbols and page tables agree.
-pub(crate) struct Found {
-    pub(crate) reader: Reader,
-    pub(crate) symbols: Symbols,
-    pub(crate) names: SymbolNames,
-    pub(crate) btf: Btf,
-    pub(crate) kernel: Kernel,
-    /// Where the last of the RAM in use ends.
-    pub(crate) ram_end: u64,
-}
+use crate::symbols::Symbols;
 
 /// Most kernels, dead, imitated or alive, between which one try decides.
 const CANDIDATES_MAX: usize = 8;
 
-/// The clocks of kernels between which earlier tries to attach could not decide.
-///
-/// A reset does not wipe RAM, so the predecessor's kernel lies there whole until it is overwritten; but its clock
-/// stands still. Hand the same value to every try at one guest, with some time (a second, for an idle guest)
-/// between them.
-#[derive(Clone, Debug, Default)]
-pub struct Heartbeats {
-    /// Clocks by their guest-physical address; at most [`CANDIDATES_MAX`].
-    seen: HashMap<u64, u64>,
-}
-
-impl Heartbeats {
-    /// Keeps the candidates whose clock has moved since the last try, and notes all clocks for the next. `clock` tells
-    /// where a candidate's lies.
-    pub(crate) fn keep_living<T>(
-        &mut self,
-        memory: &dyn PhysicalMemory,
-        candidates: Vec<T>,
-        clock: impl Fn(&T) -> Option<u64>,
-    ) -> Vec<T> {
-        let earlier = std::mem::take(&mut self.seen);
-        let moved = |candidate: &T| {
-            let Some(gpa) = clock(candidate) else { return false };
-            let mut ticks = [0; 8];
-            if memory.read(gpa, &mut ticks).is_err() {
-                return false;
-            }
-            let ticks = u64::from_le_bytes(ticks);
-            self.seen.insert(gpa, ticks);
-            earlier.get(&gpa).is_some_and(|before| *before != ticks)
-        };
-        candidates.into_iter().filter(moved).collect()
-    }
-}
+/// Gives the types of a kernel by its release: a whole BTF, of a kernel that carries none itself.
+pub type Profiles<'a> = &'a dyn Fn(&str) -> Option<Vec<u8>>;
 
 /// Symbols that agree with types and page tables.
 struct Candidate {
@@ -377,41 +222,4 @@ fn types_bytes(memory: &dyn PhysicalMemory, gpa: u64) -> Option<usize> {
     let mut bytes = [0; btf::HEADER_BYTES];
     memory.read(gpa, &mut bytes).ok()?;
     btf::Header::parse(&bytes).map(|header| header.len_bytes())
-}
-
-pub(crate) fn read_banner(memory: &dyn PhysicalMemory, gpa: u64) -> String {
-    let mut bytes = vec![0; BANNER_BYTES_MAX];
-    if memory.read(gpa, &mut bytes).is_err() {
-        return String::new();
-    }
-    let end = bytes.iter().position(|&byte| byte == 0 || byte == b'\n').unwrap_or(bytes.len());
-    String::from_utf8_lossy(&bytes[..end]).into_owned()
-}
-
-/// The third word of the banner: `Linux version 6.1.0-56-cloud-amd64 (...) ...`.
-pub(crate) fn release_of(banner: &str) -> &str {
-    banner.split(' ').nth(2).unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn compiler_suffixes_are_cut() {
-        for (name, cut) in [
-            ("inet_ehash_secret.5", "inet_ehash_secret"),
-            ("init_task", "init_task"),
-            ("tcp_v4_rcv.cold", "tcp_v4_rcv.cold"),
-            ("x.", "x"),
-        ] {
-            assert_eq!(without_suffix(name.as_bytes()), cut.as_bytes());
-        }
-    }
-
-    #[test]
-    fn release_is_the_third_word() {
-        assert_eq!(release_of("Linux version 6.1.0-56-cloud-amd64 (x@y) (gcc)"), "6.1.0-56-cloud-amd64");
-        assert_eq!(release_of("Linux"), "");
-    }
 }

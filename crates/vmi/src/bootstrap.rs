@@ -13,15 +13,17 @@
 
 use std::sync::Arc;
 
-use crate::attach::{BANNER, Found, Heartbeats, IMAGE_ALIGNMENT, Kernel, Symbols, read_banner, release_of};
 use crate::btf::{self, Btf, Structures};
 use crate::error::{AttachError, Fault};
+use crate::found::{BANNER, Found, IMAGE_ALIGNMENT, Kernel, read_banner, release_of};
+use crate::heartbeats::Heartbeats;
 use crate::kallsyms::{START_KERNEL_MAP, SymbolNames};
 use crate::layout::origin::Origin;
 use crate::memory::{Gva, PhysicalMemory};
 use crate::paging::{Linear, PageTables, Translation};
 use crate::reader::Reader;
 use crate::scan;
+use crate::symbols::Symbols;
 
 /// Types looked into: the largest that look like a kernel's.
 const TYPES_TRIED_MAX: usize = 4;

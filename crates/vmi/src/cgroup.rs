@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Control group paths (version 2 hierarchy), through the nodes of the file system that shows them.
 
+use crate::core::Core;
 use crate::error::Fault;
-use crate::guest::Core;
 use crate::memory::Gva;
 use crate::path::join;
 use crate::task::Task;

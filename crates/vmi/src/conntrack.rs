@@ -15,11 +15,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use model::Protocol;
 
+use crate::core::Core;
+use crate::ends::Ends;
 use crate::error::Fault;
-use crate::guest::Core;
 use crate::layout::network::Conntrack;
 use crate::memory::Gva;
-use crate::search::Ends;
 use crate::table::HashTable;
 
 /// Module that follows connections where the kernel itself does not.

@@ -4,8 +4,9 @@
 //! Counters only grow; two samples and the time between them give shares. The guest adds to a running thread's
 //! time at its clock ticks, so a sample is some milliseconds behind.
 
+use crate::core::Core;
 use crate::error::{Fault, ViewError};
-use crate::guest::{Core, Guest};
+use crate::guest::Guest;
 use crate::memory::Gva;
 use crate::reader::VIEW_READS_MAX;
 use crate::task::Task;

@@ -8,8 +8,9 @@ use std::fmt;
 
 use model::Process;
 
+use crate::core::Core;
 use crate::error::{Fault, ViewError};
-use crate::guest::{Core, Guest};
+use crate::guest::Guest;
 use crate::layout::detail::Resident;
 use crate::memory::Gva;
 use crate::paging::PageTables;

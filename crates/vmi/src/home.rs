@@ -7,8 +7,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::core::Core;
 use crate::error::Fault;
-use crate::guest::Core;
 use crate::layout::network::Addresses;
 use crate::memory::{Gva, is_described};
 

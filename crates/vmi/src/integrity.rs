@@ -14,7 +14,9 @@
 //! Bounds: [`PAGES_PER_CALL`] pages and [`TABLES_PER_CALL`] page tables a call, [`VIEWS_READS_MAX`] reads for the views, [`SUSPECTS_MAX`] suspects,
 //! a few bytes for every 256 of the kernel's image.
 
+mod finding;
 mod hooks;
+mod inspecting;
 mod known;
 mod layout;
 mod net;
@@ -24,13 +26,13 @@ mod sites;
 mod suspects;
 mod tasks;
 
-use std::fmt;
 use std::time::Duration;
 
+use crate::core::Core;
 use crate::error::{Fault, ViewError};
-use crate::guest::{Core, Guest};
 use crate::kallsyms::SymbolNames;
 
+pub use self::finding::{Certainty, Coverage, Finding, FindingKind};
 use self::known::KnownCode;
 pub(crate) use self::layout::IntegrityLayout;
 use self::pages::{Look, Pages};
@@ -43,18 +45,8 @@ const ROUND: Duration = Duration::from_secs(3);
 pub const PAGES_PER_CALL: usize = 256;
 /// Most page tables searched in one call; guests of 4 GiB may have that many for each call of a round.
 pub const TABLES_PER_CALL: u32 = 64;
-/// Sightings that make a suspect a finding.
-pub const SIGHTINGS_MIN: u32 = 3;
 /// Symbols looked up in one call, for each takes some milliseconds.
 const NAMED_PER_CALL: usize = 2;
-/// How long a suspect must have been seen to be a finding: longer than the kernel takes to rewrite itself.
-pub const SUSPECT_FOR: Duration = Duration::from_millis(1200);
-/// How long a suspect that is not seen again is remembered.
-pub const SUSPECT_KEPT: Duration = Duration::from_secs(3);
-/// How long a finding that is not seen again is told.
-pub const FINDING_KEPT: Duration = Duration::from_secs(60);
-/// Suspects and findings kept at most; more are dropped.
-pub const SUSPECTS_MAX: usize = 1024;
 /// Fewest tables searched in one call: at least those that lead to one address.
 const TABLES_PER_CALL_MIN: u32 = 8;
 /// Time between two comparisons of all views.
@@ -65,163 +57,6 @@ const SUSPECT_PERIOD: Duration = Duration::from_millis(400);
 const VIEWS_READS_MAX: u32 = 2_000_000;
 /// Reads that one slice of pages may take.
 const SLICE_READS_MAX: u32 = 200_000;
-
-/// Symbols that inspections use. A view whose symbols are absent is left out.
-pub(crate) const SYMBOLS: [&str; 36] = [
-    "init_pid_ns",
-    "runqueues",
-    "__per_cpu_offset",
-    "nr_cpu_ids",
-    "modules",
-    "mod_tree",
-    "bpf_kallsyms",
-    "ftrace_ops_list",
-    "ftrace_list_end",
-    "ftrace_ops_trampoline_list",
-    "ftrace_pages_start",
-    "ftrace_call",
-    "ftrace_regs_call",
-    "ftrace_graph_call",
-    "kprobe_table",
-    "pre_handler_kretprobe",
-    "idt_table",
-    "early_idt_handler_array",
-    "sys_call_table",
-    "_etext",
-    "__start_rodata",
-    "__end_rodata",
-    "__start___jump_table",
-    "__stop___jump_table",
-    "__start_static_call_sites",
-    "__stop_static_call_sites",
-    "__static_call_text_start",
-    "__static_call_text_end",
-    "pack_list",
-    "nr_node_ids",
-    "kprobe_insn_slots",
-    "kprobe_optinsn_slots",
-    "real_mode_header",
-    "execmem_cache",
-    "rcu_state",
-    "init_free_list",
-];
-
-/// What kind of threat a finding is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum FindingKind {
-    /// A task that runs, or has a process id, but is in no list of tasks.
-    HiddenTask,
-    /// A process in the list of tasks that has no process id: `/proc` does not show it.
-    TaskWithoutId,
-    /// A socket that a process holds, but that is in no table of sockets.
-    HiddenSocket,
-    /// A packet socket that no descriptor refers to.
-    PacketSocket,
-    /// A network device that takes frames for others.
-    Promiscuous,
-    /// Kernel text that is not as it was.
-    ModifiedText,
-    /// Read-only data that is not as it was.
-    ModifiedData,
-    /// A system call that leads out of the kernel's text.
-    SyscallEntry,
-    /// An interrupt gate that leads out of the kernel's text.
-    InterruptEntry,
-    /// A tracer that leads to code of no known module, or redirects functions into a module.
-    FunctionHook,
-    /// A probe that leads to code of no known module.
-    Probe,
-    /// A packet filter that leads to code of no known module.
-    PacketHook,
-    /// A module that is loaded, but not in the list of modules.
-    HiddenModule,
-    /// Pages that may be executed and are code of no known module.
-    UnknownCode,
-}
-
-impl FindingKind {
-    /// The word shown to users.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::HiddenTask => "hidden-task",
-            Self::TaskWithoutId => "task-without-id",
-            Self::HiddenSocket => "hidden-socket",
-            Self::PacketSocket => "packet-socket",
-            Self::Promiscuous => "promiscuous",
-            Self::ModifiedText => "modified-text",
-            Self::ModifiedData => "modified-data",
-            Self::SyscallEntry => "syscall-entry",
-            Self::InterruptEntry => "interrupt-entry",
-            Self::FunctionHook => "function-hook",
-            Self::Probe => "probe",
-            Self::PacketHook => "packet-hook",
-            Self::HiddenModule => "hidden-module",
-            Self::UnknownCode => "unknown-code",
-        }
-    }
-}
-
-impl fmt::Display for FindingKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-/// How sure it is that a finding is the work of somebody who hides.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Certainty {
-    /// Administrators do this too.
-    Possible,
-    /// No administrator does this, but some software may.
-    Likely,
-    /// The kernel never does this by itself.
-    Certain,
-}
-
-impl Certainty {
-    /// The word shown to users.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Possible => "possible",
-            Self::Likely => "likely",
-            Self::Certain => "certain",
-        }
-    }
-}
-
-/// A threat that was seen several times.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
-    /// What it is.
-    pub kind: FindingKind,
-    /// How sure it is.
-    pub certainty: Certainty,
-    /// Guest-virtual address of what was found.
-    pub address: u64,
-    /// The kernel's own symbol at or before the address, `name+0x10`, if it lies in the kernel's image.
-    pub symbol: Option<String>,
-    /// What was seen, for people. Names in it are the guest's own and may say anything.
-    pub evidence: String,
-    /// When it was seen first, on the clock of the caller of [`Guest::inspect`].
-    pub first_seen: Duration,
-    /// When it was seen last.
-    pub last_seen: Duration,
-}
-
-/// What has been inspected, and what is known to be inspectable.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Coverage {
-    /// Pages of text and read-only data.
-    pub pages: usize,
-    /// Of these, those with a baseline.
-    pub pages_known: usize,
-    /// Times all pages have been checked.
-    pub rounds: u64,
-    /// Times all views have been compared.
-    pub views: u64,
-}
 
 /// A comparison of views.
 type View<'a> = &'a dyn Fn(&Core) -> Result<Vec<Suspect>, Fault>;
@@ -329,44 +164,4 @@ impl Integrity {
 /// The part of `count` that is due `since` the last call, for all to be done in a [`ROUND`].
 fn share(count: usize, since: Duration) -> usize {
     (count as u128 * since.as_micros()).div_ceil(ROUND.as_micros()) as usize
-}
-
-impl Guest {
-    /// Looks for threats for a fraction of a millisecond, and for some more every [`VIEWS_PERIOD`] or when there
-    /// is a suspect. `now` is any clock that goes on; call ten to forty times a second.
-    ///
-    /// # Errors
-    /// [`ViewError::Gone`] when the guest was reset; others when its modules cannot be listed.
-    pub fn inspect(&mut self, now: Duration) -> Result<(), ViewError> {
-        let Self { core, integrity, .. } = self;
-        let since = now.saturating_sub(integrity.inspected.replace(now).unwrap_or(now));
-        if now >= integrity.views_due {
-            integrity.views_due = now.saturating_add(VIEWS_PERIOD);
-            let suspects = integrity.compare_views(core)?;
-            integrity.views += 1;
-            integrity.suspects.saw(now, suspects);
-        }
-        let suspects = integrity.check_pages(core, since)?;
-        integrity.suspects.saw(now, suspects);
-        integrity.search_tables(core, since, now);
-        if integrity.suspects.is_any_open() || integrity.search.is_in_doubt() {
-            integrity.views_due = integrity.views_due.min(now.saturating_add(SUSPECT_PERIOD));
-        }
-        integrity.suspects.forget(now);
-        integrity.suspects.name(&integrity.names, NAMED_PER_CALL);
-        Ok(())
-    }
-
-    /// What inspections have found, the surest first.
-    #[must_use]
-    pub fn threats(&self) -> Vec<Finding> {
-        self.integrity.suspects.findings()
-    }
-
-    /// How much inspections have seen.
-    #[must_use]
-    pub fn coverage(&self) -> Coverage {
-        let pages = self.integrity.pages.as_ref().map(Pages::coverage);
-        Coverage { views: self.integrity.views, ..pages.unwrap_or_default() }
-    }
 }

@@ -7,8 +7,8 @@
 use std::cmp::Reverse;
 use std::net::SocketAddr;
 
+use crate::core::Core;
 use crate::error::Fault;
-use crate::guest::Core;
 use crate::hash::{Form, Secrets};
 use crate::memory::{Gva, is_described};
 use crate::socket::{SocketState, canonical};

@@ -2,8 +2,8 @@
 //! What kernel modules bring: symbols and types of their own.
 
 use crate::btf::{Btf, LEN_BYTES_MAX};
+use crate::core::Core;
 use crate::error::Fault;
-use crate::guest::Core;
 use crate::memory::Gva;
 
 /// Most modules walked.

@@ -11,8 +11,8 @@ use std::ops::ControlFlow;
 
 use model::{Attribution, Confidence, UnknownReason};
 
+use crate::core::Core;
 use crate::error::Fault;
-use crate::guest::Core;
 use crate::memory::{Gva, is_described};
 use crate::socket::{Common, SocketState};
 use crate::task::Task;

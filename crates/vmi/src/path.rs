@@ -4,8 +4,8 @@
 //! A path is the one from the root of the file's own mount namespace. That its file has been deleted since is
 //! not told: a service goes on under the name it was started by while its package is being replaced.
 
+use crate::core::Core;
 use crate::error::Fault;
-use crate::guest::Core;
 use crate::memory::Gva;
 
 /// Longest path told (`PATH_MAX`).

@@ -7,31 +7,13 @@ use std::net::SocketAddr;
 use model::{Attribution, Confidence, Protocol, UnknownReason};
 
 use crate::conntrack::Tracking;
+use crate::core::Core;
+use crate::ends::Ends;
 use crate::error::Fault;
-use crate::guest::Core;
 use crate::lookup::Hashing;
 use crate::memory::Gva;
 use crate::owner::Memo;
 use crate::socket::canonical;
-
-/// The ends of a socket, or of the packets that it sends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Ends {
-    pub(crate) local: SocketAddr,
-    pub(crate) remote: SocketAddr,
-    pub(crate) protocol: Protocol,
-}
-
-impl Ends {
-    pub(crate) fn reversed(self) -> Self {
-        Self { local: self.remote, remote: self.local, protocol: self.protocol }
-    }
-
-    /// With v4-mapped addresses as v4.
-    fn canonical(self) -> Self {
-        Self { local: canonical(self.local), remote: canonical(self.remote), protocol: self.protocol }
-    }
-}
 
 /// What searches learn about the guest and keep.
 #[derive(Default)]

@@ -4,8 +4,8 @@
 //! They are hash tables of linked lists. A list of connections ends with a marker that names its bucket: a
 //! walk that ends with another one was led astray by a socket that moved meanwhile, and starts over.
 
+use crate::core::Core;
 use crate::error::Fault;
-use crate::guest::Core;
 use crate::memory::{Gva, is_described};
 
 /// Most network namespaces walked.

@@ -3,8 +3,8 @@
 
 use model::Process;
 
+use crate::core::Core;
 use crate::error::Fault;
-use crate::guest::Core;
 use crate::memory::{Gva, is_described};
 
 /// Most thread groups walked.

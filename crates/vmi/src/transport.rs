@@ -3,8 +3,9 @@
 
 use std::collections::HashMap;
 
+use crate::core::Core;
 use crate::error::{Fault, ViewError};
-use crate::guest::{Core, Guest};
+use crate::guest::Guest;
 use crate::memory::Gva;
 use crate::reader::VIEW_READS_MAX;
 use crate::socket::{Common, Owner, Socket, SocketState};

@@ -9,13 +9,11 @@
 //!
 //! Bounds: [`ENTRIES_MAX`] directory entries, [`FILE_BYTES_MAX`] of the file.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
-
+use crate::core::Core;
 use crate::error::Fault;
-use crate::guest::Core;
 use crate::layout::user::UserFile;
 use crate::memory::Gva;
+use crate::users::{Known, Names, PasswdFile};
 
 /// Most entries of one directory looked at.
 const ENTRIES_MAX: usize = 16_384;
@@ -42,33 +40,11 @@ const TREE_DEPTH_MAX: usize = 6;
 /// Process id of the first process.
 const FIRST_PID: u32 = 1;
 
-/// Names by user id, as last read.
-#[derive(Debug, Default)]
-pub(crate) struct Users(RefCell<Known>);
-
-#[derive(Debug, Default)]
-struct Known {
-    file: Option<PasswdFile>,
-    names: Names,
-    questions_left: u32,
-}
-
-type Names = HashMap<u32, String>;
-
 /// A directory entry, and the mount through which it is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Path {
     mount: Gva,
     dentry: Gva,
-}
-
-/// A file that was read, and what tells whether it still is the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct PasswdFile {
-    dentry: Gva,
-    inode: Gva,
-    len_bytes: u64,
-    changed: [u64; 2],
 }
 
 impl Core {

@@ -7,8 +7,8 @@
 //! of all namespaces: device, virtio parent, virtqueues, the one whose descriptors lie where the caller says; so it
 //! does not matter how many devices there are, and how many rings each has.
 
+use crate::core::Core;
 use crate::error::Fault;
-use crate::guest::Core;
 use crate::layout::{self, Devices, Vring};
 use crate::memory::Gva;
 

@@ -18,14 +18,13 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use model::{HealthCheck, Moment, Offer, PortMatch, PortRange, Protocol, RuleId, Snapshot};
-use packet::emit::{self, Link, Segment, Stream};
+use packet::emit::{Segment, Stream};
 use packet::{Addresses, Tcp, TcpFlags};
 
+use crate::PortId;
 use crate::balance::mixed;
 use crate::ports::Ports;
 use crate::services::endpoint_name;
-use crate::switch::Arrival;
-use crate::{FlowSlots, PortId, Switch, Verdict};
 
 /// Most ports of endpoints that are tried.
 const TARGETS_MAX: usize = 16_384;
@@ -42,22 +41,22 @@ const SPACING: Duration = Duration::from_nanos(1_000_000_000 / PER_SECOND_MAX as
 const PORT_MIN: u16 = 32_768;
 
 /// What the SYN offers: enough that no stack thinks it odd.
-const STREAM: Stream = Stream { window: 1024, segment_len_bytes_max: Some(1460) };
+pub(crate) const STREAM: Stream = Stream { window: 1024, segment_len_bytes_max: Some(1460) };
 
 /// An endpoint: its service and its name as balancers know it.
-type Whose = (RuleId, u64);
+pub(crate) type Whose = (RuleId, u64);
 
 /// A port of an endpoint that is tried.
 #[derive(Debug)]
-struct Target {
-    whose: Whose,
-    l4_port: u16,
+pub(crate) struct Target {
+    pub(crate) whose: Whose,
+    pub(crate) l4_port: u16,
     /// Where it is, and whom it is tried from.
-    ingress: PortId,
-    addresses: Addresses,
+    pub(crate) ingress: PortId,
+    pub(crate) addresses: Addresses,
     check: HealthCheck,
     /// Whether it is good.
-    sound: bool,
+    pub(crate) sound: bool,
     /// How many outcomes in a row have said the opposite.
     contrary: u32,
     /// When it is tried next.
@@ -66,7 +65,7 @@ struct Target {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Attempt {
+pub(crate) struct Attempt {
     began: Moment,
     until: Moment,
     source_port: u16,
@@ -76,7 +75,7 @@ struct Attempt {
 /// All checks.
 #[derive(Debug, Default)]
 pub(crate) struct Checks {
-    targets: Vec<Target>,
+    pub(crate) targets: Vec<Target>,
     /// When who is tried next, unless an attempt is under way.
     queue: BinaryHeap<Reverse<(Moment, usize)>>,
     /// Until when whose attempt may stay unanswered; those that are over are skipped.
@@ -91,7 +90,7 @@ pub(crate) struct Checks {
 
 impl Checks {
     /// Takes the services of another snapshot.
-    fn update(&mut self, now: Moment, snapshot: &Snapshot, ports: &Ports) {
+    pub(crate) fn update(&mut self, now: Moment, snapshot: &Snapshot, ports: &Ports) {
         let key = |target: &Target| (target.whose.clone(), target.l4_port);
         let mut known: HashMap<_, _> =
             std::mem::take(&mut self.targets).into_iter().map(|target| (key(&target), target)).collect();
@@ -114,12 +113,12 @@ impl Checks {
     }
 
     /// Endpoints of which a port is not good.
-    fn failing(&self) -> HashSet<&Whose> {
+    pub(crate) fn failing(&self) -> HashSet<&Whose> {
         self.targets.iter().filter(|target| !target.sound).map(|target| &target.whose).collect()
     }
 
     /// Whose attempt has not been answered in time.
-    fn overdue(&mut self, now: Moment) -> Option<usize> {
+    pub(crate) fn overdue(&mut self, now: Moment) -> Option<usize> {
         while let Some(Reverse((until, index))) = self.deadlines.peek().copied() {
             // Those that were answered are not so any more.
             let is_so = self.targets[index].attempt.is_some_and(|attempt| attempt.until == until);
@@ -135,7 +134,7 @@ impl Checks {
     }
 
     /// Who is to be tried now.
-    fn next(&mut self, now: Moment) -> Option<usize> {
+    pub(crate) fn next(&mut self, now: Moment) -> Option<usize> {
         let Reverse((due, index)) = self.queue.peek().copied()?;
         let may_begin = self.under_way.len() < UNDER_WAY_MAX && self.next_start <= now;
         if due > now || !may_begin {
@@ -146,7 +145,7 @@ impl Checks {
     }
 
     /// Begins an attempt; the SYN.
-    fn begin(&mut self, now: Moment, index: usize, seed: u64) -> Segment {
+    pub(crate) fn begin(&mut self, now: Moment, index: usize, seed: u64) -> Segment {
         self.begun += 1;
         let earliest = Moment(now.0.saturating_sub((SPACING * AT_ONCE_MAX).as_nanos() as u64));
         self.next_start = self.next_start.max(earliest).after(SPACING);
@@ -170,7 +169,7 @@ impl Checks {
     }
 
     /// An attempt is over; tells whether that has changed what is thought of the endpoint's port.
-    fn conclude(&mut self, now: Moment, index: usize, is_answered: bool) -> bool {
+    pub(crate) fn conclude(&mut self, now: Moment, index: usize, is_answered: bool) -> bool {
         let target = &mut self.targets[index];
         let Some(attempt) = target.attempt.take() else { return false };
         self.under_way.remove(&attempt.source_port);
@@ -190,7 +189,7 @@ impl Checks {
     }
 
     /// Whose attempt this segment is about, and whether it is the answer to it; `None` if to none.
-    fn find(&self, ingress: PortId, addresses: Addresses, tcp: &Tcp) -> Option<(usize, bool)> {
+    pub(crate) fn find(&self, ingress: PortId, addresses: Addresses, tcp: &Tcp) -> Option<(usize, bool)> {
         let index = *self.under_way.get(&tcp.destination_port)?;
         let target = &self.targets[index];
         let attempt = target.attempt?;
@@ -246,72 +245,4 @@ fn place(tenant: usize, address: IpAddr, ports: &Ports) -> Option<(PortId, Addre
         _ => return None,
     };
     Some((id, addresses))
-}
-
-impl<S: FlowSlots> Switch<S> {
-    /// Takes the services of another snapshot, after the balancers have.
-    pub(crate) fn update_checks(&mut self) {
-        let Some(snapshot) = self.snapshot.clone() else { return };
-        self.checks.update(self.now, &snapshot, &self.ports);
-        let (now, failing) = (self.now, self.checks.failing());
-        for offer in snapshot.services.offers() {
-            for endpoint in &offer.endpoints {
-                let vm = &snapshot.inventory.vm(endpoint.vm).id;
-                let whose = (offer.id.clone(), endpoint_name(vm));
-                let passes = !failing.contains(&whose);
-                let whose = (&whose.0, whose.1);
-                self.balancers
-                    .with_endpoint(whose, |balancer, position| balancer.checked(now, position, passes));
-            }
-        }
-    }
-
-    /// Begins the attempts that are due, and gives up those that nobody has answered in time.
-    pub(crate) fn look_after_checks(&mut self) {
-        while let Some(index) = self.checks.overdue(self.now) {
-            self.conclude_check(index, false);
-        }
-        while let Some(index) = self.checks.next(self.now) {
-            let syn = self.checks.begin(self.now, index, self.config.hash_seed);
-            let target = &self.checks.targets[index];
-            let (ingress, addresses) = (target.ingress, target.addresses);
-            self.say_from_gateway(ingress, addresses, syn, STREAM);
-        }
-    }
-
-    /// Takes a segment that is about an attempt of ours; `None` if it is not.
-    pub(crate) fn take_check(&mut self, arrival: &Arrival<'_>, tcp: &Tcp) -> Option<Verdict> {
-        let (index, is_answered) = self.checks.find(arrival.ingress, arrival.ip.addresses, tcp)?;
-        let addresses = self.checks.targets[index].addresses;
-        self.conclude_check(index, is_answered);
-        if is_answered {
-            let reset = Segment {
-                source_port: tcp.destination_port,
-                destination_port: tcp.source_port,
-                sequence: tcp.acknowledgment,
-                acknowledgment: 0,
-                flags: TcpFlags::RST,
-            };
-            self.say_from_gateway(arrival.ingress, addresses, reset, Stream::default());
-        }
-        Some(Verdict::Answered)
-    }
-
-    fn conclude_check(&mut self, index: usize, is_answered: bool) {
-        if !self.checks.conclude(self.now, index, is_answered) {
-            return;
-        }
-        let whose = &self.checks.targets[index].whose;
-        let passes = self.checks.targets.iter().all(|target| target.sound || target.whose != *whose);
-        let (now, whose) = (self.now, (&whose.0, whose.1));
-        self.balancers.with_endpoint(whose, |balancer, position| balancer.checked(now, position, passes));
-    }
-
-    fn say_from_gateway(&mut self, to: PortId, addresses: Addresses, segment: Segment, stream: Stream) {
-        let Some(destination) = self.ports.port(to).map(|port| port.mac) else {
-            return;
-        };
-        let link = Link { source: self.config.gateway_mac, destination };
-        self.emit(to, emit::tcp_data(link, addresses, segment, stream, &[]));
-    }
 }

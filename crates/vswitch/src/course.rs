@@ -11,7 +11,7 @@ use model::{FlowQuery, Party, Protocol};
 
 use crate::key::FlowKey;
 use crate::outside::{Backend, Front, Route};
-use crate::ports::Port;
+use crate::port::Port;
 use crate::{DropReason, FlowSlots, PortId, Switch};
 
 /// Ports below this one are never given to a translated flow (RFC 6056 section 3.2).

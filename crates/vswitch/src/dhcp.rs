@@ -11,7 +11,7 @@ use dhcproto::v4::{DhcpOption, Message, MessageType, Opcode, OptionCode};
 use dhcproto::{Encodable, Encoder};
 use model::MacAddr;
 
-use crate::ports::Port;
+use crate::port::Port;
 use crate::{DnsConfig, SwitchConfig, dns};
 
 pub(crate) const SERVER_PORT: u16 = 67;

@@ -12,7 +12,7 @@ use packet::TcpFlags;
 use crate::balance::Choice;
 use crate::qos::FlowMeters;
 use crate::services::Served;
-use crate::stage::Talk;
+use crate::talk::Talk;
 use crate::{FlowState, PortId};
 
 /// What this process knows about a flow beside its slots.

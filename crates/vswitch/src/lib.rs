@@ -24,7 +24,10 @@
 //! forwarded for itself), router advertisements, and traffic between link-local addresses.
 #![forbid(unsafe_code)]
 
+mod arrival;
 mod balance;
+mod case;
+mod checking;
 mod checks;
 mod config;
 mod counters;
@@ -42,18 +45,22 @@ mod layer7;
 mod local;
 mod outbox;
 mod outside;
+mod passing;
+mod port;
 mod ports;
 mod preview;
 mod qos;
 mod rate;
 mod recent;
 mod services;
+mod serving;
 mod slot;
 mod stage;
 mod state;
 mod sweep;
 mod switch;
 mod table;
+mod talk;
 mod tcp;
 mod verdict;
 

@@ -11,10 +11,10 @@ use packet::icmp::{Icmp, Meaning, Quoted};
 use packet::nd::{self, Solicitation};
 use packet::{Addresses, Layer, Transport, edit, emit};
 
+use crate::arrival::{Arrival, unreadable};
 use crate::dhcp::{self, CLIENT_PORT, Outcome, SERVER_PORT};
 use crate::key::FlowKey;
-use crate::ports::{Behind, Port};
-use crate::switch::{Arrival, unreadable};
+use crate::port::{Behind, Port};
 use crate::{DropReason, FlowSlots, FlowState, PortId, Switch, Verdict};
 
 impl<S: FlowSlots> Switch<S> {

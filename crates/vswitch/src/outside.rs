@@ -7,11 +7,7 @@ use std::net::IpAddr;
 use model::{Cidr, ExternalNetwork, MacAddr, Name, Protocol, Snapshot, VmRef};
 
 use crate::PortId;
-use crate::ports::{Behind, Endpoints, Port};
-use crate::qos::Turn;
-
-/// Largest packet that goes out, in bytes; the host's interface has the usual MTU.
-const MTU_BYTES: u16 = 1500;
+use crate::port::Endpoints;
 
 /// A port that leads out of the mesh, through an interface of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,15 +21,8 @@ pub struct Uplink {
 }
 
 impl Uplink {
-    fn leads_to(&self, network: &ExternalNetwork) -> bool {
+    pub(crate) fn leads_to(&self, network: &ExternalNetwork) -> bool {
         network.interface == self.interface
-    }
-
-    pub(crate) fn port(&self, snapshot: &Snapshot) -> Port {
-        let networks = snapshot.inventory.networks().iter().filter(|network| self.leads_to(network));
-        let ours = networks.flat_map(|network| network.addresses.iter().copied()).collect();
-        let behind = Behind::Outside { interface: self.interface.clone(), ours };
-        Port { behind, mac: self.mac, mtu_bytes: MTU_BYTES, subnets: Vec::new(), turn: Turn::default() }
     }
 }
 

@@ -5,9 +5,10 @@ use model::{Action, Moment};
 use packet::emit::{Link, Segment};
 use packet::{TcpFlags, emit};
 
-use crate::judging::Case;
+use crate::case::Case;
 use crate::key::FlowKey;
 use crate::ports::Ports;
+use crate::stage::judged;
 use crate::table::millisecond;
 use crate::tcp::Progress;
 use crate::{FlowChange, FlowSlots, FlowState, PortId, Switch, Told};
@@ -108,7 +109,7 @@ impl<S: FlowSlots> Switch<S> {
 
     /// Judges a flow by the current snapshot and ends it if it is now denied.
     pub(crate) fn conclude(&mut self, position: usize, case: Case) -> Conclusion {
-        let judgement = self.judgements.share(case.judge());
+        let judgement = self.judgements.share(judged(&case));
         self.compile_stages(position, &judgement);
         let action = judgement.action;
         let generation = self.snapshot.as_ref().map_or(model::Generation::default(), |s| s.generation);

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Pointers that the kernel follows to code: system calls, interrupts, tracers, probes and packet filters.
 
+use crate::core::Core;
 use crate::error::Fault;
-use crate::guest::Core;
 use crate::memory::Gva;
 
+use super::finding::{Certainty, FindingKind};
 use super::known::{Code, KnownCode};
 use super::layout::{IntegrityLayout, Probes};
 use super::suspects::Suspect;
-use super::{Certainty, FindingKind};
 
 /// System calls checked: those up to `rseq`, which every kernel from 4.18 has without a gap.
 const SYSCALLS: u64 = 335;

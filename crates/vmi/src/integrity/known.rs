@@ -6,13 +6,13 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
+use crate::core::Core;
 use crate::error::Fault;
-use crate::guest::Core;
 use crate::memory::Gva;
 
+use super::finding::{Certainty, FindingKind};
 use super::layout::{IntegrityLayout, Modules};
 use super::suspects::Suspect;
-use super::{Certainty, FindingKind};
 
 /// Most modules walked.
 const MODULES_MAX: usize = 4096;

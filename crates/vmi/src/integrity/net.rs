@@ -7,14 +7,15 @@ use std::net::SocketAddr;
 
 use model::Protocol;
 
+use crate::core::Core;
 use crate::error::Fault;
-use crate::guest::{Core, Guest};
+use crate::guest::Guest;
 use crate::memory::{Gva, is_described};
 use crate::socket::{Common, Owner, SocketState};
 
+use super::finding::{Certainty, FindingKind};
 use super::layout::IntegrityLayout;
 use super::suspects::Suspect;
-use super::{Certainty, FindingKind};
 
 /// `IPPROTO_TCP`.
 const TCP: u16 = 6;

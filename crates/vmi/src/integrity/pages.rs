@@ -15,15 +15,15 @@ use std::ops::Range;
 
 use foldhash::quality::RandomState;
 
+use crate::core::Core;
 use crate::error::Fault;
-use crate::guest::Core;
 use crate::memory::Gva;
 
+use super::finding::{Certainty, Coverage, FindingKind};
 use super::known::{KnownCode, Module};
 use super::layout::IntegrityLayout;
 use super::sites::{Form, SITE_BYTES_MAX, Site};
 use super::suspects::Suspect;
-use super::{Certainty, Coverage, FindingKind};
 
 const PAGE_BYTES: u64 = 4096;
 /// Bytes with a hash of their own.

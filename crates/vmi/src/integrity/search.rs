@@ -11,14 +11,14 @@
 
 use std::ops::Range;
 
+use crate::core::Core;
 use crate::error::Fault;
-use crate::guest::Core;
 use crate::memory::Gva;
 
+use super::finding::{Certainty, FindingKind};
 use super::known::KnownCode;
 use super::layout::IntegrityLayout;
 use super::suspects::Suspect;
-use super::{Certainty, FindingKind};
 
 /// Executable ranges that are nobody's, kept until they are compared again.
 const DOUBTFUL_MAX: usize = 64;

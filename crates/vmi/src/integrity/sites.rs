@@ -4,8 +4,8 @@
 
 use std::ops::Range;
 
+use crate::core::Core;
 use crate::error::Fault;
-use crate::guest::Core;
 use crate::memory::Gva;
 
 use super::known::{KnownCode, Module};

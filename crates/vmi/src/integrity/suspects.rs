@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::kallsyms::SymbolNames;
 
-use super::{
+use super::finding::{
     Certainty, FINDING_KEPT, Finding, FindingKind, SIGHTINGS_MIN, SUSPECT_FOR, SUSPECT_KEPT, SUSPECTS_MAX,
 };
 

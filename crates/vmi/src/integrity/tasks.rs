@@ -7,14 +7,14 @@
 
 use std::collections::HashSet;
 
+use crate::core::Core;
 use crate::error::Fault;
-use crate::guest::Core;
 use crate::memory::Gva;
 use crate::task::Task;
 
+use super::finding::{Certainty, FindingKind};
 use super::layout::{Ids, IntegrityLayout};
 use super::suspects::Suspect;
-use super::{Certainty, FindingKind};
 
 /// Most nodes of the tree of process ids: 64 ids each, 4 Mi ids.
 const NODES_MAX: usize = 1 << 17;

@@ -7,14 +7,15 @@ use hickory_proto::op::ResponseCode;
 use model::{Protocol, VmIndex};
 use packet::{Layer, Tcp, TcpFlags};
 
+use super::STREAMED_LEN_BYTES_MAX;
 use super::deciding::Reaction;
 use super::message::{Request, Why, encoded};
+use super::pending::Back;
 use super::stream::{STREAMS_MAX, Stream};
-use super::upstream::Back;
-use super::{STREAMED_LEN_BYTES_MAX, ends};
+use super::taking::ends;
+use crate::arrival::{Arrival, unreadable};
 use crate::key::FlowKey;
-use crate::ports::Port;
-use crate::switch::{Arrival, unreadable};
+use crate::port::Port;
 use crate::{DropReason, FlowSlots, PortId, Switch, Verdict};
 
 /// How often connections are looked after.

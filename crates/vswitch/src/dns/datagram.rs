@@ -5,11 +5,11 @@ use model::{Protocol, VmIndex};
 use packet::{Addresses, Layer, Udp, emit};
 
 use super::deciding::Reaction;
-use super::ends;
 use super::message::{PLAIN_LEN_BYTES, encoded};
-use super::upstream::Back;
-use crate::ports::Port;
-use crate::switch::{Arrival, unreadable};
+use super::pending::Back;
+use super::taking::ends;
+use crate::arrival::{Arrival, unreadable};
+use crate::port::Port;
 use crate::{DropReason, FlowSlots, Switch, Verdict};
 
 /// Headers of IP and UDP, in bytes, with no options, for either family.

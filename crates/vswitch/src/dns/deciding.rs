@@ -10,9 +10,9 @@ use packet::{Tcp, Transport, Udp};
 use super::message::{Request, Unusable, Why, encoded};
 use super::zone::{Asker, Outcome};
 use super::{DNS_PORT, DnsConfig, learned};
+use crate::arrival::Arrival;
 use crate::key::FlowKey;
 use crate::stage::reviewed;
-use crate::switch::Arrival;
 use crate::{Ask, DropReason, FlowSlots, How, Question, Switch, Verdict};
 
 /// What becomes of a question.

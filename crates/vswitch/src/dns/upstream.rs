@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
-use hickory_proto::op::{Message, Query, ResponseCode};
-use model::{Moment, Name, VmIndex};
+use hickory_proto::op::{Message, ResponseCode};
+use model::{Moment, VmIndex};
 use packet::emit;
 
 use super::message::{Request, Why, encoded};
-use super::stream::Ends;
+use super::pending::{Back, DnsQuestion, DnsReply, DnsTicket, Pending};
 use super::{STREAMED_LEN_BYTES_MAX, learned};
 use crate::{FlowSlots, PortId, Switch};
 
@@ -16,58 +16,6 @@ use crate::{FlowSlots, PortId, Switch};
 pub(super) const PENDING_MAX: usize = 64;
 /// How long a question waits at most.
 pub(super) const PENDING_TIME: Duration = Duration::from_secs(15);
-
-/// A question that an upstream is to be asked.
-#[derive(Clone, Debug)]
-pub struct DnsQuestion {
-    /// Names the question; to be given back with the answer.
-    pub ticket: DnsTicket,
-    /// The tenant whose machine asks: its answers are no other tenant's business.
-    pub tenant: Name,
-    /// What is asked.
-    pub query: Query,
-    /// Whether DNSSEC's records are wanted.
-    pub dnssec_ok: bool,
-    /// Whether the asker checks DNSSEC itself.
-    pub checking_disabled: bool,
-}
-
-/// Names a [`DnsQuestion`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct DnsTicket {
-    /// The port of whoever asks.
-    pub port: PortId,
-    /// Differs between all questions of a switch.
-    pub number: u64,
-}
-
-/// What an upstream has said to a [`DnsQuestion`].
-#[derive(Clone, Debug)]
-pub struct DnsReply {
-    /// The question's.
-    pub ticket: DnsTicket,
-    /// The answer, with as much time to live as it has left; `None` if there is none.
-    pub message: Option<Message>,
-}
-
-/// A question that waits for an upstream's answer.
-#[derive(Clone, Debug)]
-pub(crate) struct Pending {
-    number: u64,
-    since: Moment,
-    request: Request,
-    back: Back,
-    /// The tenant that a rule lets reach addresses by the name that is asked for, and the name.
-    wanted: Option<(Name, String)>,
-}
-
-/// The way back to whoever asked.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Back {
-    Datagram(Ends, usize),
-    /// By the connection of this number.
-    Stream(u64),
-}
 
 impl<S: FlowSlots> Switch<S> {
     /// Questions for upstreams, oldest first.

@@ -3,8 +3,8 @@
 
 use model::{Action, ServiceFlags};
 
-use super::{Opening, Stage};
-use crate::switch::Arrival;
+use super::{Opening, Stage, judged};
+use crate::arrival::Arrival;
 use crate::{FlowSlots, Switch, Verdict};
 
 pub(crate) struct Authorize;
@@ -17,7 +17,7 @@ impl<S: FlowSlots> Stage<S> for Authorize {
         arrival: &mut Arrival<'_>,
         opening: &mut Opening,
     ) -> Option<Verdict> {
-        let judgement = switch.judgements.share(opening.case.judge());
+        let judgement = switch.judgements.share(judged(&opening.case));
         match judgement.action {
             Action::Deny => Some(switch.deny(arrival, opening, judgement)),
             Action::Allow => {

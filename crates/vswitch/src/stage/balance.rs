@@ -7,7 +7,7 @@
 use model::ServiceFlags;
 
 use super::{Opening, Stage};
-use crate::switch::Arrival;
+use crate::arrival::Arrival;
 use crate::{DropReason, FlowSlots, Switch, Verdict};
 
 pub(crate) struct Balance;

@@ -4,7 +4,7 @@
 use model::{ServiceFlags, Sight};
 
 use super::{Opening, Stage};
-use crate::switch::Arrival;
+use crate::arrival::Arrival;
 use crate::{FlowSlots, Switch, Verdict};
 
 pub(crate) struct Discovery;

@@ -6,7 +6,7 @@ use model::{Judgement, ServiceFlags};
 use super::{Opening, Stage};
 use crate::key::FlowKey;
 use crate::qos::FlowMeters;
-use crate::switch::Arrival;
+use crate::arrival::Arrival;
 use crate::{FlowSlots, Frame, Switch, Verdict};
 
 pub(crate) struct Limit;

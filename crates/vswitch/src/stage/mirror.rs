@@ -4,7 +4,7 @@
 use model::{Judgement, ServiceFlags};
 
 use super::Stage;
-use crate::switch::Arrival;
+use crate::arrival::Arrival;
 use crate::{FlowSlots, Switch};
 
 pub(crate) struct Mirror;

@@ -11,13 +11,12 @@
 
 use std::sync::Arc;
 
-pub(crate) use layer7::Talk;
 use model::{Action, FlowQuery, Insertion, Judgement, ServiceFlags, Spoken, Unmet};
 
-use crate::judging::Case;
+use crate::arrival::Arrival;
+use crate::case::Case;
 use crate::key::FlowKey;
 use crate::services::Served;
-use crate::switch::Arrival;
 use crate::{FlowEvent, FlowSlots, FlowState, Switch, Verdict};
 
 /// A flow that is about to be opened.
@@ -90,6 +89,12 @@ pub fn reviewed(query: &FlowQuery<'_>, spoken: Option<Spoken>, judgement: Judgem
         Some((rule, unmet)) => judgement.denied_for(rule, unmet),
         None => judgement,
     }
+}
+
+/// The judgement on a flow in question.
+pub(crate) fn judged(case: &Case) -> Judgement {
+    let query = case.query();
+    reviewed(&query, case.spoken, case.snapshot.judge(&query, case.via))
 }
 
 /// Declares the stages in the order in which they run.

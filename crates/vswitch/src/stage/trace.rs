@@ -14,7 +14,7 @@ use packet::Transport;
 use super::Stage;
 use crate::balance::mixed;
 use crate::key::FlowKey;
-use crate::switch::Arrival;
+use crate::arrival::Arrival;
 use crate::{FlowSlots, FlowState, FlowTrace, Switch};
 
 pub(crate) struct Trace;
