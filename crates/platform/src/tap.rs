@@ -2,7 +2,7 @@
 //! A TAP interface: the host's network stack as the far end of a cable.
 
 use std::fmt;
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
@@ -91,12 +91,12 @@ impl Tap {
         rustix::io::read(&self.fd, buffer).ok().filter(|len| *len >= VNET_LEN_BYTES as usize)
     }
 
-    /// Gives the host a frame with its virtio-net header.
+    /// Gives the host a frame after its virtio-net header.
     ///
     /// # Errors
     /// When the interface is down, or the header asks for something impossible.
-    pub fn send(&self, frame: &[u8]) -> io::Result<()> {
-        rustix::io::write(&self.fd, frame)?;
+    pub fn send(&self, header: &[u8], frame: &[u8]) -> io::Result<()> {
+        rustix::io::writev(&self.fd, &[IoSlice::new(header), IoSlice::new(frame)])?;
         Ok(())
     }
 }

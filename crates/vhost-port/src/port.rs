@@ -8,12 +8,11 @@ use std::sync::mpsc::Receiver;
 use platform::write_then_read;
 
 use crate::batch::Batch;
-use crate::chain::Chain;
 use crate::counters::PortCounters;
 use crate::device::{Device, with};
 use crate::failure::SessionError;
 use crate::fault::{RingFault, SendError};
-use crate::features::{Features, VNET_HEADER_BYTES};
+use crate::features::Features;
 use crate::link::{Command, Envelope, Start};
 use crate::memory::GuestMemory;
 use crate::outgoing::Outgoing;
@@ -302,22 +301,6 @@ impl Port {
             SendError::Ring(fault) => self.ring_fault(pair, fault),
             _ => {}
         }
-    }
-
-    /// As [`Port::send_one`], for a frame of which `head` begins with the virtio-net header.
-    ///
-    /// # Errors
-    /// When the frame cannot be delivered; see [`SendError`].
-    pub fn send(
-        &mut self,
-        spread: u32,
-        head: &[u8],
-        rest: Option<(Chain<'_>, usize)>,
-    ) -> Result<(), SendError> {
-        let (header, head) = head.split_at_checked(VNET_HEADER_BYTES).ok_or(SendError::Malformed)?;
-        let header = header.iter().rev().fold(0, |number, byte| number << 8 | u128::from(*byte));
-        let frame = Outgoing { spread, header, head, rest };
-        self.send_one(frame)
     }
 
     /// As [`Port::send_all`], for one frame.

@@ -70,7 +70,8 @@ impl Core {
             let rest = rest_of(&self.desk, batch, position);
             match uplink {
                 Some(index) => {
-                    let sent = self.uplinks[index].send_frame(&self.desk.frames[position], rest);
+                    let (uplink, frame) = (&mut self.uplinks[index], &self.desk.frames[position]);
+                    let sent = self.workbench.deliver(uplink, 0, frame, rest);
                     self.numbers.undelivered += u64::from(sent.is_err());
                 }
                 None => self.hand_frame_over((to, spread_of(&self.desk, position)), position, rest),
@@ -138,16 +139,11 @@ impl Core {
     /// Delivers a frame that is in private memory with its virtio-net header.
     pub(super) fn deliver_whole(&mut self, to: PortId, spread: u32, bytes: &[u8]) {
         let Some((header, frame)) = bytes.split_first_chunk::<VNET_HEADER_BYTES>() else { return };
+        let vnet = VnetHeader::from_bytes(*header);
         let sent = match self.lanes.get_mut(usize::from(to.0)) {
-            Some(Some(lane)) => match lane.port.send(spread, bytes, None) {
-                Err(SendError::Offload) => {
-                    let vnet = VnetHeader::from_bytes(*header);
-                    self.workbench.deliver_whole(&mut lane.port, spread, &vnet, frame)
-                }
-                sent => sent,
-            },
+            Some(Some(lane)) => self.workbench.deliver_whole(&mut lane.port, spread, &vnet, frame),
             _ => match self.uplinks.iter_mut().find(|uplink| uplink.id() == to) {
-                Some(uplink) => uplink.send_whole(bytes),
+                Some(uplink) => self.workbench.deliver_whole(uplink, spread, &vnet, frame),
                 None => {
                     return self.links.hand_over(&mut self.numbers, (to, spread), bytes.len(), |room| {
                         room.copy_from_slice(bytes);

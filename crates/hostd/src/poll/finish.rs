@@ -8,6 +8,28 @@ use packet::{GsoKind, OffloadError, VnetHeader};
 use vhost_port::{Chain, Outgoing, Port, SendError, VNET_HEADER_BYTES};
 use vswitch::{FRAME_LEN_BYTES_MAX, Frame};
 
+/// Whoever takes frames that are in private memory.
+pub(super) trait Receiver {
+    /// Gives it a frame; `spread` decides between its queues.
+    ///
+    /// # Errors
+    /// [`SendError::Offload`] if the header leaves to it what it does not take over.
+    fn send(&mut self, spread: u32, vnet: &VnetHeader, frame: &[u8]) -> Result<(), SendError>;
+
+    /// So many frames follow.
+    fn expect_to_send(&mut self, _spread: u32, _frames: usize) {}
+}
+
+impl Receiver for Port {
+    fn send(&mut self, spread: u32, vnet: &VnetHeader, frame: &[u8]) -> Result<(), SendError> {
+        self.send_one(Outgoing { spread, header: vnet.to_number(), head: frame, rest: None })
+    }
+
+    fn expect_to_send(&mut self, spread: u32, frames: usize) {
+        Self::expect_to_send(self, spread, frames);
+    }
+}
+
 /// Where frames are finished.
 #[derive(Default)]
 pub(super) struct Workbench {
@@ -18,44 +40,53 @@ pub(super) struct Workbench {
 }
 
 impl Workbench {
-    /// Finishes a frame and delivers it, in as many pieces as it takes. The first piece that cannot be delivered
-    /// ends it.
+    /// Delivers a frame whose rest is in its sender's memory, finished if it must be.
     pub(super) fn deliver(
         &mut self,
-        port: &mut Port,
+        to: &mut impl Receiver,
         spread: u32,
         frame: &Frame,
         rest: (Chain<'_>, usize),
     ) -> Result<(), SendError> {
         self.gather(frame, rest)?;
-        self.finish(port, spread, &frame.vnet)
+        match to.send(spread, &frame.vnet, &self.frame) {
+            Err(SendError::Offload) => self.finish(to, spread, &frame.vnet),
+            sent => sent,
+        }
     }
 
-    /// The same for a frame that is here as a whole.
+    /// The same for a frame that is in private memory as a whole.
     pub(super) fn deliver_whole(
         &mut self,
-        port: &mut Port,
+        to: &mut impl Receiver,
         spread: u32,
         vnet: &VnetHeader,
         frame: &[u8],
     ) -> Result<(), SendError> {
-        self.frame.clear();
-        self.frame.extend_from_slice(frame);
-        self.finish(port, spread, vnet)
+        match to.send(spread, vnet, frame) {
+            Err(SendError::Offload) => {
+                self.frame.clear();
+                self.frame.extend_from_slice(frame);
+                self.finish(to, spread, vnet)
+            }
+            sent => sent,
+        }
     }
 
-    fn finish(&mut self, port: &mut Port, spread: u32, vnet: &VnetHeader) -> Result<(), SendError> {
+    /// Finishes the frame that is here and delivers it, in as many pieces as it takes. The first piece that cannot be
+    /// delivered ends it.
+    fn finish(&mut self, to: &mut impl Receiver, spread: u32, vnet: &VnetHeader) -> Result<(), SendError> {
         let refused = |_: OffloadError| SendError::Offload;
-        let header = VnetHeader::default().to_number();
+        let finished = VnetHeader::default();
         if vnet.gso().map_err(refused)? == GsoKind::None {
             complete_checksum(vnet, &mut self.frame).map_err(refused)?;
-            return port.send_one(Outgoing { spread, header, head: &self.frame, rest: None });
+            return to.send(spread, &finished, &self.frame);
         }
         let cut = Cut::plan(vnet, &self.frame).map_err(refused)?;
-        port.expect_to_send(spread, cut.pieces());
+        to.expect_to_send(spread, cut.pieces());
         for number in 0..cut.pieces() {
             cut.piece(&self.frame, number, &mut self.piece);
-            port.send_one(Outgoing { spread, header, head: &self.piece, rest: None })?;
+            to.send(spread, &finished, &self.piece)?;
         }
         Ok(())
     }

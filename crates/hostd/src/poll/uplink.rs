@@ -6,12 +6,12 @@
 //! host cannot take at once is lost and counted, and what it sends faster than it is read is lost in the host's queue.
 
 use model::Moment;
-use packet::finish::Cut;
 use packet::{GsoKind, VnetHeader};
 use platform::Tap;
-use vhost_port::{Chain, SendError, VNET_HEADER_BYTES};
-use vswitch::{FRAME_LEN_BYTES_MAX, Frame, PortId};
+use vhost_port::{SendError, VNET_HEADER_BYTES};
+use vswitch::{FRAME_LEN_BYTES_MAX, PortId};
 
+use super::finish::Receiver;
 use super::parked::Parking;
 use crate::introspect::{Outcome, Reply};
 
@@ -23,10 +23,6 @@ pub struct Uplink {
     /// What was read last, virtio-net header first.
     pub(super) incoming: Box<[u8]>,
     pub(super) incoming_len_bytes: usize,
-    /// Where a frame for the host is put together.
-    outgoing: Vec<u8>,
-    /// One piece of it.
-    piece: Vec<u8>,
     pub(super) held: Option<Held>,
     /// Frames that exceed a limit.
     pub(super) parking: Parking,
@@ -48,8 +44,6 @@ impl Uplink {
             tap,
             incoming: vec![0; room].into(),
             incoming_len_bytes: 0,
-            outgoing: Vec::with_capacity(room),
-            piece: Vec::new(),
             held: None,
             parking: Parking::default(),
             tickets: 0,
@@ -71,52 +65,21 @@ impl Uplink {
         let answer = self.held.as_ref().map(|held| held.deadline);
         answer.into_iter().chain(self.parking.deadline()).min()
     }
-
-    /// Gives the host a frame that is in private memory with its virtio-net header.
-    pub(super) fn send_whole(&mut self, bytes: &[u8]) -> Result<(), SendError> {
-        let Self { tap, piece, .. } = self;
-        in_pieces(bytes, piece, |bytes| tap.send(bytes).map_err(|_| SendError::Stopped))
-    }
-
-    /// Gives the host a frame of a guest: its head, and what follows `from` in the chain.
-    pub(super) fn send_frame(
-        &mut self,
-        frame: &Frame,
-        (chain, from): (Chain<'_>, usize),
-    ) -> Result<(), SendError> {
-        self.outgoing.clear();
-        self.outgoing.extend_from_slice(&frame.vnet.to_bytes());
-        self.outgoing.extend_from_slice(frame.bytes());
-        let start = self.outgoing.len();
-        let rest_len_bytes = frame.total_len_bytes - frame.head_len_bytes;
-        self.outgoing.resize(start + rest_len_bytes, 0);
-        if chain.copy_out(from, &mut self.outgoing[start..]) != rest_len_bytes {
-            return Err(SendError::Malformed);
-        }
-        let Self { tap, outgoing, piece, .. } = self;
-        in_pieces(outgoing, piece, |bytes| tap.send(bytes).map_err(|_| SendError::Stopped))
-    }
 }
 
-/// Has `send` take a frame with its virtio-net header, or each piece of one that is a UDP super-frame: Linux before 6.2
-/// refuses those at a TAP interface. The first piece that is not taken ends it.
-fn in_pieces(
-    bytes: &[u8],
-    piece: &mut Vec<u8>,
-    mut send: impl FnMut(&[u8]) -> Result<(), SendError>,
-) -> Result<(), SendError> {
-    let (header, frame) = bytes.split_first_chunk().ok_or(SendError::Malformed)?;
-    let vnet = VnetHeader::from_bytes(*header);
-    if vnet.gso() != Ok(GsoKind::Udp) {
-        return send(bytes);
+/// Whether the host takes over what a header leaves to it: not super-frames of UDP, which Linux before 6.2 refuses at a TAP
+/// interface.
+fn takes_over(vnet: &VnetHeader) -> bool {
+    vnet.gso() != Ok(GsoKind::Udp)
+}
+
+impl Receiver for Uplink {
+    fn send(&mut self, _spread: u32, vnet: &VnetHeader, frame: &[u8]) -> Result<(), SendError> {
+        if !takes_over(vnet) {
+            return Err(SendError::Offload);
+        }
+        self.tap.send(&vnet.to_bytes(), frame).map_err(|_| SendError::Stopped)
     }
-    let cut = Cut::plan(&vnet, frame).map_err(|_| SendError::Offload)?;
-    for number in 0..cut.pieces() {
-        cut.piece(frame, number, piece);
-        drop(piece.splice(..0, VnetHeader::default().to_bytes()));
-        send(piece)?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -128,6 +91,26 @@ mod tests {
     use packet::emit::{self, Link};
 
     use super::*;
+    use crate::poll::finish::Workbench;
+
+    /// The host in place of its interface.
+    struct Host {
+        whole: VnetHeader,
+        given: Vec<usize>,
+    }
+
+    impl Receiver for Host {
+        fn send(&mut self, _spread: u32, vnet: &VnetHeader, frame: &[u8]) -> Result<(), SendError> {
+            if !takes_over(vnet) {
+                return Err(SendError::Offload);
+            }
+            // What is whole keeps its header; pieces ask for nothing.
+            let expected = if takes_over(&self.whole) { self.whole } else { VnetHeader::default() };
+            assert_eq!(*vnet, expected);
+            self.given.push(frame.len());
+            Ok(())
+        }
+    }
 
     /// Lengths of the frames that the host is given for one with `payload` bytes of UDP.
     fn given((gso_type, gso_size): (u8, u16), payload: usize) -> Result<Vec<usize>, SendError> {
@@ -136,16 +119,9 @@ mod tests {
         let payload = vec![7; payload];
         let frame = emit::udp(link, Addresses::V4 { source, destination }, (5000, 443), &payload);
         let vnet = VnetHeader { flags: 1, gso_type, gso_size, ..VnetHeader::default() };
-        let (mut given, mut piece) = (Vec::new(), Vec::new());
-        in_pieces(&[&vnet.to_bytes()[..], &frame].concat(), &mut piece, |bytes| {
-            let (header, frame) = bytes.split_first_chunk().ok_or(SendError::Malformed)?;
-            // What is whole keeps its header; pieces ask for nothing.
-            let expected = if gso_type == 5 { VnetHeader::default() } else { vnet };
-            assert_eq!(VnetHeader::from_bytes(*header), expected);
-            given.push(frame.len());
-            Ok(())
-        })?;
-        Ok(given)
+        let mut host = Host { whole: vnet, given: Vec::new() };
+        Workbench::default().deliver_whole(&mut host, 0, &vnet, &frame)?;
+        Ok(host.given)
     }
 
     #[test]

@@ -22,3 +22,18 @@ pub(crate) mod packed_driver;
 mod random;
 #[cfg(test)]
 mod together;
+
+use crate::chain::Chain;
+use crate::fault::SendError;
+use crate::features::VNET_HEADER_BYTES;
+use crate::outgoing::Outgoing;
+use crate::port::Port;
+
+impl Port {
+    /// As [`Port::send_one`], for a frame of which `head` begins with the virtio-net header.
+    fn send(&mut self, spread: u32, head: &[u8], rest: Option<(Chain<'_>, usize)>) -> Result<(), SendError> {
+        let (header, head) = head.split_at_checked(VNET_HEADER_BYTES).ok_or(SendError::Malformed)?;
+        let header = header.iter().rev().fold(0, |number, byte| number << 8 | u128::from(*byte));
+        self.send_one(Outgoing { spread, header, head, rest })
+    }
+}
