@@ -75,8 +75,11 @@ impl Funnel {
     /// Passes on what waits, once there is room for all of it: one by one it would be in vain, for each would
     /// fill the ring again.
     pub fn drain(&mut self) {
+        if self.merged.is_empty() {
+            return;
+        }
         let room = self.ring.capacity().map_or(usize::MAX, |capacity| capacity - self.ring.len());
-        if self.merged.is_empty() || room < self.merged.len() {
+        if room < self.merged.len() {
             return;
         }
         for event in std::mem::take(&mut self.merged).into_values() {

@@ -10,7 +10,8 @@
 //!    answer ends the stage; it and those after it stay in the queue, and those after it will be read anew. So does the
 //!    end of the port's turn.
 //! 3. *Deliver*: what was decided goes out, all frames for one receiver together and in order; finished first, if it does
-//!    not take them as they are. Then buffers of the guest that the last frame went to are claimed for the next batch.
+//!    not take them as they are. A few frames are shown to their receivers at once: there is time for that, and they need
+//!    not wait for the round. Then buffers of the guest that the last frame went to are claimed for the next batch.
 //!
 //! Delivery writes to memory that a guest has in its cache. Nothing that was just written is read back in
 //! between, because such a read may wait for all of these writes to be done.
@@ -31,6 +32,9 @@ use super::lane::{Held, Lane, Queue};
 use super::numbers::record;
 use crate::clock;
 use crate::introspect::{Inquiry, Outcome};
+
+/// How many frames are few.
+const FEW: usize = 4;
 
 /// How many frames after it was copied a frame is parsed.
 const PARSED_BEHIND: usize = 4;
@@ -117,6 +121,9 @@ impl Core {
             self.suspects.push(id);
         }
         self.deliver((id, port), first..queue.next, &batch);
+        if queue.next - first <= FEW {
+            self.show(first..queue.next);
+        }
         if let Some((to, spread)) = self.desk.outputs[first..queue.next].last().copied().flatten()
             && let Some(likely) = self.lane(to)
         {
@@ -136,6 +143,19 @@ impl Core {
         self.take(port, queue);
         // A question just asked is answered soon: not worth a sleep.
         done > 0 || queue.is_asking() || more
+    }
+
+    /// Shows frames that were delivered to their receivers.
+    fn show(&mut self, positions: Range<usize>) {
+        let mut shown = None;
+        for position in positions {
+            let Some((to, _)) = self.desk.outputs[position] else { continue };
+            if shown.replace(to) != Some(to)
+                && let Some(lane) = self.lane(to)
+            {
+                lane.port.flush();
+            }
+        }
     }
 
     /// Takes a batch from the guest if the last one is done; tells whether there are frames to be handled.
