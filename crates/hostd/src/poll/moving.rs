@@ -36,6 +36,9 @@ pub(super) const WAIT_MAX: Duration = Duration::from_millis(10);
 impl Core {
     /// Goes on with moves, between two batches and after all links were looked into. Tells whether one goes on.
     pub(super) fn go_on_moving(&mut self, now: Moment) -> bool {
+        if self.moves.is_empty() {
+            return false;
+        }
         for (core, number) in std::mem::take(&mut self.moves.settling) {
             self.handle.send_to(core, Command::Settled(number));
         }
