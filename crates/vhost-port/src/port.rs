@@ -22,7 +22,7 @@ use crate::shared::Shared;
 
 /// One network card, as a poll thread sees it. Nothing here blocks.
 ///
-/// A poll loop calls [`Port::service`], [`Port::receive`], decides, calls [`Port::send`] on this and other ports and
+/// A poll loop calls [`Port::service`], [`Port::receive`], decides, calls [`Port::send_all`] on this and other ports and
 /// [`Port::complete`], then [`Port::flush`] on every port it touched.
 #[derive(Debug)]
 pub struct Port {

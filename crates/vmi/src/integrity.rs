@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Threats: what in a guest's kernel contradicts itself, or is not as it was.
 //!
-//! An inspection is called some times a second ([`Guest::inspect`]). Each one checks the next few pages of text
+//! An inspection is called some times a second ([`crate::Guest::inspect`]). Each one checks the next few pages of text
 //! and read-only data against what they were at first sight, and searches the next few page tables for code that
 //! is nobody's; all of both in a [`ROUND`]. Every [`VIEWS_PERIOD`] all *views* are compared: lists that must agree
 //! with each other, and pointers that must lead to code which is known.
 //!
 //! The guest runs meanwhile, so a contradiction is only a *suspect* at first, and is looked at again soon. It
-//! becomes a [`Finding`] when it is seen [`SIGHTINGS_MIN`] times over [`SUSPECT_FOR`], and is forgotten
-//! [`FINDING_KEPT`] after it was seen last. What is there before the first inspection is the baseline for text and
+//! becomes a [`Finding`] when it is seen [`finding::SIGHTINGS_MIN`] times over [`finding::SUSPECT_FOR`], and is forgotten
+//! [`finding::FINDING_KEPT`] after it was seen last. What is there before the first inspection is the baseline for text and
 //! data, but not for views.
 //!
-//! Bounds: [`PAGES_PER_CALL`] pages and [`TABLES_PER_CALL`] page tables a call, [`VIEWS_READS_MAX`] reads for the views, [`SUSPECTS_MAX`] suspects,
+//! Bounds: [`PAGES_PER_CALL`] pages and [`TABLES_PER_CALL`] page tables a call, [`VIEWS_READS_MAX`] reads for the views, [`finding::SUSPECTS_MAX`] suspects,
 //! a few bytes for every 256 of the kernel's image.
 
 mod finding;
