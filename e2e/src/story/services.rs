@@ -110,10 +110,13 @@ pub(super) fn canary(shop: &mut Shop, report: &mut Report) -> Result<()> {
     shop.vm("acme/db").expect(&format!("kill -9 {newer}"))?;
     let printed = web.await_end("calling", calling, START_LIMIT)?;
     let connected = connections(&printed);
+    let others: Vec<&str> = printed.lines().filter(|line| !line.starts_with("connected ")).collect();
+    // The call that is under way may have been taken up by the dying process, whose kernel then resets it.
+    let is_under_way = |others: &[&str]| matches!(others, [reset] if reset.starts_with("reset "));
     report.claim(
-        format!("the newer one is killed while {calls} calls are made: none fails"),
-        connected == calls,
-        format!("{connected} are answered, the slowest after {} ms", slowest_ms(&printed)),
+        format!("the newer one is killed while {calls} calls are made: none fails that it had not taken up"),
+        connected == calls || connected + 1 == calls && is_under_way(&others),
+        format!("{connected} are answered, the slowest after {} ms; {others:?}", slowest_ms(&printed)),
     );
     let begun = Instant::now();
     let others = all_connected(shop, CALLS).and_then(|_| {
