@@ -301,8 +301,8 @@ mod tests {
             let len_bytes = senders[sender][number % senders[sender].len()];
             let leaves = meter.departure(now, 0, len_bytes);
             left.push((leaves, len_bytes as u64));
-            // The next one comes a moment after the last has left.
-            next[sender] = (leaves.after(Duration::from_nanos(700)), number + 1);
+            // The next one comes a moment after the last has left: before the shortest would be through at the highest rate.
+            next[sender] = (leaves.after(Duration::from_nanos(200)), number + 1);
         }
     }
 
