@@ -136,6 +136,5 @@ fn build_workload(folder: &Path) -> Result<Vec<u8>> {
     cargo.args(["build", "--release", "--locked", "--target-dir"]).arg(&target);
     cargo.env("RUSTFLAGS", "-C target-feature=+crt-static").env_remove("CARGO_ENCODED_RUSTFLAGS");
     shell::output(&mut cargo)?;
-    let program = target.join("release/workload");
-    fs::read(&program).with_context(|| format!("read {}", program.display()))
+    debian::read(&target.join("release/workload"))
 }

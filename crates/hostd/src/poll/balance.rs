@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Which port should be at another core.
 //!
-//! Once in a [`WINDOW`] a thread compares how busy cores and ports were ([`super::load`]). When one core is busy and another is much less so, the port moves between them whose share is closest to half of the
-//! difference: at most one in a window, never one whose move would only turn the difference around, and none again
-//! before [`SETTLED`]. Ports that were moved by hand stay where they were put, and those on the side core are not
-//! considered.
+//! Once in a [`WINDOW`] a thread compares how busy cores and ports were ([`super::load`]). When one core is busy and another
+//! is much less so, the port moves between them whose share is closest to half of the difference: at most one in a window,
+//! never one whose move would only turn the difference around, and none again before [`SETTLED`]. Ports that were moved by
+//! hand stay where they were put, and those on the side core are not considered.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -195,7 +195,7 @@ fn deliver_to_guest(
         let position = usize::from(left[number]);
         let finished = error == SendError::Offload && {
             let (spread, frame) = (spread_of(desk, position), &desk.frames[position]);
-            workbench.deliver(port, spread, frame, rest_of(desk, batch, position)).is_ok()
+            workbench.deliver_refused(port, spread, frame, rest_of(desk, batch, position)).is_ok()
         };
         undelivered += u64::from(!finished);
         left = &left[number + 1..];

@@ -40,6 +40,18 @@ pub(super) struct Workbench {
 }
 
 impl Workbench {
+    /// Finishes and delivers a frame that its receiver has refused as it is; its rest is in its sender's memory.
+    pub(super) fn deliver_refused(
+        &mut self,
+        to: &mut impl Receiver,
+        spread: u32,
+        frame: &Frame,
+        rest: (Chain<'_>, usize),
+    ) -> Result<(), SendError> {
+        self.gather(frame, rest)?;
+        self.finish(to, spread, &frame.vnet)
+    }
+
     /// Delivers a frame whose rest is in its sender's memory, finished if it must be.
     pub(super) fn deliver(
         &mut self,

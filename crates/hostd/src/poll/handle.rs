@@ -167,10 +167,10 @@ impl PollHandle {
     pub fn numbers(&self) -> Result<Numbers, NoAnswer> {
         let ask = |core| {
             let (sender, receiver) = crossbeam_channel::bounded(1);
-            self.send_to(CoreId(core), Command::Numbers(sender));
+            self.send_to(core, Command::Numbers(sender));
             receiver
         };
-        let asked: Vec<_> = (0..).map(ask).take(self.cores.ends.len()).collect();
+        let asked: Vec<_> = self.cores().map(ask).collect();
         let switch = self.ask(Command::SwitchNumbers)?;
         let deadline = Instant::now() + Self::ANSWER_WAIT;
         let cores = asked.into_iter().map(|answer| answer.recv_deadline(deadline).ok()).collect();

@@ -64,11 +64,11 @@ impl Core {
         let Some(mut lane) = self.take_lane(id) else { return self.send_on(id, Command::MovePort(id, to)) };
         lane.port.flush();
         self.moves.number += 1;
-        let others: Vec<CoreId> = self.handle.cores().filter(|core| *core != self.id).collect();
-        for core in &others {
-            self.handle.send_to(*core, Command::Settle(self.id, self.moves.number));
+        let mut unsettled = 0;
+        for other in self.handle.cores().filter(|core| *core != self.id) {
+            self.handle.send_to(other, Command::Settle(self.id, self.moves.number));
+            unsettled += 1;
         }
-        let unsettled = others.len();
         self.moves.leaving = Some(Leaving { lane, to, since: now, unsettled });
     }
 
@@ -83,12 +83,17 @@ impl Core {
         }
     }
 
+    /// A port that is here, or is being given away.
+    pub(super) fn lane_or_leaving(&mut self, id: PortId) -> Option<&mut Lane> {
+        let here = self.lanes.get_mut(usize::from(id.0)).and_then(Option::as_deref_mut);
+        here.or_else(|| self.moves.leaving(id))
+    }
+
     /// Serves a port of that serial number no longer, if it is here.
     pub(super) fn remove_port(&mut self, id: PortId, serial: u64) {
-        let leaves = self.moves.leaving(id).map(|lane| lane.serial);
-        match leaves.or_else(|| self.lane(id).map(|lane| lane.serial)) {
-            Some(found) if found == serial => {
-                if leaves.is_some() {
+        match self.lane_or_leaving(id) {
+            Some(lane) if lane.serial == serial => {
+                if self.moves.leaving(id).is_some() {
                     self.moves.leaving = None;
                     self.links.owners.stay();
                 }

@@ -89,12 +89,10 @@ impl Core {
 
     fn answered(&mut self, reply: Reply) {
         let (port, took) = (reply.port, reply.took);
-        let Self { lanes, moves, uplinks, .. } = self;
-        let lane = lanes.get_mut(usize::from(port.0)).and_then(Option::as_deref_mut);
-        if let Some(lane) = lane.or_else(|| moves.leaving(port)) {
+        if let Some(lane) = self.lane_or_leaving(port) {
             lane.answered(reply);
             record(&mut self.lookups, took);
-        } else if let Some(uplink) = uplinks.iter_mut().find(|uplink| uplink.id() == port) {
+        } else if let Some(uplink) = self.uplinks.iter_mut().find(|uplink| uplink.id() == port) {
             uplink.answered(reply);
             record(&mut self.lookups, took);
         } else {
